@@ -1,0 +1,33 @@
+# Everything runs in a virtual environment of its own, made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: train test test-real check format-check lint types
+
+train: $(READY)
+	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The slow and the real-data checks; they skip, with a reason, what they do not find.
+test-real: $(READY)
+	$(BIN)/python -m pytest -m "slow or real" -rs -s $(ARGS)
+
+check: format-check lint types test
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@

@@ -1,0 +1,270 @@
+"""What a run is asked to do: one frozen value, its flags, its JSON.
+
+In: command-line words or a parent's config.json. Out: a `RunConfig` whose every knob is known and
+checked. This module must not know TensorFlow, files of data, or how a knob is carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fmnist_tf.errors import UsageError
+
+PHASES = ("frozen", "finetune", "scratch")
+
+
+def _knob(group: str, text: str, *, default: Any = None, **argparse_words: Any) -> Any:
+    """Declare a knob once: its default, its place in --help and its argparse words."""
+    return field(default=default, metadata={"group": group, "help": text, "words": argparse_words})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every knob of one run. `None` means "not said": the phase's or the parent's value applies.
+
+    Fractions and probabilities lie in 0..1, sides are in pixels, rates are per optimizer step.
+    """
+
+    phase: str = _knob(
+        "run",
+        "frozen: train the head on a frozen backbone; finetune: continue a frozen run with "
+        "deep stages unfrozen; scratch: train everything",
+        default="frozen",
+        choices=PHASES,
+    )
+
+    data: str = _knob(
+        "data",
+        "auto, sample, or a CSV file or folder",
+        default="auto",
+        metavar="{auto,sample,PATH}",
+    )
+    test_data: str | None = _knob("data", "labelled CSV that is read once, at the end")
+    label_column: str | None = _knob("data", "name of the label's column", metavar="NAME")
+    val_fraction: float = _knob(
+        "data", "share of the training rows held out for validation", default=0.1, metavar="F"
+    )
+    limit: int | None = _knob(
+        "data", "use only N training and validation rows, stratified", metavar="N"
+    )
+    seed: int = _knob("data", "decides split, order, initial weights and dropout", default=0)
+
+    backbone: str = _knob("model", "the network under the head", default="resnet50", metavar="NAME")
+    weights: str = _knob(
+        "model",
+        "pretrained weights of the backbone; a file is in Keras' layout without top",
+        default="auto",
+        metavar="{auto,imagenet,random,PATH}",
+    )
+    image_size: int | None = _knob(
+        "model", "side that images are resized to (default: the backbone's usual side)", metavar="N"
+    )
+    head: str = _knob(
+        "model",
+        "how the backbone's feature map becomes a vector",
+        default="flatten",
+        choices=("flatten", "gap"),
+    )
+    units: int = _knob("model", "width of the hidden dense layer", default=512)
+    dropout: float = _knob("model", "dropout after the hidden layer", default=0.5, metavar="P")
+    unfreeze: tuple[str, ...] = _knob(
+        "model",
+        "finetune: stages to train, e.g. conv5 or conv4,conv5 or all (default: the deepest)",
+        default=(),
+        metavar="STAGE[,STAGE]",
+    )
+    train_batch_norm: bool = _knob(
+        "model",
+        "finetune: let the BatchNorm layers of unfrozen stages move too",
+        default=False,
+    )
+
+    epochs: int | None = _knob("training", "passes over the training rows", metavar="N")
+    batch_size: int | None = _knob("training", "examples per optimizer step", metavar="N")
+    optimizer: str = _knob(
+        "training", "update rule", default="adam", choices=("adam", "adamw", "sgd")
+    )
+    learning_rate: float | None = _knob("training", "peak learning rate", metavar="X")
+    schedule: str = _knob(
+        "training",
+        "learning rate over the run",
+        default="constant",
+        choices=("constant", "cosine"),
+    )
+    precision: str = _knob(
+        "training",
+        "arithmetic of the frozen part; auto: bfloat16 where the processor computes in it",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    cache: str = _knob(
+        "training",
+        "where the frozen part's output is stored; auto: beside the runs, if it fits",
+        default="auto",
+        metavar="{auto,off,DIR}",
+    )
+
+    parent: str | None = field(default=None, metadata={})
+    split_seed: int | None = field(default=None, metadata={})
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[bool, str, str]] = [
+            (0 < self.val_fraction < 1, "val-fraction", "a number above 0 and below 1"),
+            (0 <= self.dropout < 1, "dropout", "a number from 0, below 1"),
+            (0 <= self.seed < 2**31, "seed", "a whole number from 0 to 2147483647"),
+            (self.units >= 1, "units", "a whole number from 1"),
+            (self.limit is None or self.limit >= 2, "limit", "a whole number from 2"),
+            (self.epochs is None or self.epochs >= 1, "epochs", "a whole number from 1"),
+            (self.batch_size is None or self.batch_size >= 1, "batch-size", "a number from 1"),
+            (
+                self.learning_rate is None or 0 < self.learning_rate < float("inf"),
+                "learning-rate",
+                "a finite number above 0",
+            ),
+            (
+                self.image_size is None or 1 <= self.image_size <= 1024,
+                "image-size",
+                "a whole number from 1 to 1024",
+            ),
+        ]
+        for holds, flag, expected in checks:
+            if not holds:
+                found = getattr(self, flag.replace("-", "_"))
+                raise UsageError(f"--{flag} {found}: expected {expected}")
+        for knob in fields(self):
+            choices = knob.metadata.get("words", {}).get("choices")
+            if choices and getattr(self, knob.name) not in choices:
+                raise UsageError(
+                    f"{knob.name} is {getattr(self, knob.name)!r}; expected one of "
+                    f"{', '.join(choices)}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the knobs as JSON values; `from_json` is its inverse."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Read the knobs back.
+
+        Raises:
+            UsageError: a key is unknown, or a value is out of range.
+        """
+        known = {knob.name for knob in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(
+                f"unknown setting {', '.join(unknown)} in config.json; expected "
+                f"{', '.join(sorted(known))}"
+            )
+        return cls(**{**values, "unfreeze": tuple(values.get("unfreeze", ()))})
+
+
+@dataclass(frozen=True)
+class PhaseDefaults:
+    """What a phase uses where nothing was said."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+# Chosen on validation rows of Fashion-MNIST; the trials are in runs/LOG.md.
+DEFAULTS = {
+    "frozen": PhaseDefaults(epochs=10, batch_size=256, learning_rate=1e-4),
+    "finetune": PhaseDefaults(epochs=5, batch_size=64, learning_rate=2e-5),
+    "scratch": PhaseDefaults(epochs=10, batch_size=64, learning_rate=1e-3),
+}
+
+# A finetune run continues its parent's network on its parent's split: what shapes either comes
+# from the parent, and cannot be said anew without training on the parent's validation rows or
+# throwing the parent's head away.
+FIXED_BY_PARENT = ("val_fraction", "limit", "backbone", "weights", "image_size", "head", "units")
+INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "label_column", "seed", "dropout")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag per knob; a flag that is not given leaves no trace in the result."""
+    groups: dict[str, Any] = {}
+    types = {"int": int, "float": float, "str": str}
+    for knob in fields(RunConfig):
+        if "group" not in knob.metadata:
+            continue
+        title = knob.metadata["group"]
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        words = dict(knob.metadata["words"])
+        annotation = str(knob.type).removesuffix(" | None")
+        if annotation == "bool":
+            words["action"] = "store_true"
+        elif annotation.startswith("tuple"):
+            words["type"] = lambda text: tuple(filter(None, text.split(",")))
+        else:
+            words["type"] = types[annotation]
+            if "choices" not in words:
+                words.setdefault("metavar", {"int": "N", "float": "X"}.get(annotation, "PATH"))
+        group.add_argument(
+            "--" + knob.name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            help=_help_with_default(knob),
+            **words,
+        )
+
+
+def _help_with_default(knob: dataclasses.Field[Any]) -> str:
+    text = str(knob.metadata["help"])
+    by_phase = {phase: getattr(value, knob.name, None) for phase, value in DEFAULTS.items()}
+    if None not in by_phase.values():
+        shown = ", ".join(f"{phase} {value:g}" for phase, value in by_phase.items())
+        return f"{text} (default: {shown})"
+    if knob.default is None or knob.default is False or knob.default == ():
+        return text
+    return f"{text} (default: {knob.default})"
+
+
+def complete_config(
+    given: Mapping[str, Any], parent: RunConfig | None = None, parent_name: str | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Fill what was not said: from the parent first, then from the phase's defaults.
+
+    Args:
+        given: the knobs that the person set, and no others.
+        parent: the frozen run that a finetune run continues.
+        parent_name: its directory's name, kept in the result.
+
+    Returns:
+        The complete configuration, and one line per inherited or overridden value.
+
+    Raises:
+        UsageError: a value is out of range, or contradicts the parent.
+    """
+    phase = given.get("phase", "frozen")
+    values = dict(given)
+    lines: list[str] = []
+    if parent is not None:
+        for name in INHERITED:
+            inherited = getattr(parent, name)
+            flag = "--" + name.replace("_", "-")
+            if name not in given:
+                values[name] = inherited
+                lines.append(f"{name} = {inherited}  (inherited from {parent_name})")
+            elif given[name] != inherited and name in FIXED_BY_PARENT:
+                raise UsageError(
+                    f"{flag} {given[name]}: expected {inherited}, which {parent_name} was trained "
+                    f"with; finetune continues that network on that split. Leave {flag} out, or "
+                    "train a new frozen run with it first"
+                )
+            elif given[name] != inherited:
+                lines.append(f"{name} = {given[name]}  (overrides {inherited} of {parent_name})")
+        values["parent"] = parent_name
+        values["split_seed"] = parent.split_seed
+    defaults = DEFAULTS.get(phase)
+    if defaults:
+        for name, value in dataclasses.asdict(defaults).items():
+            values.setdefault(name, value)
+    values.setdefault("split_seed", values.get("seed", 0))
+    return RunConfig(**values), lines

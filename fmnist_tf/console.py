@@ -1,0 +1,51 @@
+"""What a person sees while a command works: lines, boxes and progress bars on stderr.
+
+In: text and counts. Out: the same on stderr, fit for a terminal or a log. Results do not pass here:
+they go to stdout. This module must not know what it is about.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+BOX_WIDTH = 78
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, above a progress bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def say_boxed(text: str) -> None:
+    """Print a warning in a box that nobody overlooks."""
+    edge = "+" + "-" * (BOX_WIDTH - 2) + "+"
+    lines = textwrap.wrap(text, BOX_WIDTH - 4)
+    say("\n".join([edge, *(f"| {line:<{BOX_WIDTH - 4}} |" for line in lines), edge]))
+
+
+@contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that draws a bar with rate and time left.
+
+    Nothing is drawn where stderr is no terminal: a log wants lines, not bars.
+    """
+    with tqdm(
+        desc=title,
+        unit=unit,
+        leave=False,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

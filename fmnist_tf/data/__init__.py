@@ -1,0 +1,1 @@
+"""Bytes on disk -> validated uint8 pixels -> batches. Knows nothing of networks."""

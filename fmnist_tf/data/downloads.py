@@ -1,0 +1,220 @@
+"""A file known by its SHA-256, fetched once, and never trusted before it is verified.
+
+In: a URL, a destination and the SHA-256 the file must have. Out: the path of a file that has it,
+or one clear error within seconds. This module must not know what the files contain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import queue
+import secrets
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from fmnist_tf.errors import FmnistError, UsageError, printable
+
+CHUNK_BYTES = 1 << 18
+# A connection that moves less than this in a whole stall window is as good as dead.
+STALL_BYTES = 1024
+
+
+class DownloadError(FmnistError):
+    """The network or the server did not deliver the file: exit code 74, an input/output error."""
+
+    exit_code = 74
+
+
+def keras_home() -> Path:
+    """Return the folder of Keras' own cache: KERAS_HOME when set, else `~/.keras`."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes, 64 lower-case hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under `path` whole and on the disk, or not at all.
+
+    The bytes go to a uniquely named file in the same folder (made when missing), so that several
+    processes may write the same path at once: the last to finish wins, none is ever torn.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else a power cut can undo the rename
+    finally:
+        os.close(folder)
+
+
+def fetch_verified(
+    url: str,
+    destination: Path,
+    sha256: str,
+    *,
+    max_bytes: int,
+    connect_seconds: float = 10.0,
+    stall_seconds: float = 10.0,
+) -> Path:
+    """Return `destination` once it holds the file with this SHA-256, downloading it if absent.
+
+    Proxies named in the environment are used, as urllib does. Progress is drawn on stderr when
+    that is a terminal.
+
+    Args:
+        url: where the file is published, http or https.
+        destination: the file's place; an existing file is used only if its SHA-256 is right, and
+            is neither overwritten nor removed if it is not.
+        sha256: 64 hexadecimal digits.
+        max_bytes: a longer body is refused.
+        connect_seconds: bound on everything until the answer's headers: address look-up,
+            connection, proxy, TLS and redirects together.
+        stall_seconds: the body must move by at least `STALL_BYTES` in each such span.
+
+    Raises:
+        UsageError: `destination` exists and is another file.
+        DownloadError: no network, no such file, a stalled or truncated body, or a wrong file.
+        OSError: the disk does not take the file.
+    """
+    if destination.exists():
+        found = file_sha256(destination)
+        if found == sha256:
+            return destination
+        raise UsageError(
+            f"{printable(str(destination), 200)}: SHA-256 {found}, expected {sha256}: damaged, or "
+            "another file. It is not used. hint: remove it, and it is downloaded afresh"
+        )
+    with write_atomically(destination) as file:
+        found = _receive(url, file, max_bytes, connect_seconds, stall_seconds)
+        if found != sha256:
+            raise DownloadError(
+                f"cannot download {printable(url, 200)}: what came has SHA-256 {found}, expected "
+                f"{sha256}; nothing was kept"
+            )
+    return destination
+
+
+def _receive(
+    url: str, file: BinaryIO, max_bytes: int, connect_seconds: float, stall_seconds: float
+) -> str:
+    """Copy the body of `url` into `file` and return its SHA-256."""
+    digest = hashlib.sha256()
+    n_received = 0
+    with _network_errors_named(url, stall_seconds):
+        response = _open_within(url, connect_seconds, stall_seconds)
+    with response, _progress(url.rsplit("/", 1)[-1]) as show:
+        n_announced = response.length  # None when the server does not say
+        if n_announced is not None and n_announced > max_bytes:
+            raise _failed(url, f"{n_announced} bytes announced, at most {max_bytes} expected")
+        window_end, window_floor = time.monotonic() + stall_seconds, STALL_BYTES
+        while True:
+            with _network_errors_named(url, stall_seconds):
+                chunk = response.read1(CHUNK_BYTES)
+            if not chunk:
+                break
+            n_received += len(chunk)
+            if n_received > max_bytes:
+                raise _failed(url, f"more than the {max_bytes} bytes expected")
+            file.write(chunk)
+            digest.update(chunk)
+            show(n_received, n_announced)
+            if (now := time.monotonic()) >= window_end:
+                if n_received < window_floor:
+                    raise _failed(url, f"stalled after {n_received} bytes")
+                window_end, window_floor = now + stall_seconds, n_received + STALL_BYTES
+    if n_announced is not None and n_received != n_announced:
+        raise _failed(url, f"the connection ended after {n_received} of {n_announced} bytes")
+    return digest.hexdigest()
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Draw one line on stderr that is wiped at the end; nothing where stderr is no terminal."""
+    screen = sys.stderr if sys.stderr.isatty() else None
+
+    def show(n_received: int, n_announced: int | None) -> None:
+        if screen:
+            whole = f" of {n_announced / 1e6:.1f}" if n_announced else ""
+            screen.write(f"\r\033[K{name}: {n_received / 1e6:.1f}{whole} MB")
+            screen.flush()
+
+    try:
+        yield show
+    finally:
+        if screen:
+            screen.write("\r\033[K")
+            screen.flush()
+
+
+def _open_within(
+    url: str, connect_seconds: float, stall_seconds: float
+) -> http.client.HTTPResponse:
+    """Open `url` in a thread that can be left behind.
+
+    The address look-up knows no timeout, and a socket's timeout counts anew for each address of a
+    host and each redirect; only waiting from outside bounds them all.
+    """
+    outcome: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
+
+    def open_url() -> None:
+        try:
+            response = urllib.request.urlopen(url, timeout=stall_seconds)
+            outcome.put(cast(http.client.HTTPResponse, response))
+        except Exception as error:  # handed to the waiting thread, which raises it
+            outcome.put(error)
+
+    threading.Thread(target=open_url, daemon=True).start()
+    try:
+        answer = outcome.get(timeout=connect_seconds)
+    except queue.Empty:
+        raise _failed(url, f"no answer within {connect_seconds:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@contextmanager
+def _network_errors_named(url: str, stall_seconds: float) -> Iterator[None]:
+    """Turn what the network raises into a `DownloadError` of one line.
+
+    Only network calls stand inside: a full disk raises OSError too and must stay one.
+    """
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _failed(url, f"HTTP {error.code} {printable(error.reason)}") from None
+    except (OSError, http.client.HTTPException) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, TimeoutError):
+            raise _failed(url, f"stalled for {stall_seconds:g} s") from None
+        if isinstance(cause, socket.gaierror):
+            raise _failed(url, "the host's address was not found; is there a network?") from None
+        raise _failed(url, printable(str(cause) or type(cause).__name__, 120)) from None
+
+
+def _failed(url: str, reason: str) -> DownloadError:
+    return DownloadError(f"cannot download {printable(url, 200)}: {reason}")

@@ -1,0 +1,163 @@
+"""Preprocessing, backbone and head as one plain Keras Sequential; and the same cut in two.
+
+In: a backbone with its card, and the head's knobs. Out: the classifier that is saved, and a
+`SplitClassifier` that shares its variables, so that what never trains can be computed once. This
+module must not know phases, data or training.
+
+Shape letters: B batch, H W C feature map, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from fmnist_tf.model.backbones import BackboneCard
+from fmnist_tf.model.preprocessing import SOURCE_SIDE, build_preprocessing
+
+HEAD = "head"
+"""The name of the part above the backbone, where a stage is asked for."""
+
+
+def build_classifier(
+    backbone: keras.Model,
+    card: BackboneCard,
+    *,
+    head: str,
+    units: int,
+    dropout: float,
+    n_classes: int,
+    seed: int,
+    name: str = "classifier",
+) -> keras.Sequential:
+    """Return the whole network, (B, 28, 28) uint8 -> (B, K) float32 probabilities.
+
+    Args:
+        backbone: as `card.build` returned it.
+        card: its card; gives the value range.
+        head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
+        units: width of the hidden layer.
+        dropout: rate in 0..1.
+        n_classes: K.
+        seed: of the head's initial weights and of dropout.
+        name: of the Keras model.
+    """
+    side = backbone.input_shape[1]
+    pooling = {
+        "flatten": keras.layers.Flatten(name="flatten"),
+        "gap": keras.layers.GlobalAveragePooling2D(name="gap"),
+    }[head]
+    glorot = keras.initializers.GlorotUniform
+    return keras.Sequential(
+        [
+            keras.Input((SOURCE_SIDE, SOURCE_SIDE), dtype="uint8", name="pixels"),
+            *build_preprocessing(card.value_range, side),  # (B, S, S, 3)
+            backbone,  # (B, H, W, C)
+            pooling,  # (B, H*W*C) or (B, C)
+            keras.layers.Dense(
+                units, "relu", kernel_initializer=glorot(seed), name="hidden"
+            ),  # (B, units)
+            keras.layers.Dropout(dropout, seed=seed, name="dropout"),
+            keras.layers.Dense(
+                n_classes,
+                "softmax",
+                kernel_initializer=glorot(seed + 1),
+                dtype="float32",
+                name="probabilities",
+            ),  # (B, K)
+        ],
+        name=name,
+    )
+
+
+def find_backbone(classifier: keras.Sequential) -> keras.Model:
+    """Return the classifier's one nested model."""
+    return next(layer for layer in classifier.layers if isinstance(layer, keras.Model))
+
+
+@dataclass(frozen=True)
+class SplitClassifier:
+    """A classifier cut below its lowest trained layer; both parts share its variables.
+
+    Attributes:
+        prefix: (B, 28, 28) uint8 -> features, all frozen; None when the whole network trains.
+        body: features (or pixels, without a prefix) -> (B, units), up to the last layer.
+        output: the last layer; its kernel and bias give the logits.
+    """
+
+    prefix: keras.Model | None
+    body: keras.Model
+    output: keras.layers.Dense
+
+    def logits(self, features: Any, *, training: bool) -> Any:
+        """Return (B, K) float32 logits; their softmax is the classifier's output.
+
+        Loss is computed from these: the logarithm of a rounded probability is not exact.
+        """
+        hidden = keras.ops.cast(self.body(features, training=training), "float32")
+        return keras.ops.matmul(hidden, self.output.kernel) + self.output.bias
+
+
+def split_classifier(
+    classifier: keras.Sequential, card: BackboneCard, lowest_stage: str
+) -> SplitClassifier:
+    """Cut `classifier` below `lowest_stage` (a stage's name or `HEAD`).
+
+    Everything below the cut is the prefix. With the stem as lowest stage nothing that is worth
+    storing lies below, and there is no prefix.
+
+    Raises:
+        ValueError: more than one tensor crosses the cut.
+    """
+    backbone = find_backbone(classifier)
+    position = classifier.layers.index(backbone)
+    below, above = classifier.layers[:position], classifier.layers[position + 1 : -1]
+    output = classifier.layers[-1]
+
+    def chain(layers: list[Any], shape: tuple[int, ...], dtype: str, name: str) -> keras.Model:
+        inputs = keras.Input(shape, dtype=dtype)
+        tensor = inputs
+        for layer in layers:
+            tensor = layer(tensor)
+        return keras.Model(inputs, tensor, name=name)
+
+    def cut(layers_below: list[Any], layers_above: list[Any]) -> SplitClassifier:
+        prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
+        body = chain(layers_above, prefix.output_shape[1:], "float32", "body")
+        return SplitClassifier(prefix, body, output)
+
+    stages = list(card.stages)
+    if lowest_stage == HEAD:
+        # The pooling has no weights, and what it makes of the feature map is never larger.
+        return cut([*below, backbone, above[0]], above[1:])
+    if stages.index(lowest_stage) == 0:
+        pixels = chain([*below, backbone, *above], (SOURCE_SIDE, SOURCE_SIDE), "uint8", "body")
+        return SplitClassifier(None, pixels, output)
+    boundary = _boundary(backbone, card, stages.index(lowest_stage))
+    lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
+    upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
+    return cut([*below, lower], [upper, *above])
+
+
+def _boundary(backbone: keras.Model, card: BackboneCard, first_upper: int) -> Any:
+    """Return the one tensor that passes from the lower stages to the upper ones."""
+    rank = {stage: number for number, stage in enumerate(card.stages)}
+
+    def is_upper(layer: Any) -> bool:
+        return rank[card.stage_of(layer.name)] >= first_upper
+
+    crossing = {}
+    for layer in filter(is_upper, backbone.layers):
+        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
+        for tensor in inputs:
+            producer = tensor._keras_history.operation
+            if not is_upper(producer):
+                crossing[producer.name] = tensor
+    if len(crossing) != 1:
+        raise ValueError(
+            f"{card.name} cannot be cut below {list(card.stages)[first_upper]}: expected one "
+            f"tensor to cross, found {sorted(crossing)}"
+        )
+    return next(iter(crossing.values()))

@@ -1,0 +1,219 @@
+"""A phase -> which weight trains, for every weight -> applied to the model, and proved.
+
+In: a classifier, its card, a phase. Out: a `TrainablePlan` naming each weight and the rule that
+decided; the model with exactly those weights trainable. This module must not know data, optimizers
+or runs.
+
+Setting `backbone.trainable` is not enough in Keras 3: a parent's flag overrides its children's or
+is ignored, depending on order, and a BatchNorm layer left trainable moves its statistics whatever
+`training=False` its model was called with. So every leaf is set, and the outcome is compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmnist_tf.errors import FmnistError, UsageError
+from fmnist_tf.model.backbones import BackboneCard
+from fmnist_tf.model.classifier import HEAD, find_backbone
+
+TRAINED, UPDATED, FROZEN = "trained", "updated", "frozen"
+
+
+class PlanBrokenError(FmnistError):
+    """A weight that was to stay still has moved, or the model refused the plan."""
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """One weight of the classifier.
+
+    Attributes:
+        path: its name in the model, e.g. `conv5_block1_1_conv/kernel`.
+        shape: its shape.
+        status: trained (by gradient), updated (a moving statistic) or frozen.
+        rule: why.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    status: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class TrainablePlan:
+    """Every weight of the classifier, once each, and the lowest stage that trains."""
+
+    weights: tuple[PlannedWeight, ...]
+    lowest_stage: str
+
+    def count(self, status: str) -> int:
+        """Return how many numbers have this status."""
+        return sum(int(np.prod(w.shape)) for w in self.weights if w.status == status)
+
+    def to_text(self, title: str = "") -> str:
+        """Return the table that becomes trainable.txt, one weight a line."""
+        lines = [f"# {title}"] if title else []
+        lines += [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
+        lines += ["# path\tshape\tstatus\trule"]
+        for weight in self.weights:
+            shape = "x".join(map(str, weight.shape)) or "scalar"
+            lines.append(f"{weight.path}\t{shape}\t{weight.status}\t{weight.rule}")
+        return "\n".join(lines) + "\n"
+
+
+def plan_unfreeze(card: BackboneCard, phase: str, unfreeze: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the backbone's stages that train in this phase, in the card's order.
+
+    Raises:
+        UsageError: a stage is unknown, or stages are named in a phase that decides them itself.
+    """
+    stages = tuple(card.stages)
+    if phase != "finetune":
+        if unfreeze:
+            raise UsageError(
+                f"--unfreeze {','.join(unfreeze)}: expected with --phase finetune alone; {phase} "
+                f"trains {'every stage' if phase == 'scratch' else 'no stage'}"
+            )
+        return stages if phase == "scratch" else ()
+    if not unfreeze:
+        return (stages[-1],)
+    if unfreeze == ("all",):
+        return stages
+    unknown = [stage for stage in unfreeze if stage not in stages]
+    if unknown:
+        raise UsageError(
+            f"--unfreeze {','.join(unfreeze)}: {', '.join(unknown)} is no stage of {card.name}; "
+            f"expected some of {','.join(stages)}, or all"
+        )
+    return tuple(stage for stage in stages if stage in unfreeze)
+
+
+def plan_phase(
+    classifier: keras.Sequential,
+    card: BackboneCard,
+    phase: str,
+    unfreeze: tuple[str, ...] = (),
+    *,
+    train_batch_norm: bool = False,
+) -> TrainablePlan:
+    """Decide for every weight of `classifier` whether it trains. Changes nothing.
+
+    Args:
+        classifier: as `build_classifier` returned it.
+        card: its backbone's card.
+        phase: frozen, finetune or scratch.
+        unfreeze: stages named by the person; see `plan_unfreeze`.
+        train_batch_norm: in finetune, let BatchNorm of unfrozen stages move too.
+    """
+    stages = plan_unfreeze(card, phase, unfreeze)
+    norm_moves = phase == "scratch" or train_batch_norm
+    planned = []
+    for named in _named_weights(classifier, card):
+        is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
+        if named.layer.name == "value_range":
+            status, rule = FROZEN, "the value range is fixed"
+        elif named.stage == HEAD:
+            status, rule = TRAINED, "the head always trains"
+        elif named.stage not in stages:
+            status, rule = FROZEN, f"stage {named.stage} is frozen"
+        elif is_norm and not norm_moves:
+            status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
+        elif is_norm and any(
+            named.weight is statistic
+            for statistic in (named.layer.moving_mean, named.layer.moving_variance)
+        ):
+            status, rule = UPDATED, f"moving statistic of stage {named.stage}"
+        else:
+            status, rule = TRAINED, f"stage {named.stage} is unfrozen"
+        planned.append(PlannedWeight(named.path, tuple(named.weight.shape), status, rule))
+    covered = {id(named.weight) for named in _named_weights(classifier, card)}
+    missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
+    if missed or len({weight.path for weight in planned}) != len(planned):
+        raise PlanBrokenError(f"the plan does not cover each weight once; missed: {missed[:5]}")
+    return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
+
+
+def apply_plan(classifier: keras.Sequential, card: BackboneCard, plan: TrainablePlan) -> None:
+    """Set the trainable flag of every layer as planned and compare the outcome.
+
+    Raises:
+        PlanBrokenError: the model's trainable weights are not the planned ones.
+    """
+    status = {weight.path: weight.status for weight in plan.weights}
+    # Parents first: setting a parent reaches its children, and a frozen parent hides a trainable
+    # child.
+    classifier.trainable = True
+    find_backbone(classifier).trainable = True
+    for layer, _ in _leaves(classifier, card):
+        layer.trainable = False
+    for named in _named_weights(classifier, card):
+        if status[named.path] != FROZEN:
+            named.layer.trainable = True
+    actual = {id(weight) for weight in classifier.trainable_weights}
+    differing = [
+        named.path
+        for named in _named_weights(classifier, card)
+        if (status[named.path] == TRAINED) != (id(named.weight) in actual)
+    ]
+    if differing:
+        raise PlanBrokenError(f"Keras did not take the plan; differing: {differing[:5]}")
+
+
+def digest_weights(classifier: keras.Sequential, card: BackboneCard) -> dict[str, str]:
+    """Return path -> SHA-256 of every weight's bytes, to see later which have moved."""
+    return {
+        named.path: hashlib.sha256(np.ascontiguousarray(named.weight.numpy()).data).hexdigest()
+        for named in _named_weights(classifier, card)
+    }
+
+
+def prove_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Compare digests from before and after some steps with the plan.
+
+    Returns:
+        The paths that were to move and did not; a layer whose units are all dead does that.
+
+    Raises:
+        PlanBrokenError: a frozen weight has moved.
+    """
+    strayed = [
+        w.path for w in plan.weights if w.status == FROZEN and before[w.path] != after[w.path]
+    ]
+    if strayed:
+        raise PlanBrokenError(f"frozen weights have moved: {', '.join(strayed[:5])}")
+    return [w.path for w in plan.weights if w.status != FROZEN and before[w.path] == after[w.path]]
+
+
+@dataclass(frozen=True)
+class _NamedWeight:
+    """A variable with the layer and the stage (`HEAD` outside the backbone) it belongs to."""
+
+    path: str
+    weight: Any
+    layer: keras.Layer
+    stage: str
+
+
+def _named_weights(classifier: keras.Sequential, card: BackboneCard) -> Iterator[_NamedWeight]:
+    # Keras' own paths begin with the model's name for some layers and not for others.
+    for layer, stage in _leaves(classifier, card):
+        for weight in layer.weights:
+            yield _NamedWeight(f"{layer.name}/{weight.name}", weight, layer, stage)
+
+
+def _leaves(classifier: keras.Sequential, card: BackboneCard) -> Iterator[tuple[keras.Layer, str]]:
+    """Yield every layer that is no model, with its stage (`HEAD` outside the backbone)."""
+    backbone = find_backbone(classifier)
+    for layer in classifier.layers:
+        if layer is backbone:
+            yield from ((inner, card.stage_of(inner.name)) for inner in backbone.layers)
+        else:
+            yield layer, HEAD

@@ -1,0 +1,147 @@
+"""Labels and probabilities become integer counts, and every figure is derived from the counts.
+
+In: labels (N,) and probabilities (N, K). Out: an `Evaluation`, whose accuracy is one division of
+two integers over all N examples, never a mean of batch means. This module must not know which
+split it looks at, nor touch the disk.
+
+N examples, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+_SUM_TOLERANCE = 1e-3  # how far the probabilities of one example may be from a sum of 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a classifier got right and wrong on one split.
+
+    Attributes:
+        confusion: (K, K) int64 counts, read-only; rows are the truth, columns the guess.
+        loss_sum: cross entropy in nats, summed over all examples.
+    """
+
+    confusion: np.ndarray
+    loss_sum: float
+
+    @classmethod
+    def from_probabilities(cls, labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
+        """Count the guesses (the most probable class, the first of equals) against the truth.
+
+        Args:
+            labels: (N,) integers 0..K-1, N at least 1.
+            probabilities: (N, K) floats 0..1, each row summing to 1 within 1e-3.
+
+        Raises:
+            ValueError: a shape, type or range is not as above.
+        """
+        check_predictions(labels, probabilities)
+        n_classes = probabilities.shape[1]
+        cells = labels.astype(np.int64) * n_classes + probabilities.argmax(axis=1)
+        confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+        confusion.setflags(write=False)
+        # fsum is exact, so the order of the examples cannot change the last digit.
+        return cls(confusion, math.fsum(losses(labels, probabilities)))
+
+    @property
+    def total(self) -> int:
+        """How many examples were looked at."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """How many guesses were the truth."""
+        return int(self.confusion.trace())
+
+    @property
+    def accuracy(self) -> float:
+        """`correct / total`."""
+        return self.correct / self.total
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy in nats."""
+        return self.loss_sum / self.total
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson score interval of the accuracy (E. B. Wilson, JASA 22, 1927, 209-212)."""
+        n, share, z2 = self.total, self.accuracy, _Z_95**2
+        centre = share + z2 / (2 * n)
+        margin = _Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+        scale = 1 + z2 / n
+        low, high = (centre - margin) / scale, (centre + margin) / scale
+        # Where the share is 0 or 1, rounding can leave a bound a hair on the wrong side of it.
+        return max(0.0, min(share, low)), min(1.0, max(share, high))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of one split in `evaluation.json`."""
+        return {
+            "correct": self.correct,
+            "total": self.total,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "interval_95": list(self.interval_95),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Raise ValueError unless the two arrays can be the truth and the guesses of N examples."""
+    if probabilities.ndim != 2 or 0 in probabilities.shape:
+        raise ValueError(f"probabilities: expected shape (N, K), found {probabilities.shape}")
+    n_examples, n_classes = probabilities.shape
+    if labels.shape != (n_examples,):
+        raise ValueError(f"labels: expected shape ({n_examples},), found {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: expected integers, found {labels.dtype}")
+    if not np.issubdtype(probabilities.dtype, np.floating):
+        raise ValueError(f"probabilities: expected floats, found {probabilities.dtype}")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(
+            f"labels: expected 0..{n_classes - 1}, found {labels.min()}..{labels.max()}"
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities: expected finite numbers, found NaN or infinity")
+    if probabilities.min() < 0 or probabilities.max() > 1 + _SUM_TOLERANCE:
+        raise ValueError(
+            f"probabilities: expected 0..1, found {probabilities.min()}..{probabilities.max()}"
+        )
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    furthest = sums[np.abs(sums - 1).argmax()]
+    if abs(furthest - 1) > _SUM_TOLERANCE:
+        raise ValueError(f"probabilities: expected rows that sum to 1, found a sum of {furthest}")
+
+
+def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return (N,) float64: the cross entropy of each example in nats, 0 to 87.3.
+
+    A probability of zero counts as the smallest normal float32, 2**-126, to keep the sum finite.
+    """
+    truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    logs: np.ndarray = np.log(np.clip(truth, np.finfo(np.float32).tiny, 1))
+    return -logs
+
+
+def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of at most `count` wrong guesses, the worst first.
+
+    Worst is the least probability given to the truth, then the most given to the guess, then the
+    earlier example.
+
+    Args:
+        labels: (N,) integers 0..K-1.
+        probabilities: (N, K) floats 0..1.
+        count: at least 0.
+    """
+    mistakes = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    for_truth = probabilities[mistakes, labels[mistakes]]
+    for_guess = probabilities[mistakes].max(axis=1)
+    return mistakes[np.lexsort((-for_guess, for_truth))][:count]

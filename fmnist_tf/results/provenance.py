@@ -1,0 +1,80 @@
+"""What a run was made with: commit, versions, machine.
+
+In: nothing but the machine and the installed packages. Out: JSON values for provenance.json. This
+module must not import what it reports on, nor record who or where the user is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_SECRET = re.compile(r"(key|token|secret|passw|authorization|://[^/\s]*@)", re.IGNORECASE)
+
+
+def describe_code() -> dict[str, Any]:
+    """Return the commit of the package's checkout (None outside one) and the versions used."""
+    folder = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # A package installed into a checkout of something else is not of that commit.
+    own = git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "commit": git("rev-parse", "HEAD") if own else None,
+        "uncommitted_changes": bool(git("status", "--porcelain")) if own else None,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores this process may use, memory in bytes, and system."""
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text() if cpu.is_file() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    flags = set(text.split())
+    return {
+        "processor": model[1] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "features": [feature for feature in CPU_FEATURES if feature in flags],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Return this process' largest resident size so far; mapped files count while resident."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """Return the command as text, with every word that may hold a secret left out."""
+    shown = ["[left out]" if _SECRET.search(word) else word for word in arguments]
+    return " ".join(["python", "-m", module, *shown])

@@ -1,0 +1,383 @@
+"""The run directory: one folder per run, whole files only, `DONE.json` last of all.
+
+In: a name and what a run has to say. Out: files that are either absent, or the old content, or the
+new content, whatever kills the process; and the same content read back. This module must not know
+what a model, a figure or a tracker is.
+
+Everything is private to its owner (folder 0700, files 0600): a run may hold private images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import socket
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmnist_tf.errors import RunExistsError, UsageError, printable
+
+DONE = "DONE.json"
+CONFIG = "config.json"
+HISTORY = "history.csv"
+PREDICTIONS = "predictions.npz"
+LOCK = ".lock"
+
+_UNSEALED = ("wandb", "checkpoints")  # folders DONE.json does not vouch for: they may change later
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One epoch, one line of `history.csv`; the field names are its header.
+
+    Attributes:
+        epoch: 1-based; 0 is a starting point that was measured before any training.
+        phase: `frozen`, `finetune` or `scratch`.
+        loss: mean cross entropy in nats on the training examples; NaN where none were trained on.
+        accuracy: 0..1 on the training examples; NaN where none were trained on.
+        val_loss: mean cross entropy in nats on the validation examples.
+        val_accuracy: 0..1 on the validation examples.
+        learning_rate: at the end of the epoch.
+        seconds: wall time of the epoch, validation included.
+    """
+
+    epoch: int
+    phase: str
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+HISTORY_HEADER = tuple(field.name for field in fields(HistoryRow))
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder, which exists; make one with `create` or `open`.
+
+    Attributes:
+        path: as the user named it, relative or absolute.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str | None, phase: str, dataset: str) -> RunDir:
+        """Make `runs_dir/name`, or a name from the clock, the phase and the data when None.
+
+        Raises:
+            UsageError: the name is not a plain file name, or `runs_dir` is not a folder.
+            RunExistsError: the named run exists already; names from the clock step aside instead.
+        """
+        if name is not None:
+            _check_name(name)
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(
+                f"{printable(str(runs_dir), 200)}: expected a folder for runs (--runs-dir), found "
+                "a file in its place; move the file or name another folder"
+            ) from error
+        if name is not None:
+            try:
+                os.mkdir(runs_dir / name, 0o700)
+            except FileExistsError as error:
+                raise RunExistsError(
+                    f"{printable(str(runs_dir / name), 200)} exists already, and a run is never "
+                    "overwritten; choose another --run NAME, leave --run out for a fresh name, "
+                    "or delete the folder"
+                ) from error
+            return cls(runs_dir / name)
+        slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")[:24].strip("-") or "data"
+        stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{phase}-{slug}"
+        for attempt in itertools.count(1):
+            path = runs_dir / (stem if attempt == 1 else f"{stem}-{attempt}")
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+                break
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Return the run at `path`, complete or not.
+
+        Raises:
+            UsageError: there is no such folder, or it holds no `config.json`.
+        """
+        if (path / CONFIG).is_file():
+            return cls(path)
+        found = "no config.json in it" if path.is_dir() else "no such folder"
+        neighbours = [run.path.name for run in list_runs(path.parent)]
+        known = ", ".join(neighbours[:5]) or "none"
+        more = f" and {len(neighbours) - 5} more" if len(neighbours) > 5 else ""
+        raise UsageError(
+            f"{printable(str(path), 200)}: expected a run directory, found {found}; "
+            f"runs in {printable(str(path.parent), 200)}: {known}{more}"
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end: `DONE.json`, the last file of all, is there."""
+        return self.file(DONE).is_file()
+
+    def file(self, name: str) -> Path:
+        """Return where the file `name` of this run lies or would lie."""
+        return self.path / name
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path with the suffix of `name`; what stands there becomes `name`.
+
+        The temporary file lies in the same folder, so that the final step is one rename: a reader
+        sees the old file or the new one, never a part. On an error `name` stays as it was.
+        """
+        target = self.file(name)
+        temporary = target.with_name(f".{target.stem}.tmp-{uuid.uuid4().hex}{target.suffix}")
+        try:
+            yield temporary
+            os.chmod(temporary, 0o600)
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)  # the rename itself must survive a power cut
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write the whole file `name` atomically."""
+        with self.writing(name) as temporary:
+            temporary.write_bytes(content)
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write the whole file `name` atomically, as UTF-8."""
+        self.write_bytes(name, content.encode())
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write `content` as strict JSON, indented, atomically.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which JSON has no word for.
+        """
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read the JSON object in the file `name`.
+
+        Raises:
+            UsageError: it is missing, unreadable, or not a JSON object.
+        """
+        try:
+            content = json.loads(self.file(name).read_bytes())
+        except FileNotFoundError as error:
+            raise self._broken(name, "no such file") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._broken(name, str(error)) from error
+        if not isinstance(content, dict):
+            raise self._broken(name, f"JSON, but a {type(content).__name__} and not an object")
+        return content
+
+    def write_history(self, rows: Sequence[HistoryRow]) -> None:
+        """Write all epochs so far to `history.csv`; floats keep every digit (`repr`)."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HISTORY_HEADER)
+        writer.writerows(astuple(row) for row in rows)
+        self.write_text(HISTORY, text.getvalue())
+
+    def read_history(self) -> list[HistoryRow]:
+        """Read `history.csv` back, exactly the rows that were written.
+
+        Raises:
+            UsageError: it is missing or a line is not an epoch.
+        """
+        try:
+            text = self.file(HISTORY).read_text(encoding="utf-8")
+            header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+            if tuple(header) != HISTORY_HEADER:
+                raise ValueError(f"expected the header {','.join(HISTORY_HEADER)}")
+            return [
+                HistoryRow(int(epoch), phase, *(float(number) for number in numbers))
+                for epoch, phase, *numbers in lines
+            ]
+        except FileNotFoundError as error:
+            raise self._broken(HISTORY, "no such file") from error
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise self._broken(HISTORY, str(error)) from error
+
+    def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Write the test predictions to `predictions.npz`, uncompressed.
+
+        Args:
+            labels: (N,) integers 0..K-1, the truth.
+            probabilities: (N, K) float32.
+        """
+        with self.writing(PREDICTIONS) as temporary:
+            np.savez(
+                temporary,
+                labels=np.asarray(labels, np.int64),
+                probabilities=np.asarray(probabilities, np.float32),
+            )
+
+    def read_predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels (N,) int64 and probabilities (N, K) float32 from `predictions.npz`.
+
+        Compressed entries are refused: then the arrays cannot be larger than the file.
+
+        Raises:
+            UsageError: it is missing, damaged, or holds anything else.
+        """
+        path = self.file(PREDICTIONS)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = {entry.filename: entry for entry in archive.infolist()}
+            if set(entries) != {"labels.npy", "probabilities.npy"}:
+                raise ValueError(f"entries {sorted(entries)}")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+                raise ValueError("compressed entries")
+            with np.load(path, allow_pickle=False) as arrays:
+                labels, probabilities = arrays["labels"], arrays["probabilities"]
+            found = f"labels {labels.dtype}{labels.shape}, "
+            found += f"probabilities {probabilities.dtype}{probabilities.shape}"
+            if (labels.dtype, probabilities.dtype) != (np.int64, np.float32):
+                raise ValueError(found)
+            if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+                raise ValueError(found)
+        except FileNotFoundError as error:
+            raise self._broken(PREDICTIONS, "no such file") from error
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            ValueError,
+            EOFError,
+            RuntimeError,
+            MemoryError,
+        ) as error:
+            raise self._broken(PREDICTIONS, str(error)) from error
+        return labels, probabilities
+
+    def write_done(self) -> None:
+        """Declare the run complete: list each of its files with size in bytes and SHA-256.
+
+        `wandb/`, `checkpoints/` and hidden files are left out; they may still change.
+        """
+        sealed = {}
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path)
+            hidden = any(part.startswith(".") for part in name.parts)
+            if hidden or name.parts[0] in _UNSEALED or str(name) == DONE or not path.is_file():
+                continue
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            sealed[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        self.write_json(DONE, {"finished_at": datetime.now(UTC).isoformat(), "files": sealed})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone; the kernel lets go when the process ends, however.
+
+        The lock file stays for ever: were it deleted, two processes could each lock their own.
+
+        Raises:
+            RunExistsError: another process holds it.
+        """
+        descriptor = os.open(self.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "r+b") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunExistsError(
+                    f"{printable(str(self.path), 200)} is in use by {_describe_holder(stream)}; "
+                    "wait until it ends, or choose another run"
+                ) from error
+            holder = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            stream.truncate()
+            stream.write(json.dumps(holder).encode())
+            stream.flush()
+            yield
+
+    def _broken(self, name: str, found: str) -> UsageError:
+        """Return the error that says what is wrong with the file `name`."""
+        return UsageError(
+            f"{printable(str(self.file(name)), 200)}: expected the {name} of a run, found: "
+            f"{printable(found, 200)}; the run is incomplete or damaged: use another, or repeat it"
+        )
+
+
+def list_runs(runs_dir: Path) -> list[RunDir]:
+    """Return the runs in `runs_dir` by name, complete or not; none when there is no such folder."""
+    try:
+        paths = sorted(runs_dir.iterdir())
+    except OSError:
+        return []
+    return [
+        RunDir(path) for path in paths if _NAME.fullmatch(path.name) and (path / CONFIG).is_file()
+    ]
+
+
+def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | None:
+    """Return the run of `phase` that finished last by its own record, or None.
+
+    File times are not asked: they change when a run is copied. Damaged and foreign folders are
+    passed over.
+    """
+    finished: list[tuple[float, str, RunDir]] = []
+    for run in list_runs(runs_dir):
+        try:
+            when = datetime.fromisoformat(run.read_json(DONE)["finished_at"]).timestamp()
+            if run.read_json(CONFIG)["phase"] == phase:
+                finished.append((when, run.path.name, run))
+        except (UsageError, KeyError, TypeError, ValueError, OverflowError):
+            continue
+    return max(finished, key=lambda entry: entry[:2])[2] if finished else None
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is not one plain file name on every system."""
+    plain = _NAME.fullmatch(name) and not name.endswith(".") and ".." not in name
+    if not plain or _DEVICE_NAME.fullmatch(name):
+        raise UsageError(
+            f"--run {printable(name)!r}: expected a plain name of 1 to 64 letters, digits, '.', "
+            "'_' or '-' that starts with a letter or digit, has no '..' and is no device name; "
+            "choose such a name, and --runs-dir for the folder"
+        )
+
+
+def _describe_holder(stream: io.BufferedRandom) -> str:
+    """Say who wrote the lock file; the holder may be between locking and writing."""
+    try:
+        holder = json.loads(stream.read(1000))
+        pid, host, since = (printable(str(holder[key])) for key in ("pid", "host", "since"))
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+    return f"process {pid} on {host} since {since}"
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file or folder at `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""`python -m fmnist_tf.train`: data -> a trained classifier in a run directory.
+
+In: flags. Out: a run directory, progress on stderr, the run and its test accuracy as the last line
+of stdout, and an exit code. This module parses, assembles and hands over; what a part does is in
+that part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tf.config import RunConfig, add_flags, complete_config
+from fmnist_tf.errors import FmnistError, UsageError, printable
+
+if TYPE_CHECKING:
+    from fmnist_tf.data.sources import Dataset
+    from fmnist_tf.data.splits import Splits
+    from fmnist_tf.results.rundir import RunDir
+
+DATA_DIR = Path("data")
+
+
+class TerminatedError(BaseException):
+    """SIGTERM; like KeyboardInterrupt, no error of the program."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags; a knob that is not given is absent from the result."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmnist_tf.train",
+        description="Train an image classifier from CSV rows of a label and 784 grey pixels.",
+    )
+    add_flags(parser)
+    group = parser.add_argument_group("where")
+    group.add_argument("--run", metavar="NAME", help="name of the run (default: time and phase)")
+    group.add_argument(
+        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
+    )
+    group.add_argument(
+        "--from",
+        metavar="RUN",
+        dest="from_run",
+        help="finetune: the frozen run to continue (default: the newest complete one)",
+    )
+    group.add_argument(
+        "--wandb",
+        choices=("auto", "online", "offline", "disabled"),
+        default="auto",
+        help="Weights & Biases mirror; auto: online when logged in, else offline (default: auto)",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="check data and settings, say what would be done"
+    )
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        _train(flags, arguments)
+        return 0
+    except KeyboardInterrupt:
+        return _stop("stopped by Ctrl-C", 130)
+    except TerminatedError:
+        return _stop("stopped by SIGTERM", 143)
+    except FmnistError as error:
+        if flags.debug:
+            traceback.print_exc()
+        return _stop(str(error), error.exit_code)
+    except OSError as error:
+        if flags.debug:
+            traceback.print_exc()
+        where = f"{printable(str(error.filename), 200)}: " if error.filename else ""
+        return _stop(f"input/output error: {where}{error.strerror or error}", 74)
+    except Exception as error:
+        if flags.debug:
+            traceback.print_exc()
+        reason = printable(" ".join(str(error).split()), 300)
+        return _stop(f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1)
+
+
+def _raise_terminated(number: int, frame: Any) -> None:
+    raise TerminatedError
+
+
+def _stop(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
+    # Data and settings are checked before TensorFlow is imported, which takes seconds.
+    from fmnist_tf import session
+    from fmnist_tf.console import say, say_boxed
+    from fmnist_tf.data.sources import read_dataset
+    from fmnist_tf.data.splits import plan_splits
+    from fmnist_tf.results.provenance import command_line
+    from fmnist_tf.results.rundir import RunDir
+
+    known = {knob.name for knob in dataclasses.fields(RunConfig)}
+    given = {name: value for name, value in vars(flags).items() if name in known}
+    parent = _find_parent(flags, given)
+    parent_config = RunConfig.from_json(parent.read_json("config.json")) if parent else None
+    config, lines = complete_config(given, parent_config, parent.path.name if parent else None)
+    for line in lines:
+        say(line)
+
+    clock = session.StageClock()
+    cache_dir = flags.runs_dir / ".cache" if config.cache in ("auto", "off") else Path(config.cache)
+    with clock.stage("data"):
+        dataset = read_dataset(
+            config.data,
+            test_data=config.test_data,
+            label_column=config.label_column,
+            data_dir=DATA_DIR,
+            store_dir=cache_dir / "pixels",
+            say=say,
+        )
+        splits = plan_splits(
+            dataset.train.labels,
+            val_fraction=config.val_fraction,
+            seed=config.seed if config.split_seed is None else config.split_seed,
+            limit=config.limit,
+        )
+    for line in (*dataset.decisions, *dataset.warnings):
+        say(line)
+    say(
+        f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
+        f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
+    )
+    if parent:
+        _check_same_data(parent, dataset, splits)
+
+    with clock.stage("import_tensorflow"):
+        session.import_tensorflow()
+    with clock.stage("model"):
+        network = session.build_network(config, dataset, parent)
+        from fmnist_tf.model.folding import choose_precision
+
+    if network.weights.warning:
+        say_boxed(network.weights.warning)
+    say(
+        f"model: {config.backbone} at {network.side} pixels, {config.head} head, "
+        f"{network.plan.count('trained'):,} numbers train, "
+        f"{network.plan.count('frozen'):,} are frozen"
+    )
+    if flags.dry_run:
+        say("dry run, nothing was written; the settings would be:")
+        print(json.dumps(config.to_json(), indent=2))
+        return
+    directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
+    with directory.locked():
+        say(f"run: {directory.path}")
+        test = session.run_session(
+            session.Run(
+                config=config,
+                dataset=dataset,
+                splits=splits,
+                network=network,
+                directory=directory,
+                parent=parent,
+                precision=choose_precision(config.precision),
+                cache_dir=cache_dir,
+                clock=clock,
+                wandb_mode=flags.wandb,
+                command=command_line("fmnist_tf.train", arguments),
+            )
+        )
+    print(f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})")
+
+
+def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> RunDir | None:
+    """Return the frozen run that a finetune run continues; None in the other phases."""
+    from fmnist_tf.console import say
+    from fmnist_tf.results.rundir import RunDir, find_newest_complete_run
+
+    if given.get("phase") != "finetune":
+        if flags.from_run:
+            raise UsageError("--from RUN: expected with --phase finetune alone")
+        return None
+    if flags.from_run:
+        path = Path(flags.from_run)
+        parent = RunDir.open(path if path.is_dir() else flags.runs_dir / flags.from_run)
+        if not parent.is_complete:
+            raise UsageError(
+                f"--from {parent.path}: the run is incomplete (no DONE.json); expected a complete "
+                "frozen run"
+            )
+        return parent
+    newest = find_newest_complete_run(flags.runs_dir, "frozen")
+    if newest is None:
+        raise UsageError(
+            f"--phase finetune continues a complete frozen run, and {flags.runs_dir} holds none; "
+            "run `python -m fmnist_tf.train --phase frozen` first, or name one with --from"
+        )
+    say(f"finetune continues {newest.path}, the newest complete frozen run")
+    return newest
+
+
+def _check_same_data(parent: RunDir, dataset: Dataset, splits: Splits) -> None:
+    """Refuse other data than the parent's: its training rows could be among the new val rows."""
+    recorded = parent.read_json("provenance.json")["data"]
+    for what, expected, found in (
+        ("training data", recorded["files"][0]["sha256"], dataset.files[0].sha256),
+        ("split", recorded["split_sha256"], splits.digest),
+    ):
+        if expected != found:
+            raise UsageError(
+                f"finetune needs the {what} of {parent.path}: expected SHA-256 {expected}, found "
+                f"{found}. Give the same --data, or train a new frozen run on this data"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The frozen prefix's output: computed once, stored on disk, found again by its content.
+
+In: pixels, a frozen prefix, a folder. Out: a source of feature rows, mapped from disk. Two runs
+that would compute the same features share them; any change of pixels, prefix, weights or precision
+gives another key. This module must not know heads, labels or runs.
+
+Layout of one entry: `<key>/shard-00000.bin`, ... raw little-endian bfloat16, `SHARD_ROWS` rows
+each, and `<key>/manifest.json`, written last. A shard appears whole or not at all, so a killed
+computation goes on at the next shard.
+
+Shape letters: N rows, B batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from fmnist_tf.data.downloads import file_sha256, write_atomically
+from fmnist_tf.model.folding import fold_prefix
+from fmnist_tf.model.preprocessing import SOURCE_SIDE
+
+FORMAT = 1
+SHARD_ROWS = 1024
+PREFIX_BATCH = 32
+# The disk also has to take the run directory and whatever else the machine does meanwhile.
+FREE_SPACE_MARGIN = 1.1
+FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Features of N rows on disk, 16 bits a number: bfloat16 has float32's range.
+
+    They are handed out as float32, which costs a shift: TensorFlow has slow bfloat16 kernels, or
+    none, on processors without bfloat16 units.
+
+    Attributes:
+        path: the entry's folder.
+        n_rows: N.
+        row_shape: of one row's features.
+    """
+
+    path: Path
+    n_rows: int
+    row_shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of `take`'s result."""
+        return np.dtype(np.float32)
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        return [
+            np.memmap(
+                shard_path(self.path, number),
+                np.uint16,
+                "r",
+                shape=(stop - start, *self.row_shape),
+            )
+            for number, (start, stop) in enumerate(shard_bounds(self.n_rows))
+        ]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features of these rows, (B, *row_shape) float32."""
+        taken = np.empty((len(rows), *self.row_shape), np.uint32)
+        shard_of = rows // SHARD_ROWS
+        for number in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == number)
+            taken[here] = self._shards[number][rows[here] - number * SHARD_ROWS]
+        # A bfloat16 is the upper half of a float32.
+        return np.left_shift(taken, 16, out=taken).view(np.float32)
+
+
+def shard_bounds(n_rows: int) -> list[tuple[int, int]]:
+    """Return the first row and the end of each shard."""
+    return [(start, min(start + SHARD_ROWS, n_rows)) for start in range(0, n_rows, SHARD_ROWS)]
+
+
+def shard_path(entry: Path, number: int) -> Path:
+    """Return the path of one shard."""
+    return entry / f"shard-{number:05d}.bin"
+
+
+def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the folded prefix as one graph: (B, 28*28) uint8 -> (B, *features) float32."""
+    folded = fold_prefix(prefix, precision)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, SOURCE_SIDE * SOURCE_SIDE), tf.uint8)],
+        autograph=False,
+    )
+    def compute(pixels: tf.Tensor) -> tf.Tensor:
+        images = tf.reshape(pixels, (-1, SOURCE_SIDE, SOURCE_SIDE))
+        return tf.cast(folded(images, training=False), tf.float32)
+
+    return compute
+
+
+def feature_key(pixels: np.ndarray, prefix: keras.Model, precision: str) -> str:
+    """Return the SHA-256 that names the features of these pixels under this prefix.
+
+    It covers the pixels' bytes, the prefix's layers in order with their settings, its weights'
+    bytes, the precision, this module's format and the versions of Keras and TensorFlow.
+    """
+    digest = hashlib.sha256()
+    head = {
+        "format": FORMAT,
+        "precision": precision,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "rows": list(pixels.shape),
+        "graph": _describe_graph(prefix),
+    }
+    digest.update(json.dumps(head, sort_keys=True, default=str).encode())
+    for weight in prefix.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
+    for start in range(0, len(pixels), 1 << 16):
+        digest.update(np.ascontiguousarray(pixels[start : start + (1 << 16)]).data)
+    return digest.hexdigest()
+
+
+def _describe_graph(model: keras.Model) -> list[Any]:
+    """Return the layers' classes and settings; names, which a process counts up, are left out."""
+    described: list[Any] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            described.append(_describe_graph(layer))
+        else:
+            config = layer.get_config()
+            settings = {key: config[key] for key in config if key not in ("name", "trainable")}
+            described.append([type(layer).__name__, settings])
+    return described
+
+
+def stored_bytes(n_rows: int, row_shape: tuple[int, ...]) -> int:
+    """Return the size of an entry on disk."""
+    return n_rows * int(np.prod(row_shape)) * FEATURE_DTYPE.itemsize
+
+
+def fits_on_disk(folder: Path, n_bytes: int) -> bool:
+    """Return whether `folder`'s disk has room for `n_bytes` and a margin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free > n_bytes * FREE_SPACE_MARGIN
+
+
+def read_features(
+    folder: Path, key: str, n_rows: int, row_shape: tuple[int, ...]
+) -> FeatureStore | None:
+    """Return the stored entry, or None if it is absent, unfinished, torn or of another shape.
+
+    Sizes are compared at every start; the bytes' SHA-256 is in the manifest.
+    """
+    entry = folder / key
+    try:
+        manifest = json.loads((entry / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if manifest.get("row_shape") != list(row_shape) or manifest.get("n_rows") != n_rows:
+        return None
+    store = FeatureStore(entry, n_rows, row_shape)
+    return store if all(_is_whole(store, n) for n in range(len(shard_bounds(n_rows)))) else None
+
+
+def run_prefix(
+    folder: Path,
+    key: str,
+    pixels: np.ndarray,
+    compute: Callable[[tf.Tensor], tf.Tensor],
+    row_shape: tuple[int, ...],
+    progress: Progress,
+) -> FeatureStore:
+    """Compute and store the features of `pixels`; shards that are there already are kept.
+
+    Args:
+        folder: of all entries.
+        key: as `feature_key` returned it.
+        pixels: (N, 784) uint8.
+        compute: as `build_prefix_function` returned it.
+        row_shape: of one row's features.
+        progress: called with rows done and N.
+
+    Raises:
+        OSError: the disk does not take the features; what is stored already stays.
+    """
+    entry = folder / key
+    entry.mkdir(parents=True, exist_ok=True)
+    store = FeatureStore(entry, len(pixels), row_shape)
+    shards = {}
+    for number, (start, stop) in enumerate(shard_bounds(len(pixels))):
+        path = shard_path(entry, number)
+        if not _is_whole(store, number):
+            shard = np.empty((stop - start, *row_shape), FEATURE_DTYPE)
+            for first in range(start, stop, PREFIX_BATCH):
+                batch = np.ascontiguousarray(pixels[first : min(first + PREFIX_BATCH, stop)])
+                shard[first - start : first - start + len(batch)] = compute(batch).numpy()
+                progress(first + len(batch), len(pixels))
+            with write_atomically(path) as file:
+                file.write(shard.view(np.uint8).data)
+        shards[path.name] = file_sha256(path)
+    manifest = {"n_rows": len(pixels), "row_shape": list(row_shape), "sha256": shards}
+    with write_atomically(entry / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+    return store
+
+
+def _is_whole(store: FeatureStore, number: int) -> bool:
+    start, stop = shard_bounds(store.n_rows)[number]
+    path = shard_path(store.path, number)
+    return path.is_file() and path.stat().st_size == stored_bytes(stop - start, store.row_shape)
+

@@ -1,0 +1,417 @@
+"""The run directory: whole files or none, whatever kills the writer; one owner; clear refusals."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.results.rundir import HistoryRow, RunDir, find_newest_complete_run
+
+ROWS = [
+    HistoryRow(0, "finetune", float("nan"), float("nan"), 0.1 + 0.2, 1 / 3, 1e-4, 1.5),
+    HistoryRow(1, "finetune", 1e-17, 0.875, 2.5, 1.0, 1.2345678901234567e-05, 60.0),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir.create(tmp_path / "runs", "one", "frozen", "sample")
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen:
+    """Start a Python process that says `ready` on its first line."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["a", "0", "run_1.2-x", "A" * 64, "com", "nullable", "con1"])
+def test_accepts_plain_names(tmp_path, name):
+    run = RunDir.create(tmp_path, name, "frozen", "sample")
+    assert run.path == tmp_path / name
+    assert run.path.is_dir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "-x", ".hidden", "_x", "a/b", "a\\b", "a b", "a\n", "a..b", "a.", "ä"),
+        *("a\0", "A" * 65, "CON", "nul", "com1", "LPT9.txt", "aux.", "\u202egnp"),
+    ],
+)
+def test_refuses_other_names_before_making_anything(tmp_path, name):
+    with pytest.raises(UsageError, match="expected a plain name") as caught:
+        RunDir.create(tmp_path / "runs", name, "frozen", "sample")
+    assert caught.value.exit_code == 2
+    assert str(caught.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_refused_untouched(tmp_path):
+    RunDir.create(tmp_path, "one", "frozen", "sample").write_text("note", "mine")
+    with pytest.raises(RunExistsError, match=r"one exists already.*--run NAME") as caught:
+        RunDir.create(tmp_path, "one", "frozen", "sample")
+    assert caught.value.exit_code == 3
+    assert (tmp_path / "one" / "note").read_text() == "mine"
+
+
+def test_names_from_the_clock_step_aside(tmp_path):
+    names = [RunDir.create(tmp_path, None, "frozen", "Fashion MNIST/../x").path.name for _ in "123"]
+    assert len(set(names)) == 3
+    for name in names:
+        assert re.fullmatch(r"\d{8}-\d{6}-frozen-fashion-mnist-x(-\d)?", name)
+    assert sum(bool(re.search(r"-x-\d$", name)) for name in names) >= 1
+
+
+def test_a_nameless_dataset_still_gets_a_name(tmp_path):
+    assert RunDir.create(tmp_path, None, "frozen", "データ").path.name.endswith("-frozen-data")
+
+
+def test_a_file_in_place_of_the_runs_folder_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("")
+    for runs_dir in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
+        with pytest.raises(UsageError, match="expected a folder for runs"):
+            RunDir.create(runs_dir, "one", "frozen", "sample")
+
+
+def test_open_finds_a_run_and_names_its_neighbours_otherwise(run):
+    with pytest.raises(UsageError, match=r"found no config.json in it; runs in .*: none"):
+        RunDir.open(run.path)
+    run.write_json("config.json", {})
+    assert RunDir.open(run.path) == run
+    with pytest.raises(UsageError, match=r"found no such folder; runs in .*: one$"):
+        RunDir.open(run.path.with_name("two"))
+
+
+# Writing
+
+
+def test_everything_is_private(run):
+    run.write_text("text", "x")
+    with run.writing("figure.png") as path:
+        path.write_bytes(b"x")
+    with run.locked():
+        pass
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.path.iterdir()}
+    assert modes == {"text": 0o600, "figure.png": 0o600, ".lock": 0o600}
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+
+
+def test_writing_keeps_the_suffix_and_publishes_only_on_success(run):
+    run.write_text("model.keras", "old")
+    with pytest.raises(ZeroDivisionError), run.writing("model.keras") as path:  # noqa: PT012
+        assert path.suffix == ".keras"
+        assert path.parent == run.path
+        path.write_text("half")
+        assert run.file("model.keras").read_text() == "old"
+        raise ZeroDivisionError
+    assert {path.name for path in run.path.iterdir()} == {"model.keras"}
+    assert run.file("model.keras").read_text() == "old"
+
+
+def test_a_writer_that_writes_nothing_is_an_error(run):
+    with pytest.raises(FileNotFoundError), run.writing("model.keras"):
+        pass
+    assert not run.file("model.keras").exists()
+
+
+def test_content_reaches_the_disk_before_its_name_does(run, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (steps.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
+    run.write_text("a.json", "x")
+    assert re.fullmatch(r".*/\.a\.tmp-\w+\.json", steps[0])
+    assert steps[1:] == ["replace", str(run.path.resolve())]
+
+
+@pytest.mark.parametrize(
+    ("moment", "survivor"),
+    [("write", "old"), ("fsync", "old"), ("replace", "old"), ("replaced", "new")],
+)
+def test_killed_while_writing_leaves_the_old_or_the_new_file(run, moment, survivor):
+    run.write_text("history.csv", "old" * 1000)
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from fmnist_tf.results.rundir import RunDir
+        def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+        moment, replace = sys.argv[2], os.replace
+        if moment in ("fsync", "replace"): setattr(os, moment, die)
+        if moment == "replaced": os.replace = lambda a, b: (replace(a, b), die())
+        run = RunDir(Path(sys.argv[1]))
+        with run.writing("history.csv") as path, open(path, "w") as stream:
+            stream.write("new" * 500); stream.flush()
+            if moment == "write": die()
+            stream.write("new" * 500)
+        run.write_done()
+    """
+    with start(script, run.path, moment) as process:
+        assert process.wait() == -signal.SIGKILL
+    assert run.file("history.csv").read_text() == survivor * 1000
+    assert not run.is_complete
+
+
+def test_killed_at_any_time_the_file_is_whole(run):
+    script = """
+        import sys
+        from pathlib import Path
+        from fmnist_tf.results.rundir import RunDir
+        run = RunDir(Path(sys.argv[1]))
+        for turn in range(1_000_000):
+            run.write_bytes("big", bytes([turn % 251]) * 3_000_000)
+            if turn == 1: print("ready", flush=True)
+    """
+    for delay in (0.0, 0.011, 0.023, 0.037):
+        with start(script, run.path) as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delay)
+            process.kill()
+        content = run.file("big").read_bytes()
+        assert content == content[:1] * 3_000_000
+
+
+# Reading
+
+
+def test_json_round_trip_and_refusals(run):
+    content = {"name": "Ünïcode", "numbers": [1, 0.1, None], "nested": {"a": True}}
+    run.write_json("config.json", content)
+    assert run.read_json("config.json") == content
+    with pytest.raises(ValueError, match="JSON compliant"):
+        run.write_json("config.json", {"loss": float("nan")})
+    assert run.read_json("config.json") == content
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00", "[" * 100_000])
+def test_damaged_json_is_one_clear_error(run, content):
+    run.write_text("config.json", content)
+    with pytest.raises(UsageError, match=r"config\.json: expected the config\.json of a run"):
+        run.read_json("config.json")
+
+
+def test_missing_files_are_one_clear_error(run):
+    for read in (lambda: run.read_json("x.json"), run.read_history, run.read_predictions):
+        with pytest.raises(UsageError, match="found: no such file; the run is incomplete"):
+            read()
+
+
+def test_history_keeps_every_digit(run):
+    run.write_history(ROWS)
+    again = run.read_history()
+    assert repr(again) == repr(ROWS)
+    with run.file("history.csv").open(newline="") as stream:
+        header, *lines = csv.reader(stream)
+    assert ",".join(header) == (
+        "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
+    )
+    assert lines[1][2] == "1e-17"
+
+
+def test_history_takes_numpy_numbers(run):
+    run.write_history([HistoryRow(1, "frozen", *np.float64([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))])
+    assert "np." not in run.file("history.csv").read_text()
+    assert run.read_history()[0].loss == 0.1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text.replace("epoch,", "era,"),
+        lambda text: text[:-20],
+        lambda text: text.replace("0.875", "much"),
+        lambda text: text.replace("\n1,", "\n1.5,"),
+        lambda text: text + "2,finetune,1,1,1,1,1,1,1\n",
+    ],
+)
+def test_damaged_history_is_one_clear_error(run, damage):
+    run.write_history(ROWS)
+    run.write_text("history.csv", damage(run.file("history.csv").read_text()))
+    with pytest.raises(UsageError, match=r"expected the history\.csv of a run"):
+        run.read_history()
+
+
+def make_predictions() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.integers(0, 3, 7), random.dirichlet(np.ones(3), 7).astype(np.float32)
+
+
+def test_predictions_round_trip_and_are_the_same_bytes_each_time(run):
+    labels, probabilities = make_predictions()
+    run.write_predictions(labels.astype(np.int32), probabilities)
+    first = run.file("predictions.npz").read_bytes()
+    read_labels, read_probabilities = run.read_predictions()
+    assert (read_labels.dtype, read_probabilities.dtype) == (np.int64, np.float32)
+    assert (read_labels == labels).all()
+    assert (read_probabilities == probabilities).all()
+    run.write_predictions(labels, probabilities)
+    assert run.file("predictions.npz").read_bytes() == first
+
+
+def test_predictions_with_any_byte_changed_are_refused_or_equal(run):
+    labels, probabilities = make_predictions()
+    run.write_predictions(labels, probabilities)
+    path = run.file("predictions.npz")
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read = run.read_predictions()
+        except UsageError:
+            refused += 1
+        else:  # a byte nobody reads, such as a time stamp
+            assert (read[0] == labels).all()
+            assert (read[1] == probabilities).all()
+    assert refused > len(whole) / 2
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"labels": np.zeros(2, np.int64)},
+        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros((2, 2), np.float64)},
+        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros((3, 2), np.float32)},
+        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros(2, np.float32)},
+        {"labels": np.zeros(2, np.int32), "probabilities": np.zeros((2, 2), np.float32)},
+        {"labels": np.array([{}, {}]), "probabilities": np.zeros((2, 2), np.float32)},
+        {
+            "labels": np.zeros(2, np.int64),
+            "probabilities": np.zeros((2, 2), np.float32),
+            "more": np.zeros(1),
+        },
+    ],
+)
+def test_other_arrays_are_refused(run, arrays):
+    np.savez(run.file("predictions.npz"), **arrays)
+    with pytest.raises(UsageError, match=r"expected the predictions\.npz of a run"):
+        run.read_predictions()
+
+
+def test_compressed_predictions_are_refused_unread(run):
+    probabilities = np.zeros((1_000_000, 50), np.float32)  # 200 MB in a file of 200 kB
+    labels = np.zeros(1_000_000, np.int64)
+    np.savez_compressed(run.file("predictions.npz"), labels=labels, probabilities=probabilities)
+    with pytest.raises(UsageError, match="compressed entries"):
+        run.read_predictions()
+
+
+# Completeness
+
+
+def test_done_lists_each_file_but_the_changing_ones(run):
+    run.write_json("config.json", {"phase": "frozen"})
+    run.write_text("history.csv", "x\n")
+    for folder in ("wandb", "checkpoints", "export"):
+        (run.path / folder).mkdir()
+        (run.path / folder / "f").write_text(folder)
+    with run.locked():
+        assert not run.is_complete
+        run.write_done()
+        run.write_done()  # does not list itself
+    assert run.is_complete
+    files = run.read_json("DONE.json")["files"]
+    assert list(files) == ["config.json", "export/f", "history.csv"]
+    assert files["history.csv"] == {"bytes": 2, "sha256": hashlib.sha256(b"x\n").hexdigest()}
+
+
+def finish(runs_dir: Path, name: str, phase: str, finished_at: str) -> RunDir:
+    run = RunDir.create(runs_dir, name, phase, "sample")
+    run.write_json("config.json", {"phase": phase})
+    run.write_json("DONE.json", {"finished_at": finished_at, "files": {}})
+    return run
+
+
+def test_the_newest_complete_run_is_found_by_its_own_record(tmp_path):
+    assert find_newest_complete_run(tmp_path / "none") is None
+    newest = finish(tmp_path, "b", "frozen", "2026-03-01T12:00:00+02:00")
+    finish(tmp_path, "a", "frozen", "2026-03-01T09:59:59+00:00")
+    finish(tmp_path, "z", "finetune", "2027-01-01T00:00:00+00:00")
+    finish(tmp_path, "late-file-time", "frozen", "2025-01-01T00:00:00+00:00")
+    os.utime(newest.file("DONE.json"), (0, 0))
+    os.utime(newest.path, (0, 0))
+    assert find_newest_complete_run(tmp_path) == newest
+    assert find_newest_complete_run(tmp_path, "finetune").path.name == "z"
+    assert find_newest_complete_run(tmp_path, "scratch") is None
+
+
+@pytest.mark.parametrize("done", ["", "[]", "{}", '{"finished_at": 7}', '{"finished_at": "soon"}'])
+def test_incomplete_damaged_and_foreign_folders_are_passed_over(tmp_path, done):
+    good = finish(tmp_path, "good", "frozen", "2020-01-01T00:00:00+00:00")
+    finish(tmp_path, "damaged", "frozen", "2030-01-01T00:00:00+00:00").write_text("DONE.json", done)
+    unfinished = finish(tmp_path, "unfinished", "frozen", "2030-01-01T00:00:00+00:00")
+    unfinished.file("DONE.json").unlink()
+    finish(tmp_path, "unconfigured", "frozen", "2030-01-01T00:00:00+00:00").write_json(
+        "config.json", {}
+    )
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "LOG.md").write_text("")
+    assert find_newest_complete_run(tmp_path) == good
+
+
+def test_the_time_written_is_the_time_found(tmp_path):
+    early = finish(tmp_path, "early", "frozen", "2020-01-01T00:00:00+00:00")
+    assert find_newest_complete_run(tmp_path) == early
+    late = RunDir.create(tmp_path, "a-late-one", "frozen", "sample")
+    late.write_json("config.json", {"phase": "frozen"})
+    late.write_done()
+    assert find_newest_complete_run(tmp_path) == late
+
+
+# The lock
+
+HOLD = """
+    import sys
+    from pathlib import Path
+    from fmnist_tf.results.rundir import RunDir
+    with RunDir(Path(sys.argv[1])).locked():
+        print("ready", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run(run):
+    with start(HOLD, run.path) as process:
+        assert process.stdout.readline() == "ready\n"
+        holder = rf"one is in use by process {process.pid} on \S+ since 20"
+        with pytest.raises(RunExistsError, match=holder) as caught, run.locked():
+            pass
+        process.communicate("\n")
+    assert caught.value.exit_code == 3
+    with run.locked():
+        assert json.loads(run.file(".lock").read_bytes())["pid"] == os.getpid()
+    assert run.file(".lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_free(run):
+    with start(HOLD, run.path) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    with run.locked():
+        pass
+
+
+def test_a_lock_file_without_words_still_refuses(run):
+    with run.locked():
+        run.file(".lock").write_bytes(b"{")
+        with pytest.raises(RunExistsError, match="in use by another process"), run.locked():
+            pass

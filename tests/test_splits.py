@@ -1,0 +1,152 @@
+"""Splits: disjoint, complete, stratified within one example, the same for the same seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_tf.data.splits import Splits, plan_holdout, plan_splits
+from fmnist_tf.errors import UsageError
+
+LABELS = np.arange(600) * 7 % 10
+
+
+def test_train_and_val_are_sorted_disjoint_and_complete():
+    splits = plan_splits(LABELS, val_fraction=0.1, seed=0)
+    assert splits.train.dtype == splits.val.dtype == np.int64
+    assert (np.diff(splits.train) > 0).all()
+    assert (np.diff(splits.val) > 0).all()
+    assert sorted([*splits.train, *splits.val]) == list(range(600))
+    assert np.bincount(LABELS[splits.val]).tolist() == [6] * 10
+
+
+def test_golden_digest():
+    """The split of a seed is part of a run's identity: a change here must be meant."""
+    assert (
+        plan_splits(LABELS, val_fraction=0.1, seed=0).digest
+        == "7755e1985e901088c69d99231e894acd9306373cbcb40dbde71d730d9b4f5e12"
+    )
+    assert (
+        plan_splits(LABELS, val_fraction=0.1, seed=0, limit=300).digest
+        == "6fec18907907707655dd83c0e6cfe3db03b1bd82046dfb5d66edde8f358e56b3"
+    )
+
+
+def test_the_seed_alone_decides():
+    digests = [plan_splits(LABELS, val_fraction=0.1, seed=s).digest for s in (0, 0, 1, 2**40)]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_the_digest_tells_the_two_sets_apart():
+    rows = np.arange(4)
+    assert Splits(rows[:1], rows[1:]).digest != Splits(rows[:2], rows[2:]).digest
+
+
+def test_limit_chooses_a_stratified_subset_before_the_division():
+    splits = plan_splits(LABELS, val_fraction=0.2, seed=3, limit=100)
+    assert np.bincount(LABELS[splits.train]).tolist() == [8] * 10
+    assert np.bincount(LABELS[splits.val]).tolist() == [2] * 10
+    assert not set(splits.train) & set(splits.val)
+    assert splits.train.max() > 100  # not merely the first rows
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(600, 600), (10**9, 600), (599, 590), (590, 590)])
+def test_limit_near_the_number_of_rows(limit, expected):
+    splits = plan_splits(LABELS, val_fraction=0.1, seed=0, limit=limit)
+    assert len(splits.train) + len(splits.val) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    fraction=st.floats(0.01, 0.99),
+    limit=st.none() | st.integers(1, 300),
+    seed=st.integers(0, 2**32),
+)
+def test_every_class_is_within_one_example_or_the_error_says_what_to_do(
+    counts, fraction, limit, seed
+):
+    labels = np.repeat(np.arange(len(counts)) * 7, counts)
+    try:
+        splits = plan_splits(labels, val_fraction=fraction, seed=seed, limit=limit)
+    except UsageError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "hint: " in refusal
+        return
+    chosen = np.concatenate([splits.train, splits.val])
+    assert len(np.unique(chosen)) == len(chosen)
+    assert len(chosen) == len(labels) if limit is None else len(chosen) <= limit
+    assert set(labels[splits.train]) == set(labels)  # no class is left without training rows
+    assert len(splits.val) == round(fraction * len(chosen))
+    values, chosen_counts = np.unique(labels[chosen], return_counts=True)
+    divisible = chosen_counts > 1
+    share = len(splits.val) / chosen_counts[divisible].sum()
+    for value, count in zip(values[divisible], chosen_counts[divisible], strict=True):
+        assert abs((labels[splits.val] == value).sum() - count * share) < 1
+    assert not set(values[~divisible]) & set(labels[splits.val])
+
+
+def test_a_thousand_classes_of_two_rows():
+    labels = np.repeat(np.arange(1000), 2)
+    splits = plan_splits(labels, val_fraction=0.5, seed=0)
+    assert np.bincount(labels[splits.train]).tolist() == [1] * 1000
+    assert np.bincount(labels[splits.val]).tolist() == [1] * 1000
+
+
+def test_a_class_with_one_row_trains():
+    labels = np.array([5, *[0] * 20, *[1] * 20])
+    splits = plan_splits(labels, val_fraction=0.25, seed=0)
+    assert 0 in splits.train
+    assert np.bincount(labels[splits.val]).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("labels", "arguments", "message"),
+    [
+        (LABELS, {"val_fraction": 0.0}, "a fraction of 0; expected one between 0 and 1"),
+        (LABELS, {"val_fraction": 1.0}, "a fraction of 1; expected one between 0 and 1"),
+        (LABELS, {"val_fraction": float("nan")}, "a fraction of nan; expected one between"),
+        (
+            np.repeat(np.arange(1000), 3),
+            {"val_fraction": 0.1},
+            "0.1 of 3000 rows is 300 rows; expected a fraction between 0.3333 and 0.6667",
+        ),
+        (LABELS, {"val_fraction": 0.99}, "is 594 rows; expected a fraction between 0.01667 and"),
+        (
+            np.array([*range(10), *[10] * 5, *[11] * 5]),
+            {"val_fraction": 0.9},
+            "0.9 of 20 rows is 18 rows; expected a fraction between 0.1 and 0.4, so that 2 classes",
+        ),
+        (np.arange(10), {"val_fraction": 0.1}, "no class has more than one row"),
+        (LABELS, {"val_fraction": 0.1, "limit": 9}, "--limit 9: fewer rows than the 10 classes"),
+        (LABELS, {"val_fraction": 0.1, "limit": 10}, "no class has more than one row"),
+        (LABELS, {"val_fraction": 0.1, "limit": 50}, "is 5 rows; expected a fraction between 0.2"),
+        (
+            np.repeat([0, 1], [1000, 2]),
+            {"val_fraction": 0.1, "limit": 100},
+            "--limit 100 leaves no training row to 1 classes (the first is class 1, 2 of 1002",
+        ),
+        (
+            np.repeat([0, 1, 2], [50, 50, 2]),
+            {"val_fraction": 0.9},
+            "val split: 0.9 of 102 rows leaves no training row to 1 classes (the first is class 2",
+        ),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_with_a_way_out(labels, arguments, message):
+    with pytest.raises(UsageError) as error:
+        plan_splits(labels, seed=0, **arguments)
+    assert message in str(error.value)
+    assert "--limit" in str(error.value)
+
+
+def test_holdout_names_its_part_and_hint():
+    kept, held = plan_holdout(LABELS, fraction=0.15, seed=0, part="test", hint="none")
+    assert np.bincount(LABELS[held]).tolist() == [9] * 10
+    assert sorted([*kept, *held]) == list(range(600))
+    with pytest.raises(UsageError, match=r"^test split: .* hint: bring more$"):
+        plan_holdout(LABELS, fraction=0.001, seed=0, part="test", hint="bring more")
