@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from fmnist_tf import stopping
+
 BOX_WIDTH = 78
 
 
@@ -33,7 +35,8 @@ def say_boxed(text: str) -> None:
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.
 
-    Nothing is drawn where stderr is no terminal: a log wants lines, not bars.
+    Nothing is drawn where stderr is no terminal: a log wants lines, not bars. Whoever reports
+    progress can be stopped: the function raises what a signal left behind.
     """
     with tqdm(
         desc=title,
@@ -45,6 +48,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
 
         def show(done: int, total: int) -> None:
+            stopping.check()
             bar.total = total
             bar.update(done - bar.n)
 

@@ -171,13 +171,16 @@ def _without_startup_noise() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-def build_network(config: RunConfig, dataset: Dataset, parent: RunDir | None) -> Network:
+def build_network(
+    config: RunConfig, dataset: Dataset, parent: RunDir | None, download_dir: Path
+) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
 
     Args:
         config: complete.
         dataset: gives the classes.
         parent: the complete frozen run whose weights a finetune run starts from.
+        download_dir: where published weights go.
 
     Raises:
         UsageError: backbone, side, stage or weights are not to be had.
@@ -194,7 +197,7 @@ def build_network(config: RunConfig, dataset: Dataset, parent: RunDir | None) ->
     backbone = card.build(side)
     if parent is None:
         choice = "random" if config.phase == "scratch" else config.weights
-        weights = read_backbone_weights(backbone, card, choice, say)
+        weights = read_backbone_weights(backbone, card, choice, download_dir=download_dir, say=say)
     else:
         weights = WeightsSource(**parent.read_json("provenance.json")["weights"])
     classifier = build_classifier(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tf import stopping
 from fmnist_tf.config import RunConfig, add_flags, complete_config
 from fmnist_tf.errors import FmnistError, UsageError, printable
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from fmnist_tf.results.rundir import RunDir
 
 DATA_DIR = Path("data")
-
-
-class TerminatedError(BaseException):
-    """SIGTERM; like KeyboardInterrupt, no error of the program."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,14 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    stopping.listen()
     try:
         _train(flags, arguments)
         return 0
-    except KeyboardInterrupt:
-        return _stop("stopped by Ctrl-C", 130)
-    except TerminatedError:
-        return _stop("stopped by SIGTERM", 143)
+    except stopping.StoppedError as stopped:
+        return _stop(str(stopped), stopped.exit_code)
     except FmnistError as error:
         if flags.debug:
             traceback.print_exc()
@@ -89,10 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         reason = printable(" ".join(str(error).split()), 300)
         return _stop(f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1)
-
-
-def _raise_terminated(number: int, frame: Any) -> None:
-    raise TerminatedError
 
 
 def _stop(message: str, exit_code: int) -> int:
@@ -146,7 +136,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     with clock.stage("import_tensorflow"):
         session.import_tensorflow()
     with clock.stage("model"):
-        network = session.build_network(config, dataset, parent)
+        network = session.build_network(config, dataset, parent, cache_dir / "downloads")
         from fmnist_tf.model.folding import choose_precision
 
     if network.weights.warning:

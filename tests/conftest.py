@@ -1,4 +1,4 @@
-"""What several test files share: optional real data, and a toy backbone in place of ResNet50."""
+"""What several test files share: optional real data, and the toy backbone."""
 
 from __future__ import annotations
 
@@ -30,40 +30,11 @@ def resnet50_weights() -> Path:
 
 @pytest.fixture
 def toy_card(monkeypatch: pytest.MonkeyPatch):
-    """A backbone that builds and trains in a blink, registered as `--backbone toy`.
-
-    It has what ResNet50 has: convolutions with and without bias, BatchNorm, a residual addition,
-    and two stages with a single tensor between them.
-    """
-    import keras
-    from keras import layers
-
+    """The toy backbone's card, registered as `--backbone toy`."""
     from fmnist_tf.model import backbones
-    from fmnist_tf.model.preprocessing import CAFFE
+    from toy import build_toy_card
 
-    def build(side: int) -> keras.Model:
-        inputs = keras.Input((side, side, 3), name="toy_input")
-        x = layers.Conv2D(4, 3, 2, padding="same", use_bias=False, name="stem_conv")(inputs)
-        x = layers.BatchNormalization(name="stem_bn")(x)
-        x = layers.ReLU(name="stem_relu")(x)
-        y = layers.Conv2D(8, 1, name="deep_conv")(x)
-        y = layers.BatchNormalization(name="deep_bn", scale=False)(y)
-        z = layers.Conv2D(8, 3, padding="same", name="deep_side_conv")(x)
-        z = layers.BatchNormalization(name="deep_side_bn", center=False)(z)
-        x = layers.Add(name="deep_add")([y, z])
-        x = layers.ReLU(name="deep_relu")(x)
-        x = layers.AveragePooling2D(2, name="deep_pool")(x)
-        return keras.Model(inputs, x, name="toy")
-
-    card = backbones.BackboneCard(
-        name="toy",
-        build=build,
-        least_side=8,
-        usual_side=16,
-        value_range=CAFFE,
-        stages={"stem": ("stem_",), "deep": ("deep_",)},
-        pretrained=None,
-    )
+    card = build_toy_card()
     monkeypatch.setitem(backbones.BACKBONES, "toy", card)
     return card
 

@@ -105,9 +105,7 @@ def test_kaggle(read: Callable[..., CsvTable]) -> None:
 
 
 def with_column(cells: Cells, at: int, name: str, value: Callable[[int], str]) -> Cells:
-    return [
-        [*row[:at], name if i == 0 else value(i), *row[at:]] for i, row in enumerate(cells)
-    ]
+    return [[*row[:at], name if i == 0 else value(i), *row[at:]] for i, row in enumerate(cells)]
 
 
 def renamed(*names: str) -> Cells:
@@ -201,7 +199,7 @@ def test_label_column_chosen_by_name(read: Callable[..., CsvTable]) -> None:
     ("written", "values"),
     [
         (["10", "9", "-1", "024", "+24", "24.0"], ("-1", "9", "10", "24")),
-        (["T-shirt/top", "Bag", " Bag", "Bag ", "écharpe", "Bag"], ("Bag", "T-shirt/top", "écharpe")),
+        (["T-shirt/top", "Bag", " Bag", "Bag ", "été", "Bag"], ("Bag", "T-shirt/top", "été")),
         (['"a,b"', '"say ""hi"""', "c", "c", "c", "c"], ("a,b", "c", 'say "hi"')),
     ],
 )  # fmt: skip
@@ -271,6 +269,8 @@ WHOLE = text(kaggle())
 ZIPPED = gzip.compress(WHOLE)
 SCALED = [HEADER, *([row[0], *(str(int(v) / 255) for v in row[1:])] for row in rows())]
 SEMICOLONS = WHOLE.replace(b",", b";")
+GERMAN = text(SCALED).replace(b",", b";").replace(b".", b",")
+FIRST_ROW_AS_HEADER = ["5", *(f"0.{i}" for i in range(1, 785))]
 HEADER_2 = [*HEADER[:3], "pixel1", *HEADER[4:]]
 
 BAD: list[tuple[str, str, int | None, int | None, Build]] = [
@@ -308,8 +308,8 @@ BAD: list[tuple[str, str, int | None, int | None, Build]] = [
     ("E016 semicolon", "E016", 1, 1, saved(SEMICOLONS)),
     ("E016 tab", "E016", 1, 1, saved(WHOLE.replace(b",", b"\t"))),
     ("E016 space", "E016", 1, 1, saved(WHOLE.replace(b",", b" "))),
-    ("E017 semicolon", "E017", 1, 1, saved(text(SCALED).replace(b",", b";").replace(b".", b","))),
-    ("E017 no header", "E017", 1, 1, saved(text(SCALED[1:]).replace(b",", b";").replace(b".", b","))),
+    ("E017 semicolon", "E017", 1, 1, saved(GERMAN)),
+    ("E017 no header", "E017", 1, 1, saved(GERMAN[GERMAN.index(b"\n") + 1 :])),
     ("E017 quoted", "E017", 4, 9, with_cell(4, 9, '"0,5"')),
     ("E018 short", "E018", 4, None, saved([*kaggle()[:3], kaggle()[3][:-1], *kaggle()[4:]])),
     ("E018 first line, no header", "E018", 1, None, saved([rows()[0][:-1], *rows()[1:]])),
@@ -322,7 +322,7 @@ BAD: list[tuple[str, str, int | None, int | None, Build]] = [
     ("E020 comma at each end", "E020", 1, 786, saved(text(kaggle(), ",\n"))),
     ("E021 column numbers", "E021", 1, 1, saved([[str(i) for i in range(785)], *rows()])),
     ("E021 names and numbers", "E021", 1, 700, with_cell(1, 700, "pixel699", rows())),
-    ("E021 row as header", "E021", 1, 1, saved([["5", *(f"0.{i}" for i in range(1, 785))], *rows()])),
+    ("E021 row as header", "E021", 1, 1, saved([FIRST_ROW_AS_HEADER, *rows()])),
     ("E022 twice", "E022", 1, 4, saved([HEADER_2, *rows()])),
     ("E023 missing", "E023", 1, None, saved([row[:-1] for row in kaggle()])),
     ("E025 strange", "E025", 1, 786, saved(with_column(kaggle(), 785, "weight", str))),
@@ -540,7 +540,7 @@ def test_faults_before_a_broken_end(read: Callable[..., CsvTable]) -> None:
 
 
 def test_lines_count_across_blocks(read: Callable[..., CsvTable]) -> None:
-    cells = [HEADER, *rows() * 60]  # more than ten blocks
+    cells = [HEADER, *(list(row) for row in rows() * 60)]  # more than ten blocks
     cells[333][783] = "3OO"
     cells[300][5] = "12.0"  # accepted by the exact reader in the middle of plain blocks
     error = complaint(lambda: read(cells))
@@ -695,7 +695,7 @@ def test_w040_transposed() -> None:
 def test_w040_imbalance() -> None:
     labels = np.repeat([0, 1, 2, 3], [70, 60, 64, 6])
     warned("class a has 70 images and class d 6", labels=labels)
-    warned(labels=np.repeat([0, 1, 2, 3], [60, 60, 74, 6])[:194])
+    warned(labels=np.repeat([0, 1, 2, 3], [66, 57, 70, 7]))
     warned("class c has 100 images and class d 0", labels=np.repeat([0, 1, 2], [50, 50, 100]))
 
 

@@ -188,6 +188,14 @@ def test_auto_converts_the_cached_official_files_once(read, cached, data_dir, sa
             assert (pixels.labels == cached[labels]).all()
 
 
+def test_the_official_files_are_known_by_their_content(read, cached, data_dir, tmp_path):
+    read("auto")
+    renamed = shutil.copy(data_dir / "fashion-mnist_train.csv", tmp_path / "renamed.csv")
+    dataset = read(renamed, test_data=str(data_dir / "fashion-mnist_test.csv"))
+    assert (dataset.kind, dataset.name) == ("official", "renamed")
+    assert dataset.train.class_names == GARMENTS
+
+
 def test_a_lone_test_file_is_not_overwritten(read, cached, data_dir):
     mine = write(data_dir / "fashion-mnist_test.csv")
     before = mine.read_bytes()
@@ -254,7 +262,7 @@ def test_the_sample_is_written_where_it_differs(read, data_dir):
     test.write_text("edited")
     assert read("sample").files == first.files
     assert train.stat().st_mtime_ns == written
-    assert read("sample", sample_seed=1).files[0] != first.files[0]
+    assert read("sample", sample_seed=1).files[0].sha256 != first.files[0].sha256
 
 
 # --- a named source ---
@@ -273,6 +281,12 @@ def test_a_named_folder_never_falls_back(read, cached, data_dir, tmp_path):
     with pytest.raises(UsageError, match=r"a folder without a train CSV; expected a \.csv"):
         read(tmp_path / "folder")
     assert not data_dir.exists()
+
+
+def test_patterns_stand_for_the_one_file_they_match(read, tmp_path):
+    train, test = write(tmp_path / "mine-1.csv"), write(tmp_path / "yours-1.csv", seed=1)
+    dataset = read(tmp_path / "mine*.csv", test_data=str(tmp_path / "yours-?.csv"))
+    assert [file.path for file in dataset.files] == [str(train), str(test)]
 
 
 def test_a_named_folder_is_searched(read, tmp_path):

@@ -36,6 +36,7 @@ TRAIN = """
         config={"seed": 7, "model": {"units": 256}}, warn=lambda text: print("WARN", text),
     )
     assert (sys.exit, sys.excepthook) == hooks
+    print("canary-console")
     for epoch, val_accuracy in ((1, 0.5), (2, 0.9), (3, 0.8)):
         loss = float("nan") if epoch == 1 else 1 / epoch
         row = HistoryRow(epoch, "frozen", loss, 0.25 * epoch, 2 / epoch, val_accuracy, 1e-3, 1.5)
@@ -112,7 +113,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     done = run_offline(tmp_path)
     assert done.stderr == ""
     assert done.returncode == 5
-    accuracy, view, upload = done.stdout.splitlines()
+    _, accuracy, view, upload = done.stdout.splitlines()
 
     # The hint names commands that work on the run as it lies in the run directory.
     offline_run = view.split()[-1]
@@ -156,7 +157,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     # Nothing secret in any byte, and no byte outside the run directory.
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(files) > 10
-    for secret in (KEY, ARGUMENT, REMOTE, VARIABLE):
+    for secret in (KEY, ARGUMENT, REMOTE, VARIABLE, "canary-console"):
         assert secret not in text
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
     assert not any(path.name.startswith("requirements") for path in files)
@@ -213,8 +214,9 @@ class Failing:
         self._call("login")
         return True
 
-    def init(self, mode: str, **_: object) -> "Failing":
+    def init(self, mode: str, **keywords: object) -> "Failing":
         self._call(f"init {mode}")
+        self.keywords = keywords
         self.offline = mode == "offline"
         self.url = "https://host/run"
         self.dir = "/x/offline-run-1/files"
@@ -358,6 +360,34 @@ def test_a_successful_run_warns_of_nothing_and_links_when_online(tmp_path, insta
     warnings: list[str] = []
     assert track(tmp_path, warnings.append, "online").hint == ("W&B: https://host/run",)
     assert warnings == []
+
+
+def test_wandb_is_told_to_look_at_nothing_and_to_stop_nothing(tmp_path, install):
+    # Some of these guard the same thing twice, and sampling starts too late for a short run to
+    # show it: so here each is asked for by name.
+    stub = Failing()
+    install(stub)
+    track(tmp_path, pytest.fail)
+    settings = stub.keywords["settings"]
+    hidden = ("meta", "machine_info", "stats")
+    assert [settings[f"x_disable_{what}"] for what in hidden] == [True] * 3
+    assert settings["disable_git"] is settings["disable_code"] is True
+    assert settings["save_code"] is settings["x_save_requirements"] is False
+    assert (settings["host"], settings["console"]) == ("", "off")
+    assert settings["reinit"] == "finish_previous"
+    assert settings["stop_fn"]() is None  # by default a click in the browser sends SIGINT
+    assert settings["init_timeout"] <= 30
+    assert 0 < settings["finish_timeout"] <= 600
+
+
+def test_the_project_can_be_named_in_the_environment(tmp_path, install, monkeypatch):
+    stub = Failing()
+    install(stub)
+    track(tmp_path, pytest.fail)
+    assert stub.keywords["project"] == "fmnist-tf"
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    track(tmp_path, pytest.fail)
+    assert stub.keywords["project"] == "mine"
 
 
 def test_a_failed_run_is_recorded_as_failed(tmp_path, install):

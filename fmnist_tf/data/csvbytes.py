@@ -181,7 +181,8 @@ class CsvBytes:
             yield chunk
 
     def _read_raw(self) -> Iterator[bytes]:
-        while chunk := self._raw.read(BLOCK_BYTES):
+        # No further than the size at opening, so that a file that grows is no endless one.
+        while chunk := self._raw.read(min(BLOCK_BYTES, self.size - self._read_bytes)):
             self._read_bytes += len(chunk)
             yield chunk
 

@@ -150,7 +150,7 @@ def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredP
     blocks = file.read_blocks()
     block = next(blocks)
     layout, rest = _split_header(file.path, block, label_column)
-    _check_room(file, layout, rest or block, directory.parent)
+    _check_room(file, layout, len(block) - len(rest), rest, directory.parent)
     reader = RowReader(file.path, layout)
     with StoreWriter(directory, PIXELS, layout.label_column is not None) as writer:
         block = rest
@@ -196,9 +196,12 @@ def _split_header(path: str, block: bytes, label_column: str | None) -> tuple[La
     return layout, block.split(b"\n", skipped)[skipped] if b"\n" in block else b""
 
 
-def _check_room(file: CsvBytes, layout: Layout, block: bytes, folder: Path) -> None:
-    line_bytes = len(block) / max(block.count(b"\n"), 1)
-    rows = int(file.estimate_text_bytes() / line_bytes)
+def _check_room(
+    file: CsvBytes, layout: Layout, header_bytes: int, sample: bytes, folder: Path
+) -> None:
+    """Compare the estimated size of the store with the free space; E044."""
+    line_bytes = len(sample) / max(sample.count(b"\n"), 1)
+    rows = int((file.estimate_text_bytes() - header_bytes) / max(line_bytes, 1))
     needed = rows * (PIXELS + (0 if layout.label_column is None else 8))
     while not folder.exists():
         folder = folder.parent

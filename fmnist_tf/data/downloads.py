@@ -1,6 +1,6 @@
-"""A file known by its SHA-256, fetched once, and never trusted before it is verified.
+"""A file known by its digest, fetched once, and never trusted before it is verified.
 
-In: a URL, a destination and the SHA-256 the file must have. Out: the path of a file that has it,
+In: a URL, a destination and the digest the file must have. Out: the path of a file that has it,
 or one clear error within seconds. This module must not know what the files contain.
 """
 
@@ -42,8 +42,58 @@ def keras_home() -> Path:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, 64 lower-case hexadecimal digits."""
+    return _file_digest(path, "sha256")
+
+
+def _file_digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _split_digest(digest: str) -> tuple[str, str, str]:
+    """Return the algorithm, its written name and the hexadecimal digits of a digest."""
+    algorithm, _, digits = digest.rpartition(":")
+    name = {"": "SHA-256", "md5": "MD5"}[algorithm]
+    return algorithm or "sha256", name, digits
+
+
+def find_or_fetch(
+    url: str,
+    digest: str,
+    *,
+    cache_dir: Path,
+    download_dir: Path,
+    max_bytes: int,
+    say: Callable[[str], None],
+) -> Path:
+    """Return the published file from a cache that others own, else from our own downloads.
+
+    Args:
+        url: where the file is published; its last part is the file's name.
+        digest: as for `fetch_verified`.
+        cache_dir: looked into and never written; a wrong file there is named and left alone.
+        download_dir: where it is downloaded to, unless it is there already.
+        max_bytes: as for `fetch_verified`.
+        say: hears of a wrong file and of a download.
+
+    Raises:
+        DownloadError: the file is in neither place and cannot be downloaded.
+        UsageError: the file in `download_dir` is damaged.
+    """
+    algorithm, name, expected = _split_digest(digest)
+    cached = cache_dir / url.rsplit("/", 1)[-1]
+    if cached.is_file():
+        found = _file_digest(cached, algorithm)
+        if found == expected:
+            return cached
+        say(
+            f"{printable(str(cached), 200)} is not used: {name} {found}, expected {expected} "
+            "(a broken download?)"
+        )
+    destination = download_dir / cached.name
+    if not destination.exists():
+        say(f"downloading {url}")
+    return fetch_verified(url, destination, digest, max_bytes=max_bytes)
 
 
 @contextmanager
@@ -73,22 +123,23 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
 def fetch_verified(
     url: str,
     destination: Path,
-    sha256: str,
+    digest: str,
     *,
     max_bytes: int,
     connect_seconds: float = 10.0,
     stall_seconds: float = 10.0,
 ) -> Path:
-    """Return `destination` once it holds the file with this SHA-256, downloading it if absent.
+    """Return `destination` once it holds the file with this digest, downloading it if absent.
 
     Proxies named in the environment are used, as urllib does. Progress is drawn on stderr when
     that is a terminal.
 
     Args:
         url: where the file is published, http or https.
-        destination: the file's place; an existing file is used only if its SHA-256 is right, and
+        destination: the file's place; an existing file is used only if its digest is right, and
             is neither overwritten nor removed if it is not.
-        sha256: 64 hexadecimal digits.
+        digest: a SHA-256, 64 hexadecimal digits; or `md5:` and 32, where its publisher states no
+            better one.
         max_bytes: a longer body is refused.
         connect_seconds: bound on everything until the answer's headers: address look-up,
             connection, proxy, TLS and redirects together.
@@ -99,29 +150,35 @@ def fetch_verified(
         DownloadError: no network, no such file, a stalled or truncated body, or a wrong file.
         OSError: the disk does not take the file.
     """
+    algorithm, name, expected = _split_digest(digest)
     if destination.exists():
-        found = file_sha256(destination)
-        if found == sha256:
+        found = _file_digest(destination, algorithm)
+        if found == expected:
             return destination
         raise UsageError(
-            f"{printable(str(destination), 200)}: SHA-256 {found}, expected {sha256}: damaged, or "
+            f"{printable(str(destination), 200)}: {name} {found}, expected {expected}: damaged, or "
             "another file. It is not used. hint: remove it, and it is downloaded afresh"
         )
     with write_atomically(destination) as file:
-        found = _receive(url, file, max_bytes, connect_seconds, stall_seconds)
-        if found != sha256:
+        hasher = hashlib.new(algorithm)
+        _receive(url, file, hasher.update, max_bytes, connect_seconds, stall_seconds)
+        if (found := hasher.hexdigest()) != expected:
             raise DownloadError(
-                f"cannot download {printable(url, 200)}: what came has SHA-256 {found}, expected "
-                f"{sha256}; nothing was kept"
+                f"cannot download {printable(url, 200)}: what came has {name} {found}, expected "
+                f"{expected}; nothing was kept"
             )
     return destination
 
 
 def _receive(
-    url: str, file: BinaryIO, max_bytes: int, connect_seconds: float, stall_seconds: float
-) -> str:
-    """Copy the body of `url` into `file` and return its SHA-256."""
-    digest = hashlib.sha256()
+    url: str,
+    file: BinaryIO,
+    digest: Callable[[bytes], None],
+    max_bytes: int,
+    connect_seconds: float,
+    stall_seconds: float,
+) -> None:
+    """Copy the body of `url` into `file` and past `digest`."""
     n_received = 0
     with _network_errors_named(url, stall_seconds):
         response = _open_within(url, connect_seconds, stall_seconds)
@@ -139,7 +196,7 @@ def _receive(
             if n_received > max_bytes:
                 raise _failed(url, f"more than the {max_bytes} bytes expected")
             file.write(chunk)
-            digest.update(chunk)
+            digest(chunk)
             show(n_received, n_announced)
             if (now := time.monotonic()) >= window_end:
                 if n_received < window_floor:
@@ -147,7 +204,6 @@ def _receive(
                 window_end, window_floor = now + stall_seconds, n_received + STALL_BYTES
     if n_announced is not None and n_received != n_announced:
         raise _failed(url, f"the connection ended after {n_received} of {n_announced} bytes")
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -212,7 +268,7 @@ def _network_errors_named(url: str, stall_seconds: float) -> Iterator[None]:
         if isinstance(cause, TimeoutError):
             raise _failed(url, f"stalled for {stall_seconds:g} s") from None
         if isinstance(cause, socket.gaierror):
-            raise _failed(url, "the host's address was not found; is there a network?") from None
+            raise _failed(url, "the host's address was not found (no network?)") from None
         raise _failed(url, printable(str(cause) or type(cause).__name__, 120)) from None
 
 

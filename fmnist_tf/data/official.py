@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_tf.data.downloads import fetch_verified, file_sha256, keras_home, write_atomically
+from fmnist_tf.data.downloads import find_or_fetch, keras_home, write_atomically
 from fmnist_tf.errors import UsageError, printable
 
 # The mirror that keras.datasets.fashion_mnist downloads from.
@@ -30,7 +30,10 @@ SHA256 = {
 }
 # Kaggle's file names, and the SHA-256 of what `write_official_csvs` makes of the files above.
 TRAIN_CSV, TEST_CSV = "fashion-mnist_train.csv", "fashion-mnist_test.csv"
-CSV_SHA256 = {TRAIN_CSV: "9b4c3051424ce1d78ff509d54017e2673b27260ea874c5ae9b364c0c1dc8a1b1", TEST_CSV: "a269a18ad7ac639afde1ab2e65f83dd38a4fc321d057cf7039df1e5cff241e91"}
+CSV_SHA256 = {
+    TRAIN_CSV: "9b4c3051424ce1d78ff509d54017e2673b27260ea874c5ae9b364c0c1dc8a1b1",
+    TEST_CSV: "a269a18ad7ac639afde1ab2e65f83dd38a4fc321d057cf7039df1e5cff241e91",
+}
 
 _MAX_GZ_BYTES = 32 << 20  # the largest of the four has 26,421,880
 _MAX_IDX_BYTES = 64 << 20  # the largest holds 47,040,016 when unpacked
@@ -49,23 +52,17 @@ def find_official_files(download_dir: Path, say: Callable[[str], None]) -> dict[
         DownloadError: a file is in neither place and cannot be downloaded.
         UsageError: a file in `download_dir` is damaged.
     """
-    found = {}
-    for name, sha256 in SHA256.items():
-        cached = keras_home() / "datasets" / "fashion-mnist" / name
-        if cached.is_file():
-            cached_sha256 = file_sha256(cached)
-            if cached_sha256 == sha256:
-                found[name] = cached
-                continue
-            say(
-                f"{printable(str(cached), 200)} is not used: SHA-256 {cached_sha256}, expected "
-                f"{sha256} (a broken download?)"
-            )
-        destination = download_dir / name
-        if not destination.exists():
-            say(f"downloading {BASE_URL}{name}")
-        found[name] = fetch_verified(BASE_URL + name, destination, sha256, max_bytes=_MAX_GZ_BYTES)
-    return found
+    return {
+        name: find_or_fetch(
+            BASE_URL + name,
+            sha256,
+            cache_dir=keras_home() / "datasets" / "fashion-mnist",
+            download_dir=download_dir,
+            max_bytes=_MAX_GZ_BYTES,
+            say=say,
+        )
+        for name, sha256 in SHA256.items()
+    }
 
 
 def write_official_csvs(files: Mapping[str, Path], folder: Path) -> tuple[Path, Path]:

@@ -128,7 +128,7 @@ def read_dataset(
     kind = _kind(train, train_path, data_dir)
     class_names = train.label_values
     has_ten = class_names == tuple(map(str, range(10)))
-    if has_ten and (kind == "sample" or "fashion" in train_path.name.lower()):
+    if has_ten and (kind != "csv" or "fashion" in train_path.name.lower()):
         class_names = GARMENTS
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
     train_pixels, test_pixels = _labelled(train, test, class_names, decisions)
@@ -156,8 +156,6 @@ def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
     Raises:
         UsageError: several files could be meant.
     """
-    if not folder.is_dir():
-        return None
     files = sorted(path for path in folder.glob("[!.]*") if _CSV_NAME.search(path.name))
     files = [path for path in files if path.is_file()]
     named = {path.name: path for path in files}
@@ -205,7 +203,7 @@ def _find_files(
         return found
     _refuse_lone_test(data_dir / official.TEST_CSV)
     try:
-        files = official.find_official_files(store_dir / "downloads", say)
+        files = official.find_official_files(store_dir.parent / "downloads", say)
     except DownloadError as error:
         say(f"{error}; the built-in sample is used instead")
         decisions.append(f"data: the built-in sample, for want of CSVs and of a network ({error})")

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from fmnist_tf.data.downloads import DownloadError, fetch_verified, file_sha256, keras_home
+from fmnist_tf.data.downloads import DownloadError, file_sha256, find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.preprocessing import CAFFE, ValueRange
 
@@ -36,11 +36,6 @@ class PretrainedWeights:
     n_bytes: int
     trained_on: str
     licence: str
-
-    @property
-    def file_name(self) -> str:
-        """The file's name in the Keras cache."""
-        return self.url.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,12 @@ def find_card(name: str, side: int | None) -> tuple[BackboneCard, int]:
 
 
 def read_backbone_weights(
-    backbone: keras.Model, card: BackboneCard, choice: str, say: Callable[[str], None]
+    backbone: keras.Model,
+    card: BackboneCard,
+    choice: str,
+    *,
+    download_dir: Path,
+    say: Callable[[str], None],
 ) -> WeightsSource:
     """Load weights into `backbone`, in place, and say where they came from.
 
@@ -153,6 +153,7 @@ def read_backbone_weights(
         backbone: as `card.build` returned it.
         card: its card.
         choice: auto, imagenet, random or a path; only auto falls back (to random).
+        download_dir: where published weights go that Keras' cache lacks.
         say: receives one line about a download.
 
     Raises:
@@ -169,15 +170,14 @@ def read_backbone_weights(
         if choice == "imagenet":
             raise UsageError(f"--weights imagenet: none are published for {card.name}")
         return WeightsSource("random", warning=_random_warning(card, "none are published"))
-    cached = keras_home() / "models" / card.pretrained.file_name
     try:
-        if not cached.exists():
-            say(f"downloading the {card.name} weights trained on {card.pretrained.trained_on}")
-        path = fetch_verified(
+        path = find_or_fetch(
             card.pretrained.url,
-            cached,
             card.pretrained.digest,
+            cache_dir=keras_home() / "models",
+            download_dir=download_dir,
             max_bytes=card.pretrained.n_bytes,
+            say=say,
         )
     except DownloadError as error:
         if choice == "imagenet":
@@ -221,8 +221,12 @@ def _load_checked(backbone: keras.Model, card: BackboneCard, path: Path) -> None
     if found != expected:
         missing, surplus = expected - found, found - expected
         difference = "; ".join(
-            f"{word} {next(iter(shapes))} and {shapes.total() - 1} more"
-            for word, shapes in (("lacks an array of shape", missing), ("has a foreign", surplus))
+            f"{word} {next(iter(shapes))}"
+            + (f" and {shapes.total() - 1} more" if shapes.total() > 1 else "")
+            for word, shapes in (
+                ("lacks an array of shape", missing),
+                ("has one too many of shape", surplus),
+            )
             if shapes
         )
         raise UsageError(

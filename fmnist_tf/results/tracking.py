@@ -186,7 +186,7 @@ def start_tracking(
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(
-        WANDB_SILENT="true",  # before login, which otherwise talks on stderr
+        WANDB_SILENT="true",  # all its messages, those of login too
         WANDB_ERROR_REPORTING="false",
         WANDB_DATA_DIR=data_dir,  # copies of table images that wait for `wandb sync`
         WANDB_CACHE_DIR=data_dir,
@@ -239,8 +239,6 @@ def _open_run(
                 finish_timeout=_FINISH_TIMEOUT_SECONDS,
                 finish_timeout_raises=True,
                 stop_fn=_ignore_stop,
-                silent=True,
-                quiet=True,
                 console="off",
                 save_code=False,
                 disable_code=True,

@@ -161,19 +161,21 @@ def fits_on_disk(folder: Path, n_bytes: int) -> bool:
 def read_features(
     folder: Path, key: str, n_rows: int, row_shape: tuple[int, ...]
 ) -> FeatureStore | None:
-    """Return the stored entry, or None if it is absent, unfinished, torn or of another shape.
+    """Return the stored entry, or None if it is absent, unfinished or damaged.
 
-    Sizes are compared at every start; the bytes' SHA-256 is in the manifest.
+    Every shard's bytes are compared with the manifest; one that differs is removed, so that
+    `run_prefix` computes it again.
     """
-    entry = folder / key
+    store = FeatureStore(folder / key, n_rows, row_shape)
     try:
-        manifest = json.loads((entry / "manifest.json").read_text())
-    except (OSError, ValueError):
+        digests = json.loads((store.path / "manifest.json").read_text())["sha256"]
+        shards = [shard_path(store.path, number) for number in range(len(shard_bounds(n_rows)))]
+        damaged = [path for path in shards if file_sha256(path) != digests[path.name]]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    if manifest.get("row_shape") != list(row_shape) or manifest.get("n_rows") != n_rows:
-        return None
-    store = FeatureStore(entry, n_rows, row_shape)
-    return store if all(_is_whole(store, n) for n in range(len(shard_bounds(n_rows)))) else None
+    for path in damaged:
+        path.unlink()
+    return None if damaged else store
 
 
 def run_prefix(
@@ -212,7 +214,7 @@ def run_prefix(
             with write_atomically(path) as file:
                 file.write(shard.view(np.uint8).data)
         shards[path.name] = file_sha256(path)
-    manifest = {"n_rows": len(pixels), "row_shape": list(row_shape), "sha256": shards}
+    manifest = {"rows": [len(pixels), *row_shape], "dtype": FEATURE_DTYPE.name, "sha256": shards}
     with write_atomically(entry / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return store
@@ -222,4 +224,3 @@ def _is_whole(store: FeatureStore, number: int) -> bool:
     start, stop = shard_bounds(store.n_rows)[number]
     path = shard_path(store.path, number)
     return path.is_file() and path.stat().st_size == stored_bytes(stop - start, store.row_shape)
-

@@ -1,0 +1,237 @@
+"""Weights are what they claim to be, or one clear error says what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.errors import UsageError
+from fmnist_tf.model.backbones import (
+    BACKBONES,
+    PretrainedWeights,
+    find_card,
+    read_backbone_weights,
+)
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Return a function that loads weights into a fresh toy backbone."""
+
+    def load(card, choice: str, said: list[str] | None = None):
+        backbone = card.build(16)
+        say = [].append if said is None else said.append
+        downloads = tmp_path / "downloads"
+        return backbone, read_backbone_weights(
+            backbone, card, choice, download_dir=downloads, say=say
+        )
+
+    return load
+
+
+@pytest.fixture
+def weights_file(toy_card, tmp_path: Path) -> Path:
+    keras.utils.set_random_seed(7)
+    path = tmp_path / "toy.weights.h5"
+    toy_card.build(16).save_weights(path)
+    return path
+
+
+def kernel(backbone) -> np.ndarray:
+    return backbone.get_layer("stem_conv").kernel.numpy()
+
+
+def test_a_file_is_loaded_and_recorded(read, toy_card, weights_file: Path) -> None:
+    backbone, source = read(toy_card, str(weights_file))
+    keras.utils.set_random_seed(7)
+    np.testing.assert_array_equal(kernel(backbone), kernel(toy_card.build(16)))
+    assert source.kind == "file"
+    assert source.sha256 == hashlib.sha256(weights_file.read_bytes()).hexdigest()
+
+
+def test_random_is_random_and_says_nothing(read, toy_card) -> None:
+    assert read(toy_card, "random")[1].warning is None
+
+
+def _other_network(path: Path) -> None:
+    inputs = keras.Input((16, 16, 3))
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)).save_weights(path)
+
+
+def _text(path: Path) -> None:
+    path.write_text("<html>not found</html>")
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _other_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        name = next(n for n in names if isinstance(file[n], h5py.Dataset))
+        del file[name]
+        file[name] = np.zeros((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (_other_network, "that is 15 arrays; found 2 arrays, of which it lacks"),
+        (_other_shape, "found 15 arrays, of which it lacks an array of shape"),
+        (_text, "not a readable HDF5 file"),
+        (_cut_short, "not a readable HDF5 file"),
+    ],
+)
+def test_a_wrong_file_says_expected_and_found(
+    read, toy_card, weights_file: Path, damage, found: str
+) -> None:
+    damage(weights_file)
+    with pytest.raises(UsageError) as caught:
+        read(toy_card, str(weights_file))
+    message = str(caught.value)
+    assert found in message
+    assert f"--weights {weights_file}" in message
+    assert "expected weights of toy without top" in message
+
+
+def test_a_missing_file_and_a_foreign_suffix(read, toy_card, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read(toy_card, str(tmp_path / "none.h5"))
+    (tmp_path / "model.pkl").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"does not end in \.h5"):
+        read(toy_card, str(tmp_path / "model.pkl"))
+
+
+@pytest.fixture
+def published(toy_card, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The toy card with weights published on this machine; KERAS_HOME is empty."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    content = weights_file.read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield replace(
+        toy_card,
+        pretrained=PretrainedWeights(
+            url=f"http://127.0.0.1:{server.server_port}/toy_notop.weights.h5",
+            digest="md5:" + hashlib.md5(content).hexdigest(),
+            n_bytes=len(content),
+            trained_on="nothing",
+            licence="none",
+        ),
+    )
+    server.shutdown()
+    server.server_close()
+
+
+def test_published_weights_are_fetched_once_and_verified(
+    read, published, weights_file: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    backbone, source = read(published, "auto", said)
+    assert (source.kind, source.trained_on) == ("imagenet", "nothing")
+    fetched = tmp_path / "downloads/toy_notop.weights.h5"
+    assert fetched.read_bytes() == weights_file.read_bytes()
+    assert said == [f"downloading {published.pretrained.url}"]
+    np.testing.assert_array_equal(kernel(backbone), kernel(read(published, str(fetched))[0]))
+    again: list[str] = []
+    assert read(published, "imagenet", again)[1] == source
+    assert again == []
+
+
+def test_kerass_own_cache_comes_first_and_is_never_written(
+    read, published, weights_file: Path, tmp_path: Path
+) -> None:
+    cached = tmp_path / "home/models/toy_notop.weights.h5"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights_file.read_bytes())
+    assert read(published, "auto")[1].path == str(cached)
+    cached.write_bytes(b"broken")
+    said: list[str] = []
+    assert read(published, "auto", said)[1].path == str(tmp_path / "downloads/toy_notop.weights.h5")
+    assert "is not used: MD5" in said[0]
+    assert cached.read_bytes() == b"broken"
+
+
+def test_a_file_of_another_digest_is_refused(read, published, tmp_path: Path) -> None:
+    wrong = replace(published, pretrained=replace(published.pretrained, digest="md5:" + "0" * 32))
+    with pytest.raises(DownloadError, match="MD5"):
+        read(wrong, "imagenet")
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_without_a_network_auto_falls_back_aloud_and_imagenet_does_not(read, published) -> None:
+    dead = replace(
+        published,
+        pretrained=replace(published.pretrained, url="http://127.0.0.1:9/toy_notop.weights.h5"),
+    )
+    _, source = read(dead, "auto")
+    assert source.kind == "random"
+    assert source.warning is not None
+    assert "RANDOM weights" in source.warning
+    with pytest.raises(DownloadError):
+        read(dead, "imagenet")
+
+
+def test_no_published_weights(read, toy_card) -> None:
+    assert read(toy_card, "auto")[1].warning
+    with pytest.raises(UsageError, match="none are published for toy"):
+        read(toy_card, "imagenet")
+
+
+def test_unknown_backbone_and_too_small_a_side(read, toy_card) -> None:
+    with pytest.raises(UsageError, match="--backbone vgg: expected one of resnet50"):
+        find_card("vgg", None)
+    with pytest.raises(UsageError, match="--image-size 7: toy needs at least 8"):
+        find_card("toy", 7)
+    assert find_card("toy", None) == (toy_card, 16)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_every_layer_has_its_stage(name: str) -> None:
+    card = BACKBONES[name]
+    backbone = card.build(card.least_side)
+    order = list(card.stages)
+    unnamed = [
+        layer.name
+        for layer in backbone.layers
+        if not layer.name.startswith(
+            tuple(p for prefixes in card.stages.values() for p in prefixes)
+        )
+        and not isinstance(layer, keras.layers.InputLayer)
+    ]
+    assert unnamed == []
+    ranks = [order.index(card.stage_of(layer.name)) for layer in backbone.layers]
+    assert set(ranks) == set(range(len(order)))
+
+
+@pytest.mark.real
+def test_real_weights_file_is_accepted(resnet50_weights: Path) -> None:
+    card = BACKBONES["resnet50"]
+    backbone = card.build(32)
+    source = read_backbone_weights(
+        backbone, card, str(resnet50_weights), download_dir=Path("unused"), say=print
+    )
+    assert source.kind == "file"
+    assert backbone.get_layer("conv1_bn").moving_mean.numpy().std() > 0

@@ -1,0 +1,74 @@
+"""Imports run down only, and what must be instant does not import TensorFlow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
+# Lower floors first; `results` stands beside `model` and `training`, on data alone.
+FLOORS = {
+    "": 0, "errors": 0, "stopping": 0, "config": 1, "data": 2, "model": 3, "training": 4, "results": 3,
+    "console": 1, "session": 5, "train": 6,
+}  # fmt: skip
+BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
+HEAVY = ("tensorflow", "keras")
+LIGHT = sorted(
+    "fmnist_tf." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for folder in ("data", "results")
+    for path in (PACKAGE / folder).glob("*.py")
+    if path.stem not in ("__init__", "batches")
+)
+
+
+def floor_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("fmnist_tf")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_run_down_only(path: Path) -> None:
+    parts = ("fmnist_tf", *path.relative_to(PACKAGE).with_suffix("").parts)
+    own = floor_of(".".join(part for part in parts if part != "__init__"))
+    for name in imports_of(path):
+        other = floor_of(name)
+        if other.startswith("__"):
+            continue
+        assert FLOORS[other] <= FLOORS[own], f"{path.name} imports {name}"
+        assert (own, other) not in BESIDE, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import fmnist_tf", "import fmnist_tf.config", "import " + ", ".join(LIGHT)],
+    ids=["package", "config", "data and results"],
+)
+def test_light_modules_do_not_import_tensorflow(statement: str) -> None:
+    script = f"import sys\n{statement}\nprint([m for m in {HEAVY} if m in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_does_not_import_tensorflow() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "fmnist_tf.train", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert "fmnist_tf.config" in imported
+    assert not imported & {"tensorflow", "keras", "numpy", "pandas", "wandb", "matplotlib"}
+    assert "--phase" in answer.stdout

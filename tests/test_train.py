@@ -1,0 +1,274 @@
+"""The command from end to end: files, hand-over between phases, exit codes, interruptions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.train import main
+
+FILES = {
+    "config.json", "provenance.json", "trainable.txt", "history.csv", "evaluation.json",
+    "predictions.npz", "labels.json", "model.keras", "curves.png", "confusion.png",
+    "mistakes.png", "DONE.json",
+}  # fmt: skip
+LABELS = (3, 7, 20)  # neither from zero nor without gaps
+TOY = ["--backbone", "toy", "--weights", "random", "--data", "toy_train.csv", "--units", "8"]
+QUICK = [*TOY, "--epochs", "2", "--batch-size", "16", "--wandb", "disabled"]
+
+
+def write_csv(path: Path, n_rows: int, seed: int) -> None:
+    """Write rows of three classes that differ in brightness."""
+    rng = np.random.default_rng(seed)
+    index = np.arange(n_rows) % 3
+    pixels = index[:, None] * 80 + rng.integers(0, 60, (n_rows, 784))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *(f"pixel{i}" for i in range(1, 785))])
+        writer.writerows([LABELS[k], *row] for k, row in zip(index, pixels, strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "toy_train.csv", 60, seed=0)
+    write_csv(tmp_path / "toy_test.csv", 21, seed=1)
+    return tmp_path
+
+
+def train(*words: str) -> int:
+    return main([*words])
+
+
+def frozen(*words: str) -> Path:
+    assert train("--phase", "frozen", *QUICK, "--run", "first", *words) == 0
+    return Path("runs/first")
+
+
+def read(run: Path, name: str) -> dict:
+    return json.loads((run / name).read_text())
+
+
+def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
+    run = frozen()
+    assert {path.name for path in run.iterdir() if path.name != ".lock"} == FILES
+    test = read(run, "evaluation.json")["test"]
+    assert test["total"] == 21
+    assert np.sum(test["confusion"]) == 21
+    assert test["accuracy"] == test["correct"] / 21
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"runs/first  test accuracy {test['accuracy']:.4f} ({test['correct']}/21)"
+    assert read(run, "labels.json") == {"0": "3", "1": "7", "2": "20"}
+    assert read(run, "evaluation.json")["val"]["total"] == 6
+    sealed = read(run, "DONE.json")["files"]
+    assert set(sealed) == FILES - {"DONE.json"}
+
+
+def test_history_has_a_row_an_epoch(folder: Path) -> None:
+    lines = (frozen() / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "frozen"], ["2", "frozen"]]
+
+
+def test_the_saved_model_gives_the_recorded_predictions(folder: Path) -> None:
+    run = frozen()
+    labels, probabilities = RunDir(run).read_predictions()
+    model = keras.saving.load_model(run / "model.keras", safe_mode=True)
+    pixels = np.loadtxt("toy_test.csv", delimiter=",", skiprows=1, dtype=int)[:, 1:]
+    found = model.predict(pixels.reshape(-1, 28, 28).astype(np.uint8), verbose=0)
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+    assert list(labels[:3]) == [0, 1, 2]
+
+
+def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
+    first = frozen()
+    words = ["--epochs", "2", "--batch-size", "16", "--wandb", "disabled", "--run", "second"]
+    assert train("--phase", "finetune", *words, "--dropout", "0.25") == 0
+    second = Path("runs/second")
+    assert {path.name for path in second.iterdir() if path.name != ".lock"} == FILES
+    said = capsys.readouterr().err
+    assert "finetune continues runs/first, the newest complete frozen run" in said
+    assert "units = 8  (inherited from first)" in said
+    assert "dropout = 0.25  (overrides 0.5 of first)" in said
+    config = read(second, "config.json")
+    assert (config["parent"], config["backbone"], config["dropout"]) == ("first", "toy", 0.25)
+    provenance = [read(run, "provenance.json") for run in (first, second)]
+    assert provenance[0]["data"]["split_sha256"] == provenance[1]["data"]["split_sha256"]
+    assert provenance[1]["weights"] == provenance[0]["weights"]
+    trained = {
+        line.split("\t")[0]
+        for line in (second / "trainable.txt").read_text().splitlines()
+        if "\ttrained\t" in line
+    }
+    assert {"deep_conv/kernel", "hidden/kernel"} <= trained
+    assert "stem_conv/kernel" not in trained
+
+
+def test_finetune_begins_where_frozen_ended_and_never_ends_worse(folder: Path) -> None:
+    first = frozen()
+    # A rate that ruins the network: the starting point has to win.
+    words = ["--wandb", "disabled", "--epochs", "1", "--learning-rate", "10", "--run", "second"]
+    assert train("--phase", "finetune", *words) == 0
+    second = Path("runs/second")
+    start = RunDir(second).read_history()[0]
+    parent = read(first, "evaluation.json")
+    assert (start.epoch, start.val_accuracy) == (0, parent["val"]["accuracy"])
+    assert start.val_loss == pytest.approx(parent["val"]["loss"], rel=0.02)
+    evaluation = read(second, "evaluation.json")
+    assert evaluation["chosen_epoch"] == 0
+    assert evaluation["val"]["correct"] == parent["val"]["correct"]
+    expected, found = (RunDir(run).read_predictions()[1] for run in (first, second))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_best_epoch_is_chosen_on_val(folder: Path) -> None:
+    run = frozen("--epochs", "5", "--learning-rate", "0.5")
+    rows = RunDir(run).read_history()
+    best = max(rows, key=lambda row: (row.val_accuracy, -row.val_loss, -row.epoch))
+    evaluation = read(run, "evaluation.json")
+    assert evaluation["chosen_epoch"] == best.epoch
+    assert evaluation["val"]["accuracy"] == pytest.approx(best.val_accuracy)
+    assert evaluation["val"]["loss"] == pytest.approx(best.val_loss, rel=1e-4)
+
+
+def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
+    runs = [frozen("--run", "a"), frozen("--run", "b")]
+    runs = [Path("runs/a"), Path("runs/b")]
+    assert train(*QUICK, "--run", "c", "--seed", "1") == 0
+    histories = [
+        [row[:7] for row in csv.reader((run / "history.csv").open())]
+        for run in (*runs, Path("runs/c"))
+    ]
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+    assert train(*QUICK, "--run", "d", "--cache", "off") == 0
+    stored, streamed = (RunDir(Path(f"runs/{name}")).read_history() for name in "ad")
+    for one, other in zip(stored, streamed, strict=True):
+        assert one.val_loss == pytest.approx(other.val_loss, rel=0.02)
+
+
+def test_scratch_trains_everything(folder: Path) -> None:
+    assert train("--phase", "scratch", *QUICK, "--run", "s") == 0
+    text = Path("runs/s/trainable.txt").read_text()
+    assert "stem_conv/kernel\t3x3x3x4\ttrained" in text
+    assert "stem_bn/moving_mean\t4\tupdated" in text
+    assert "value_range/kernel\t1x1x1x3\tfrozen" in text
+
+
+def test_dry_run_writes_no_run(folder: Path, capsys) -> None:
+    assert train(*QUICK, "--dry-run") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["units"] == 8
+    assert not [path for path in Path("runs").iterdir() if not path.name.startswith(".")]
+
+
+def test_wandb_mirrors_the_run_offline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert train(*QUICK[:-1], "offline", "--run", "w") == 0
+    assert list(Path("runs/w/wandb").glob("offline-run-*/*.wandb"))
+    said = capsys.readouterr().err
+    assert "leet runs/w/wandb/offline-run-" in said
+    assert "sync runs/w/wandb/offline-run-" in said
+
+
+def test_an_existing_run_is_refused_and_left_as_it_was(folder: Path, capsys) -> None:
+    run = frozen()
+    before = (run / "DONE.json").read_bytes()
+    assert train(*QUICK, "--run", "first") == 3
+    assert "exists already" in capsys.readouterr().err
+    assert (run / "DONE.json").read_bytes() == before
+
+
+BAD = {
+    "no frozen run": (["--phase", "finetune"], 2, "holds none; run `python -m fmnist_tf.train"),
+    "--from in frozen": (["--from", "x"], 2, "--phase finetune alone"),
+    "--from nothing": (["--phase", "finetune", "--from", "x"], 2, "expected a run directory"),
+    "backbone": (["--backbone", "vgg"], 2, "--backbone vgg: expected one of resnet50"),
+    "unfreeze": ([*TOY, "--unfreeze", "deep"], 2, "frozen trains no stage"),
+    "weights": ([*TOY, "--weights", "none.h5"], 2, "--weights none.h5: no such file"),
+    "data": ([*TOY, "--data", "none.csv"], 2, "error[E001] none.csv"),
+    "range": (["--epochs", "0"], 2, "--epochs 0: expected a whole number from 1"),
+    "run name": ([*TOY, "--run", "../x"], 2, "expected a plain name"),
+    "limit": ([*TOY, "--limit", "2"], 2, "limit"),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_gets_one_clear_error(
+    folder: Path, capsys, words: list[str], code: int, message: str
+) -> None:
+    assert train(*words, "--wandb", "disabled") == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(Path().glob("runs/*/DONE.json"))
+
+
+def test_bad_pixel_names_its_place(folder: Path, capsys) -> None:
+    lines = Path("toy_train.csv").read_text().splitlines()
+    cells = lines[4].split(",")
+    cells[2] = "300"
+    lines[4] = ",".join(cells)
+    Path("toy_train.csv").write_text("\n".join(lines) + "\n")
+    assert train(*QUICK) == 2
+    said = capsys.readouterr().err
+    assert "error[E033] toy_train.csv:5:3 (pixel2): " in said
+
+
+def test_finetune_refuses_other_data_and_an_altered_model(folder: Path, capsys) -> None:
+    run = frozen()
+    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1"]
+    write_csv(folder / "other_train.csv", 60, seed=5)
+    write_csv(folder / "other_test.csv", 21, seed=6)
+    assert train(*words, "--data", "other_train.csv") == 2
+    assert "finetune needs the training data of runs/first" in capsys.readouterr().err
+    with (run / "model.keras").open("ab") as file:
+        file.write(b"x")
+    assert train(*words) == 2
+    assert "changed after its run" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_74(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*words: object) -> None:
+        raise OSError(28, "No space left on device", "runs/first/history.csv")
+
+    monkeypatch.setattr(RunDir, "write_history", full)
+    assert train(*QUICK, "--run", "first") == 74
+    said = capsys.readouterr().err
+    assert "runs/first/history.csv: No space left on device" in said
+    assert not Path("runs/first/DONE.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_leaves_the_best_model_so_far(folder: Path, number: int, code: int) -> None:
+    words = [*TOY, "--wandb", "disabled", "--run", "long", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("toy.py"), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    history, deadline = folder / "runs/long/history.csv", time.monotonic() + 90
+    while not history.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert re.search(r"the best model so far \(epoch \d+\) is in runs/long/model.keras", said)
+    assert keras.saving.load_model(folder / "runs/long/model.keras").output_shape == (None, 3)
+    assert not (folder / "runs/long/DONE.json").exists()

@@ -1,0 +1,51 @@
+"""A backbone that builds and trains in a blink, in place of ResNet50.
+
+It has what ResNet50 has: convolutions with and without bias, BatchNorm, a residual addition, and
+two stages with a single tensor between them.
+
+Run as a program it is `fmnist_tf.train` with `--backbone toy` added.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fmnist_tf.model.backbones import BACKBONES, BackboneCard
+from fmnist_tf.model.preprocessing import CAFFE
+
+
+def build_toy_card() -> BackboneCard:
+    """Return the toy's card."""
+    import keras
+    from keras import layers
+
+    def build(side: int) -> keras.Model:
+        inputs = keras.Input((side, side, 3), name="toy_input")
+        x = layers.Conv2D(4, 3, 2, padding="same", use_bias=False, name="stem_conv")(inputs)
+        x = layers.BatchNormalization(name="stem_bn")(x)
+        x = layers.ReLU(name="stem_relu")(x)
+        y = layers.Conv2D(8, 1, name="deep_conv")(x)
+        y = layers.BatchNormalization(name="deep_bn", scale=False)(y)
+        z = layers.Conv2D(8, 3, padding="same", name="deep_side_conv")(x)
+        z = layers.BatchNormalization(name="deep_side_bn", center=False)(z)
+        x = layers.Add(name="deep_add")([y, z])
+        x = layers.ReLU(name="deep_relu")(x)
+        x = layers.AveragePooling2D(2, name="deep_pool")(x)
+        return keras.Model(inputs, x, name="toy")
+
+    return BackboneCard(
+        name="toy",
+        build=build,
+        least_side=8,
+        usual_side=16,
+        value_range=CAFFE,
+        stages={"stem": ("stem_",), "deep": ("deep_",)},
+        pretrained=None,
+    )
+
+
+if __name__ == "__main__":
+    from fmnist_tf.train import main
+
+    BACKBONES["toy"] = build_toy_card()
+    sys.exit(main())
