@@ -31,8 +31,9 @@ def resnet50_weights() -> Path:
 @pytest.fixture
 def toy_card(monkeypatch: pytest.MonkeyPatch):
     """The toy backbone's card, registered as `--backbone toy`."""
-    from fmnist_tf.model import backbones
     from toy import build_toy_card
+
+    from fmnist_tf.model import backbones
 
     card = build_toy_card()
     monkeypatch.setitem(backbones.BACKBONES, "toy", card)

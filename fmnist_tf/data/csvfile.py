@@ -148,7 +148,9 @@ def _write_parsed(file: CsvBytes, directory: Path, label_column: str | None) -> 
 
 def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredPixels:
     blocks = file.read_blocks()
-    block = next(blocks)
+    block = next(blocks, b"")
+    if not block:
+        raise file_error("E004", file.path, "a file without any text", "a CSV of images")
     layout, rest = _split_header(file.path, block, label_column)
     _check_room(file, layout, len(block) - len(rest), rest, directory.parent)
     reader = RowReader(file.path, layout)

@@ -135,7 +135,7 @@ def _is_header(path: str, cells: list[bytes], lines: list[bytes], line: int) -> 
     texts = [isinstance(value, Fault) and value.code == "E031" for value in values]
     if 2 * sum(texts) > len(cells):
         return True
-    named = [column for column, cell in enumerate(cells) if _PIXEL_NAME.fullmatch(_norm(cell))]
+    named = [c for c, text in enumerate(texts) if text and _PIXEL_NAME.fullmatch(_norm(cells[c]))]
     if named:
         raise _ambiguous(path, line, named[0], "names and numbers mixed")
     digits = [int(cell) for cell in cells if re.fullmatch(rb"[ \t]*\d{1,4}[ \t]*", cell)]

@@ -137,7 +137,7 @@ def _divide(
 
     Classes with a single row, which cannot be stratified, go to the first set.
     """
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split
 
     _, class_index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     single = counts[class_index] == 1
