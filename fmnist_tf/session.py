@@ -8,10 +8,6 @@ must not know flags or exit codes.
 from __future__ import annotations
 
 import math
-import os
-import re
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +41,6 @@ if TYPE_CHECKING:
 PREDICT_BATCH = 64
 N_MISTAKES = 100
 MODEL = "model.keras"
-_STARTUP_NOISE = re.compile(r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|^\s*$")
 
 
 @dataclass
@@ -112,6 +107,16 @@ class Run:
         return f"{self.config.backbone} {self.config.phase} on {self.dataset.name}"
 
     @property
+    def sources(self) -> str:
+        """One line on what the figures rest on."""
+        weights = self.network.weights
+        of_file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
+        kind = {"sample": "built-in SAMPLE, not real data"}.get(
+            self.dataset.kind, self.dataset.kind
+        )
+        return f"data: {self.dataset.name} ({kind}); backbone weights: {weights.kind}{of_file}"
+
+    @property
     def banner(self) -> str | None:
         """What no reader of a figure may miss."""
         notes = []
@@ -133,42 +138,6 @@ class Best:
     def beaten_by(self, val: Counts) -> bool:
         """Return whether `val` is better."""
         return (val.correct, -val.loss_sum) > (self.val.correct, -self.val.loss_sum)
-
-
-def import_tensorflow() -> None:
-    """Import TensorFlow quietly, with its fast kernels.
-
-    oneDNN's kernels are TensorFlow's default only on processors with vector neural-network
-    instructions; measured faster without them too (runs/LOG.md).
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _without_startup_noise():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # looks for a GPU, and says so
-
-
-@contextmanager
-def _without_startup_noise() -> Iterator[None]:
-    """Hold back what C++ code writes to stderr, and pass on what is an error.
-
-    TensorFlow logs before its log level applies, and calls the absence of a GPU an error.
-    """
-    sys.stderr.flush()
-    visible = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(visible, 2)
-            os.close(visible)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if not _STARTUP_NOISE.search(line):
-                    print(line, file=sys.stderr)
 
 
 def build_network(

@@ -98,6 +98,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     from fmnist_tf.data.splits import plan_splits
     from fmnist_tf.results.provenance import command_line
     from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.startup import import_tensorflow
 
     known = {knob.name for knob in dataclasses.fields(RunConfig)}
     given = {name: value for name, value in vars(flags).items() if name in known}
@@ -118,6 +119,9 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             store_dir=cache_dir / "pixels",
             say=say,
         )
+        if dataset.kind == "sample":
+            # A finetune run inherits this, and real data may have come by then.
+            config = dataclasses.replace(config, data="sample")
         splits = plan_splits(
             dataset.train.labels,
             val_fraction=config.val_fraction,
@@ -134,7 +138,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         _check_same_data(parent, dataset, splits)
 
     with clock.stage("import_tensorflow"):
-        session.import_tensorflow()
+        import_tensorflow()
     with clock.stage("model"):
         network = session.build_network(config, dataset, parent, cache_dir / "downloads")
         from fmnist_tf.model.folding import choose_precision
@@ -153,21 +157,21 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
     with directory.locked():
         say(f"run: {directory.path}")
-        test = session.run_session(
-            session.Run(
-                config=config,
-                dataset=dataset,
-                splits=splits,
-                network=network,
-                directory=directory,
-                parent=parent,
-                precision=choose_precision(config.precision),
-                cache_dir=cache_dir,
-                clock=clock,
-                wandb_mode=flags.wandb,
-                command=command_line("fmnist_tf.train", arguments),
-            )
+        run = session.Run(
+            config=config,
+            dataset=dataset,
+            splits=splits,
+            network=network,
+            directory=directory,
+            parent=parent,
+            precision=choose_precision(config.precision),
+            cache_dir=cache_dir,
+            clock=clock,
+            wandb_mode=flags.wandb,
+            command=command_line("fmnist_tf.train", arguments),
         )
+        test = session.run_session(run)
+    print(run.sources)
     print(f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})")
 
 

@@ -68,7 +68,8 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert test["total"] == 21
     assert np.sum(test["confusion"]) == 21
     assert test["accuracy"] == test["correct"] / 21
-    last = capsys.readouterr().out.splitlines()[-1]
+    *_, sources, last = capsys.readouterr().out.splitlines()
+    assert sources == "data: toy (csv); backbone weights: random"
     assert last == f"runs/first  test accuracy {test['accuracy']:.4f} ({test['correct']}/21)"
     assert read(run, "labels.json") == {"0": "3", "1": "7", "2": "20"}
     assert read(run, "evaluation.json")["val"]["total"] == 6
@@ -165,6 +166,21 @@ def test_scratch_trains_everything(folder: Path) -> None:
     assert "stem_conv/kernel\t3x3x3x4\ttrained" in text
     assert "stem_bn/moving_mean\t4\tupdated" in text
     assert "value_range/kernel\t1x1x1x3\tfrozen" in text
+
+
+def test_the_sample_is_named_wherever_it_is_shown(folder: Path, capsys) -> None:
+    words = ["--data", "sample", "--limit", "200", "--epochs", "1", "--wandb", "disabled"]
+    assert train("--backbone", "toy", "--weights", "random", *words) == 0
+    captured = capsys.readouterr()
+    assert "WARNING: THIS IS THE BUILT-IN SAMPLE" in captured.err
+    *_, sources, last = captured.out.splitlines()
+    assert sources.startswith("data: sample (built-in SAMPLE, not real data)")
+    run = Path(last.split()[0])
+    assert re.fullmatch(r"\d{8}-\d{6}-frozen-sample", run.name)
+    for name in ("config.json", "provenance.json", "evaluation.json", "trainable.txt"):
+        assert "sample" in (run / name).read_text(), name
+    assert keras.saving.load_model(run / "model.keras").name == "toy_on_sample"
+    assert read(run, "evaluation.json")["test"]["total"] == 1000
 
 
 def test_dry_run_writes_no_run(folder: Path, capsys) -> None:

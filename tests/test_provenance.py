@@ -1,0 +1,56 @@
+"""What is recorded of machine and command, and what is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_tf.results.provenance import (
+    command_line,
+    describe_code,
+    describe_machine,
+    peak_memory_bytes,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "--wandb-key=abc", "WANDB_API_KEY=abc", "token-abc", "my_password", "SECRET",
+        "https://user:abc@host/x",
+    ],
+)  # fmt: skip
+def test_words_that_may_be_secret_are_left_out(secret: str) -> None:
+    shown = command_line("fmnist_tf.train", ["--epochs", "3", secret])
+    assert shown == "python -m fmnist_tf.train --epochs 3 [left out]"
+
+
+def test_versions_and_commit_are_those_in_use() -> None:
+    described = describe_code()
+    assert described["versions"]["numpy"] == np.__version__
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    if head.returncode != 0:
+        pytest.skip("not a git checkout")
+    assert described["commit"] == head.stdout.strip()
+
+
+def test_nothing_says_who_or_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps([describe_code(), describe_machine()])
+    for word in (str(Path.home()), str(ROOT)):
+        assert word not in text
+
+
+def test_peak_memory_grows_with_use() -> None:
+    before = peak_memory_bytes()
+    assert 1e6 < before < 1e12
+    block = np.ones(before // 8 + 30_000_000)  # larger than ever before, and touched
+    assert peak_memory_bytes() > before + 1e8
+    del block

@@ -1,0 +1,40 @@
+"""TensorFlow comes quietly; errors on stderr still come through."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+def test_import_says_nothing() -> None:
+    answer = run("from fmnist_tf.startup import import_tensorflow as f; f(); import tensorflow")
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_noise_is_dropped_and_errors_are_passed_on() -> None:
+    answer = run(
+        "import os\n"
+        "from fmnist_tf.startup import _without_startup_noise\n"
+        "with _without_startup_noise():\n"
+        "    os.write(2, b'I0000 00:00:1.0 1 port.cc:153] oneDNN is on\\n')\n"
+        "    os.write(2, b'E0000 00:00:1.0 1 x.cc:52] failed call to cuInit: none\\n')\n"
+        "    os.write(2, b'E0000 00:00:1.0 1 y.cc:1] something real\\n')\n"
+        "os.write(2, b'after\\n')\n"
+    )
+    assert answer.stderr.splitlines() == ["E0000 00:00:1.0 1 y.cc:1] something real", "after"]
+
+
+def test_an_exception_does_not_swallow_stderr() -> None:
+    answer = run(
+        "import os\n"
+        "from fmnist_tf.startup import _without_startup_noise\n"
+        "with _without_startup_noise():\n"
+        "    os.write(2, b'E0000 what led to it\\n')\n"
+        "    raise RuntimeError('x')\n"
+    )
+    assert "E0000 what led to it" in answer.stderr
+    assert "RuntimeError: x" in answer.stderr
