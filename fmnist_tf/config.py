@@ -25,7 +25,7 @@ def _knob(group: str, text: str, *, default: Any = None, **argparse_words: Any) 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every knob of one run. `None` means "not said": the phase's or the parent's value applies.
+    """Every knob of one run. `None` means "not said": the phase's or the card's value applies.
 
     Fractions and probabilities lie in 0..1, sides are in pixels, rates are per optimizer step.
     """
@@ -104,7 +104,8 @@ class RunConfig:
     )
     cache: str = _knob(
         "training",
-        "where the frozen part's output is stored; auto: beside the runs, if it fits",
+        "where parsed files, downloads and the frozen part's output are kept; auto: .cache beside "
+        "the runs; off: there, but the frozen part is computed anew in each epoch",
         default="auto",
         metavar="{auto,off,DIR}",
     )
@@ -136,6 +137,19 @@ class RunConfig:
             if not holds:
                 found = getattr(self, flag.replace("-", "_"))
                 raise UsageError(f"--{flag} {found}: expected {expected}")
+        if self.phase != "finetune" and (self.unfreeze or self.train_batch_norm):
+            flag = (
+                f"--unfreeze {','.join(self.unfreeze)}" if self.unfreeze else "--train-batch-norm"
+            )
+            trains = "everything" if self.phase == "scratch" else "nothing of the backbone"
+            raise UsageError(
+                f"{flag}: expected with --phase finetune alone; {self.phase} trains {trains}"
+            )
+        if self.phase == "scratch" and self.weights not in ("auto", "random"):
+            raise UsageError(
+                f"--weights {self.weights}: --phase scratch starts from random weights; leave it "
+                "out, or use --phase frozen"
+            )
         for knob in fields(self):
             choices = knob.metadata.get("words", {}).get("choices")
             if choices and getattr(self, knob.name) not in choices:
@@ -155,14 +169,36 @@ class RunConfig:
         Raises:
             UsageError: a key is unknown, or a value is out of range.
         """
-        known = {knob.name for knob in fields(cls)}
-        unknown = sorted(set(values) - known)
+        known = {knob.name: str(knob.type) for knob in fields(cls)}
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise UsageError(
                 f"unknown setting {', '.join(unknown)} in config.json; expected "
                 f"{', '.join(sorted(known))}"
             )
+        for name, value in values.items():
+            if not _is_of(known[name], value):
+                raise UsageError(f"{name} in config.json is {value!r}; expected {known[name]}")
         return cls(**{**values, "unfreeze": tuple(values.get("unfreeze", ()))})
+
+
+def _is_of(annotation: str, value: Any) -> bool:
+    """Return whether a JSON value is of a knob's type; an integer is a float too."""
+    if value is None:
+        return annotation.endswith("| None")
+    kinds: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "float": (int, float),
+        "bool": bool,
+        "tuple": list,
+    }
+    kind = kinds[annotation.removesuffix(" | None").split("[")[0]]
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, kind) and (
+        kind is not list or all(isinstance(item, str) for item in value)
+    )
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def say_boxed(text: str) -> None:
-    """Print a warning in a box that nobody overlooks."""
+def boxed(*paragraphs: str) -> str:
+    """Return a warning in a box that nobody overlooks, `BOX_WIDTH` wide."""
     edge = "+" + "-" * (BOX_WIDTH - 2) + "+"
-    lines = textwrap.wrap(text, BOX_WIDTH - 4)
-    say("\n".join([edge, *(f"| {line:<{BOX_WIDTH - 4}} |" for line in lines), edge]))
+    lines = [line for text in paragraphs for line in textwrap.wrap(text, BOX_WIDTH - 4)]
+    return "\n".join([edge, *(f"| {line:<{BOX_WIDTH - 4}} |" for line in lines), edge])
 
 
 @contextmanager

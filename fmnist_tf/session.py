@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ import numpy as np
 
 from fmnist_tf.config import RunConfig
 from fmnist_tf.console import progress_bar, say
-from fmnist_tf.data.downloads import file_sha256
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import Splits
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.files import file_digest
 from fmnist_tf.results import figures
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.provenance import describe_code, describe_machine, peak_memory_bytes
+from fmnist_tf.results.provenance import describe_machine, peak_memory_bytes
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fmnist_tf.model.backbones import BackboneCard, WeightsSource
     from fmnist_tf.model.classifier import SplitClassifier
     from fmnist_tf.model.phases import TrainablePlan
-    from fmnist_tf.training.loop import Counts
+    from fmnist_tf.training.loop import Counts, Trainer
 
 PREDICT_BATCH = 64
 N_MISTAKES = 100
@@ -61,6 +61,80 @@ class StageClock:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """What a finetune run needs of the frozen run that it continues.
+
+    Attributes:
+        directory: of the frozen run.
+        config: its settings.
+        data_sha256: of its train file.
+        split_sha256: of its split.
+        weights: where its backbone's weights came from, as JSON.
+        model_sha256: of its model file.
+    """
+
+    directory: RunDir
+    config: RunConfig
+    data_sha256: str
+    split_sha256: str
+    weights: dict[str, Any]
+    model_sha256: str
+
+
+def read_parent(directory: RunDir) -> Parent:
+    """Read a frozen run to continue.
+
+    Raises:
+        UsageError: the run is incomplete, of another phase, or damaged.
+    """
+    where = printable(str(directory.path), 200)
+    if not directory.is_complete:
+        raise UsageError(
+            f"{where}: expected a complete frozen run, found none: it has no DONE.json. Let it "
+            "finish, or name another with --from"
+        )
+    config = RunConfig.from_json(directory.read_json("config.json"))
+    if config.phase != "frozen":
+        raise UsageError(
+            f"{where}: expected a frozen run, found one of phase {config.phase}; name another "
+            "with --from"
+        )
+    provenance, done = directory.read_json("provenance.json"), directory.read_json("DONE.json")
+    try:
+        return Parent(
+            directory,
+            config,
+            provenance["data"]["files"][0]["sha256"],
+            provenance["data"]["split_sha256"],
+            dict(provenance["weights"]),
+            done["files"][MODEL]["sha256"],
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{where}: expected the provenance.json and DONE.json of a finished run, found one "
+            f"without {printable(str(error))}; the run is damaged, use another or repeat it"
+        ) from error
+
+
+def check_same_data(parent: Parent, dataset: Dataset, splits: Splits) -> None:
+    """Refuse other data than the parent's: its training rows could be among the new val rows.
+
+    Raises:
+        UsageError: the train file or the split differs.
+    """
+    for what, expected, found in (
+        ("training data", parent.data_sha256, dataset.files[0].sha256),
+        ("split", parent.split_sha256, splits.digest),
+    ):
+        if expected != found:
+            raise UsageError(
+                f"finetune needs the {what} of {parent.directory.path}: expected SHA-256 "
+                f"{expected}, found {found}. Give the same --data and --test-data, or train a new "
+                "frozen run on this data"
+            )
+
+
+@dataclass(frozen=True)
 class Network:
     """A classifier with its plan applied, and where its backbone's weights came from."""
 
@@ -82,7 +156,8 @@ class Run:
         network: the classifier.
         directory: of the run, locked.
         parent: the frozen run that is continued, or None.
-        precision: of the frozen part, and why.
+        precision: of the frozen part, and why; None without a frozen part.
+        code: commit and versions, as they were when the run began.
         cache_dir: where the frozen part's output is stored.
         clock: of the stages so far.
         wandb_mode: auto, online, offline or disabled.
@@ -94,8 +169,9 @@ class Run:
     splits: Splits
     network: Network
     directory: RunDir
-    parent: RunDir | None
-    precision: tuple[str, str]
+    parent: Parent | None
+    precision: tuple[str, str] | None
+    code: dict[str, Any]
     cache_dir: Path
     clock: StageClock
     wandb_mode: str
@@ -110,11 +186,14 @@ class Run:
     def sources(self) -> str:
         """One line on what the figures rest on."""
         weights = self.network.weights
-        of_file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
+        of_file = ""
+        if weights.path:
+            of_file = f" {printable(weights.path, 200)}, SHA-256 {weights.sha256}"
         kind = {"sample": "built-in SAMPLE, not real data"}.get(
             self.dataset.kind, self.dataset.kind
         )
-        return f"data: {self.dataset.name} ({kind}); backbone weights: {weights.kind}{of_file}"
+        name = printable(self.dataset.name)
+        return f"data: {name} ({kind}); backbone weights: {weights.kind}{of_file}"
 
     @property
     def banner(self) -> str | None:
@@ -141,7 +220,7 @@ class Best:
 
 
 def build_network(
-    config: RunConfig, dataset: Dataset, parent: RunDir | None, download_dir: Path
+    config: RunConfig, dataset: Dataset, parent: Parent | None, download_dir: Path
 ) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
 
@@ -168,7 +247,8 @@ def build_network(
         choice = "random" if config.phase == "scratch" else config.weights
         weights = read_backbone_weights(backbone, card, choice, download_dir=download_dir, say=say)
     else:
-        weights = WeightsSource(**parent.read_json("provenance.json")["weights"])
+        known = {knob.name for knob in fields(WeightsSource)}
+        weights = WeightsSource(**{k: v for k, v in parent.weights.items() if k in known})
     classifier = build_classifier(
         backbone,
         card,
@@ -188,14 +268,13 @@ def build_network(
     return Network(classifier, card, side, plan, weights)
 
 
-def _load_parent(classifier: keras.Sequential, parent: RunDir) -> None:
-    path = parent.file(MODEL)
-    expected = parent.read_json("DONE.json")["files"][MODEL]["sha256"]
-    found = file_sha256(path)
-    if found != expected:
+def _load_parent(classifier: keras.Sequential, parent: Parent) -> None:
+    path = parent.directory.file(MODEL)
+    found = file_digest(path) if path.is_file() else "no file"
+    if found != parent.model_sha256:
         raise UsageError(
-            f"{path}: SHA-256 {found}, expected {expected} as DONE.json says: the model was "
-            "changed after its run; train the frozen run again"
+            f"{path}: expected SHA-256 {parent.model_sha256} as DONE.json says, found {found}: the "
+            "model was changed after its run; train the frozen run again"
         )
     # The architecture is ours and only the weights are read: nothing in the file is executed.
     classifier.load_weights(path)
@@ -213,6 +292,7 @@ def run_session(run: Run) -> Evaluation:
     directory.write_json("config.json", config.to_json())
     directory.write_json("labels.json", dict(_numbered(run.dataset.train.class_names)))
     directory.write_text("trainable.txt", run.network.plan.to_text(run.title))
+    directory.write_json("provenance.json", _provenance(run))
     tracker = start_tracking(
         run.wandb_mode,
         directory.path,
@@ -283,14 +363,14 @@ def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluati
 
     def record(number: int, train: Counts | None, val: Counts, rate: float, seconds: float) -> None:
         nonlocal best
-        better = best is None or best.beaten_by(val)
-        if better:
-            best = Best(number, val, trainer.snapshot())
         loss, accuracy = (train.loss, train.accuracy) if train else (math.nan, math.nan)
         row = HistoryRow(
             number, config.phase, loss, accuracy, val.loss, val.accuracy, rate, round(seconds, 3)
         )
         history.append(row)
+        better = best is None or best.beaten_by(val)
+        if better:
+            best = Best(number, val, trainer.snapshot())
         run.directory.write_history(history)
         tracker.log_epoch(row)
         trained = f"loss {loss:.4f}  accuracy {accuracy:.4f}" if train else "before training"
@@ -307,6 +387,10 @@ def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluati
             val = trainer.evaluate(source, labels, val_rows, batch_size)
             record(0, None, val, 0.0, time.perf_counter() - started)
     before = digest_weights(network.classifier, network.card)
+
+    def prove() -> list[str]:
+        return prove_plan(network.plan, before, digest_weights(network.classifier, network.card))
+
     try:
         with run.clock.stage("training"), progress_bar("training", "batch") as show:
             for epoch in trainer.run_epochs(
@@ -322,26 +406,29 @@ def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluati
                 on_step=show,
             ):
                 record(epoch.number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
-                if epoch.number == 1:
-                    still = prove_plan(
-                        network.plan, before, digest_weights(network.classifier, network.card)
-                    )
-                    if still:
-                        say(f"note: {len(still)} weights were to move and did not: {still[:3]}")
+                if epoch.number == 1 and (still := prove()):
+                    say(f"note: {len(still)} weights were to move and did not: {still[:3]}")
+        prove()
+        if best is None:
+            raise ValueError("no epoch was run")
+        _keep_best(run, trainer, best)
+        with run.clock.stage("val"):
+            val_evaluation = Evaluation.from_probabilities(
+                labels[val_rows], trainer.predict(source, val_rows, batch_size)
+            )
     except BaseException:
-        if best is not None and history[-1].epoch > 0:
-            trainer.restore(best.snapshot)
-            _save_model(run)
+        if best is not None and best.epoch > 0:
+            _keep_best(run, trainer, best)
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise
-    if best is None:
-        raise ValueError("no epoch was run")
-    trainer.restore(best.snapshot)
-    with run.clock.stage("val"):
-        val_evaluation = Evaluation.from_probabilities(
-            labels[val_rows], trainer.predict(source, val_rows, batch_size)
-        )
     return best, history, val_evaluation
+
+
+def _keep_best(run: Run, trainer: Trainer, best: Best) -> None:
+    """Put the best state into the network and the network on disk."""
+    trainer.restore(best.snapshot)
+    with run.clock.stage("save"), run.directory.writing(MODEL) as temporary:
+        run.network.classifier.save(temporary)
 
 
 def _open_source(
@@ -363,6 +450,8 @@ def _open_source(
     if split.prefix is None:
         say("the whole network trains: there is no frozen part to store")
         return ArrayRows(pixels), None
+    if run.precision is None:
+        raise ValueError("a run with a frozen part needs its precision")
     precision, why = run.precision
     say(f"frozen part: {precision} ({why})")
     compute = features.build_prefix_function(split.prefix, precision)
@@ -377,7 +466,7 @@ def _open_source(
         if store:
             say(f"frozen part: found its output for {len(pixels):,} images in {store.path}")
             return store, None
-        if not features.fits_on_disk(folder, n_bytes):
+        if not features.fits_on_disk(folder, key, n_bytes):
             say(
                 f"frozen part: its output, {n_bytes / 1e9:.1f} GB, does not fit on the disk of "
                 f"{folder}; it is computed anew in every epoch. --cache DIR names another disk"
@@ -392,20 +481,13 @@ def _open_source(
     return store, None
 
 
-def _save_model(run: Run) -> Path:
-    with run.directory.writing(MODEL) as temporary:
-        run.network.classifier.save(temporary)
-    return run.directory.file(MODEL)
-
-
 def _conclude(
     run: Run, tracker: Tracker, best: Best, history: list[HistoryRow], val: Evaluation
 ) -> Evaluation:
-    """Save the model, test the saved file once, and write all that follows from it."""
+    """Test the saved model once, and write all that follows from it."""
     directory, test = run.directory, run.dataset.test
     names = run.dataset.train.class_names
-    with run.clock.stage("save"):
-        model_path = _save_model(run)
+    model_path = directory.file(MODEL)
     with run.clock.stage("test"):
         probabilities = _predict_saved(model_path, test.pixels)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
@@ -416,8 +498,8 @@ def _conclude(
             "dataset": run.dataset.name,
             "weights": run.network.weights.kind,
             "chosen_epoch": best.epoch,
-            "val": val.to_json(),
-            "test": evaluation.to_json(),
+            "val": {**val.to_json(), "computed_by": "the training loop"},
+            "test": {**evaluation.to_json(), "computed_by": MODEL},
         },
     )
     with run.clock.stage("figures"):
@@ -466,7 +548,7 @@ def _write_figures(
     probabilities: np.ndarray,
 ) -> None:
     test, names = run.dataset.test, run.dataset.train.class_names
-    before = run.parent.read_history() if run.parent else []
+    before = run.parent.directory.read_history() if run.parent else []
     with run.directory.writing("curves.png") as path:
         figures.write_curves(
             path, before + history, run.title, chosen_epoch=best.epoch, banner=run.banner
@@ -479,12 +561,23 @@ def _write_figures(
         )
 
 
+def describe_devices() -> list[str]:
+    """Return what TensorFlow computes on, e.g. `CPU` or `GPU: NVIDIA H100`."""
+    import tensorflow as tf
+
+    described = []
+    for device in tf.config.list_physical_devices():
+        name = tf.config.experimental.get_device_details(device).get("device_name")
+        described.append(f"{device.device_type}: {name}" if name else device.device_type)
+    return described
+
+
 def _provenance(run: Run) -> dict[str, Any]:
     return {
         "command": run.command,
-        "code": describe_code(),
-        "machine": describe_machine(),
-        "precision": dict(zip(("frozen_part", "why"), run.precision, strict=True)),
+        "code": run.code,
+        "machine": {**describe_machine(), "devices": describe_devices()},
+        "precision": dict(zip(("frozen_part", "why"), run.precision or (None, None), strict=True)),
         "data": {
             "name": run.dataset.name,
             "kind": run.dataset.kind,

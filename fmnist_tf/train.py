@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 import traceback
@@ -21,9 +22,7 @@ from fmnist_tf.config import RunConfig, add_flags, complete_config
 from fmnist_tf.errors import FmnistError, UsageError, printable
 
 if TYPE_CHECKING:
-    from fmnist_tf.data.sources import Dataset
-    from fmnist_tf.data.splits import Splits
-    from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.session import Parent
 
 DATA_DIR = Path("data")
 
@@ -33,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.train",
         description="Train an image classifier from CSV rows of a label and 784 grey pixels.",
+        allow_abbrev=False,  # an abbreviation would change its meaning as flags are added
     )
     add_flags(parser)
     group = parser.add_argument_group("where")
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no error
     stopping.listen()
     try:
         _train(flags, arguments)
@@ -91,25 +94,30 @@ def _stop(message: str, exit_code: int) -> int:
 
 
 def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
-    # Data and settings are checked before TensorFlow is imported, which takes seconds.
+    # What is cheap to check comes first; importing TensorFlow takes seconds and comes last.
     from fmnist_tf import session
-    from fmnist_tf.console import say, say_boxed
+    from fmnist_tf.console import boxed, say
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.splits import plan_splits
-    from fmnist_tf.results.provenance import command_line
-    from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.results.provenance import command_line, describe_code
+    from fmnist_tf.results.rundir import RunDir, check_name
     from fmnist_tf.startup import import_tensorflow
 
     known = {knob.name for knob in dataclasses.fields(RunConfig)}
     given = {name: value for name, value in vars(flags).items() if name in known}
     parent = _find_parent(flags, given)
-    parent_config = RunConfig.from_json(parent.read_json("config.json")) if parent else None
-    config, lines = complete_config(given, parent_config, parent.path.name if parent else None)
+    config, lines = complete_config(
+        given, parent.config if parent else None, parent.directory.path.name if parent else None
+    )
+    if flags.run is not None:
+        check_name(flags.runs_dir, flags.run)
+    cache_dir = flags.runs_dir / ".cache" if config.cache in ("auto", "off") else Path(config.cache)
+    if cache_dir.exists() and not cache_dir.is_dir():
+        raise UsageError(f"--cache {config.cache}: expected a folder, found a file")
     for line in lines:
         say(line)
 
     clock = session.StageClock()
-    cache_dir = flags.runs_dir / ".cache" if config.cache in ("auto", "off") else Path(config.cache)
     with clock.stage("data"):
         dataset = read_dataset(
             config.data,
@@ -119,9 +127,6 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             store_dir=cache_dir / "pixels",
             say=say,
         )
-        if dataset.kind == "sample":
-            # A finetune run inherits this, and real data may have come by then.
-            config = dataclasses.replace(config, data="sample")
         splits = plan_splits(
             dataset.train.labels,
             val_fraction=config.val_fraction,
@@ -131,28 +136,38 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     for line in (*dataset.decisions, *dataset.warnings):
         say(line)
     say(
-        f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
+        f"data: {printable(dataset.name)}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
     )
     if parent:
-        _check_same_data(parent, dataset, splits)
+        session.check_same_data(parent, dataset, splits)
 
+    code = describe_code()
     with clock.stage("import_tensorflow"):
         import_tensorflow()
+        from fmnist_tf.model.folding import choose_precision
+        from fmnist_tf.model.phases import plan_unfreeze
+
     with clock.stage("model"):
         network = session.build_network(config, dataset, parent, cache_dir / "downloads")
-        from fmnist_tf.model.folding import choose_precision
-
+    stages = plan_unfreeze(network.card, config.phase, config.unfreeze)
+    config = dataclasses.replace(
+        config,
+        # A finetune run inherits this, and real data may have come by then.
+        data="sample" if dataset.kind == "sample" else config.data,
+        image_size=network.side,
+        unfreeze=stages if config.phase == "finetune" else (),
+    )
     if network.weights.warning:
-        say_boxed(network.weights.warning)
+        say(boxed(network.weights.warning))
     say(
         f"model: {config.backbone} at {network.side} pixels, {config.head} head, "
         f"{network.plan.count('trained'):,} numbers train, "
-        f"{network.plan.count('frozen'):,} are frozen"
+        f"{network.plan.count('frozen'):,} are frozen; on {', '.join(session.describe_devices())}"
     )
     if flags.dry_run:
-        say("dry run, nothing was written; the settings would be:")
-        print(json.dumps(config.to_json(), indent=2))
+        say("dry run, no run was made; its settings would be:")
+        print(json.dumps(config.to_json(), indent=2), flush=True)
         return
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
     with directory.locked():
@@ -164,7 +179,8 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             network=network,
             directory=directory,
             parent=parent,
-            precision=choose_precision(config.precision),
+            precision=choose_precision(config.precision) if config.phase != "scratch" else None,
+            code=code,
             cache_dir=cache_dir,
             clock=clock,
             wandb_mode=flags.wandb,
@@ -172,27 +188,26 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         )
         test = session.run_session(run)
     print(run.sources)
-    print(f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})")
+    print(
+        f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",
+        flush=True,
+    )
 
 
-def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> RunDir | None:
+def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> Parent | None:
     """Return the frozen run that a finetune run continues; None in the other phases."""
     from fmnist_tf.console import say
     from fmnist_tf.results.rundir import RunDir, find_newest_complete_run
+    from fmnist_tf.session import read_parent
 
     if given.get("phase") != "finetune":
         if flags.from_run:
             raise UsageError("--from RUN: expected with --phase finetune alone")
         return None
     if flags.from_run:
-        path = Path(flags.from_run)
-        parent = RunDir.open(path if path.is_dir() else flags.runs_dir / flags.from_run)
-        if not parent.is_complete:
-            raise UsageError(
-                f"--from {parent.path}: the run is incomplete (no DONE.json); expected a complete "
-                "frozen run"
-            )
-        return parent
+        named = flags.runs_dir / flags.from_run
+        is_named = (named / "config.json").is_file()
+        return read_parent(RunDir.open(named if is_named else Path(flags.from_run)))
     newest = find_newest_complete_run(flags.runs_dir, "frozen")
     if newest is None:
         raise UsageError(
@@ -200,21 +215,7 @@ def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> RunDir | N
             "run `python -m fmnist_tf.train --phase frozen` first, or name one with --from"
         )
     say(f"finetune continues {newest.path}, the newest complete frozen run")
-    return newest
-
-
-def _check_same_data(parent: RunDir, dataset: Dataset, splits: Splits) -> None:
-    """Refuse other data than the parent's: its training rows could be among the new val rows."""
-    recorded = parent.read_json("provenance.json")["data"]
-    for what, expected, found in (
-        ("training data", recorded["files"][0]["sha256"], dataset.files[0].sha256),
-        ("split", recorded["split_sha256"], splits.digest),
-    ):
-        if expected != found:
-            raise UsageError(
-                f"finetune needs the {what} of {parent.path}: expected SHA-256 {expected}, found "
-                f"{found}. Give the same --data, or train a new frozen run on this data"
-            )
+    return read_parent(newest)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def test_phase_defaults_fill_what_was_not_said(phase: str) -> None:
         ("learning_rate", float("inf"), "--learning-rate inf"),
         ("image_size", 0, "--image-size 0"),
         ("head", "mlp", "head is 'mlp'; expected one of flatten, gap"),
+        ("unfreeze", ("a", "b"), "--unfreeze a,b: expected with --phase finetune alone; frozen tr"),
+        ("train_batch_norm", True, "--train-batch-norm: expected with --phase finetune alone"),
     ],
 )
 def test_values_out_of_range(knob: str, value: object, message: str) -> None:
@@ -101,6 +103,23 @@ def test_values_out_of_range(knob: str, value: object, message: str) -> None:
 def test_unknown_setting_in_json() -> None:
     with pytest.raises(UsageError, match="unknown setting epoch in config"):
         RunConfig.from_json({"epoch": 3})
+
+
+def test_scratch_has_no_pretrained_weights() -> None:
+    with pytest.raises(UsageError, match=r"--weights x\.h5: --phase scratch starts from random"):
+        RunConfig(phase="scratch", weights="x.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", "3"), ("val_fraction", "x"), ("unfreeze", "conv5"), ("unfreeze", [5]),
+        ("seed", None), ("seed", True), ("units", 2.5), ("train_batch_norm", 1),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_in_json(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} in config.json is .*; expected"):
+        RunConfig.from_json({name: value})
 
 
 PARENT, _ = complete_config({"units": 64, "seed": 5, "limit": 100, "dropout": 0.2})

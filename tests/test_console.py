@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 
-from fmnist_tf.console import BOX_WIDTH, say_boxed
+from fmnist_tf.console import BOX_WIDTH, boxed
 
 SCRIPT = """
 from fmnist_tf.console import progress_bar, say
@@ -21,9 +21,8 @@ with progress_bar("frozen part", "image") as show:
 """
 
 
-def test_box_has_straight_edges(capsys) -> None:
-    say_boxed("word " * 40)
-    lines = capsys.readouterr().err.splitlines()
+def test_box_has_straight_edges() -> None:
+    lines = boxed("word " * 40, "another paragraph").splitlines()
     assert {len(line) for line in lines} == {BOX_WIDTH}
     assert lines[0] == lines[-1] == "+" + "-" * (BOX_WIDTH - 2) + "+"
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines[1:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.data.csvcells import label_text
+from fmnist_tf.data.csvcells import label_text, split_line
 from fmnist_tf.data.csvfile import CsvTable, read_csv
 from fmnist_tf.data.csvrows import RowReader
 from fmnist_tf.errors import DataError
@@ -130,7 +131,8 @@ BAD_LABELS = {
 def test_one_bad_cell_is_named(data: st.DataObject) -> None:
     n = data.draw(st.integers(3, 60))  # up to two blocks
     has_header = data.draw(st.booleans())
-    row, column = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, 784))
+    row = data.draw(st.integers(0, n - 1))
+    column = data.draw(st.one_of(st.sampled_from([0, 1, 784]), st.integers(0, 784)))
     bad = BAD_PIXELS if column else BAD_LABELS
     cell = data.draw(st.sampled_from(sorted(bad)))
     cells = [[str(i % 5), *["120"] * 784] for i in range(n)]
@@ -305,3 +307,20 @@ def test_same_as_csv_module_where_both_accept(content: bytes) -> None:
     if expected is not None:
         assert table.pixels.tolist() == expected[0]
         assert [int(table.label_values[i]) for i in table.label_index] == expected[1]
+
+
+def test_every_short_line_is_split_as_by_the_csv_module() -> None:
+    for length in range(1, 8):
+        for letters in itertools.product('a",', repeat=length):
+            line = "".join(letters)
+            try:
+                expected = next(csv.reader([line], strict=True))
+            except csv.Error:
+                expected = None
+            cells = split_line(line.encode())
+            if isinstance(cells, list):
+                assert [cell.decode() for cell in cells] == expected, line
+            elif cells.code == "E038":
+                assert expected is None, line
+            else:
+                assert (cells.code, set(line)) == ("E039", {","})

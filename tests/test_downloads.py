@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from fmnist_tf.data import downloads
-from fmnist_tf.data.downloads import DownloadError, fetch_verified, keras_home, write_atomically
+from fmnist_tf.data.downloads import DownloadError, fetch_verified, keras_home
 from fmnist_tf.errors import UsageError
+from fmnist_tf.files import write_atomically
 
 BODY = bytes(range(256)) * 1200  # more than one chunk
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -64,34 +64,40 @@ def test_second_start_computes_nothing(prefix, tmp_path: Path) -> None:
     assert again.take(np.array([1])).shape == (1, *prefix.output_shape[1:])
 
 
+def _cut_short(shard: Path, manifest: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def _flip_bit(shard: Path, manifest: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[7] ^= 4
+    shard.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "damage", ["manifest gone", "shard gone", "cut short", "bit flipped", "foreign"]
+    ("damage", "recomputed"),
+    [
+        (lambda shard, manifest: shard.unlink(), 16),
+        (_cut_short, 16),
+        (_flip_bit, 16),
+        (lambda shard, manifest: manifest.unlink(), 50),
+        (lambda shard, manifest: manifest.write_text("[]"), 50),
+        (lambda shard, manifest: manifest.write_text(manifest.read_text()[:-20]), 50),
+    ],
+    ids=["shard gone", "cut short", "bit flipped", "manifest gone", "foreign", "torn manifest"],
 )
-def test_damage_is_seen_and_only_what_is_missing_is_computed(
-    prefix, tmp_path: Path, damage: str
+def test_what_cannot_be_trusted_is_computed_again_and_nothing_else(
+    prefix, tmp_path: Path, damage, recomputed: int
 ) -> None:
     store = compute_and_store(tmp_path, prefix)
     expected = store.take(np.arange(50))
-    shard, manifest = features.shard_path(store.path, 1), store.path / "manifest.json"
-    recomputed = 16
-    if damage == "manifest gone":
-        manifest.unlink()
-        recomputed = 0
-    elif damage == "shard gone":
-        shard.unlink()
-    elif damage == "cut short":
-        shard.write_bytes(shard.read_bytes()[:-1])
-    elif damage == "bit flipped":
-        content = bytearray(shard.read_bytes())
-        content[7] ^= 4
-        shard.write_bytes(content)
-    else:
-        manifest.write_text("[]")
-        recomputed = 0
+    damage(features.shard_path(store.path, 1), store.path / "manifest.json")
     counted: list[int] = []
     repaired = compute_and_store(tmp_path, prefix, counted=counted)
     assert sum(counted) == recomputed
     np.testing.assert_array_equal(repaired.take(np.arange(50)), expected)
+    compute_and_store(tmp_path, prefix, counted=counted)
+    assert sum(counted) == recomputed
 
 
 def test_key_depends_on_pixels_weights_precision_and_graph(
@@ -175,5 +181,8 @@ def test_row_counts_around_a_shard(prefix, tmp_path: Path) -> None:
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1100})
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: usage)
-    assert features.fits_on_disk(tmp_path, 999)
-    assert not features.fits_on_disk(tmp_path, 1000)
+    assert features.fits_on_disk(tmp_path, "key", 999)
+    assert not features.fits_on_disk(tmp_path, "key", 1000)
+    (tmp_path / "key").mkdir()
+    (tmp_path / "key/shard-00000.bin").write_bytes(bytes(500))
+    assert features.fits_on_disk(tmp_path, "key", 1499)

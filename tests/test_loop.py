@@ -23,14 +23,12 @@ def make_trainer(toy_classifier, toy_card):
     """Return a function that gives a fresh trainer in the frozen phase on raw pixels."""
     initial = toy_classifier.get_weights()
 
-    def make(optimizer: str = "adam", strategy=None) -> Trainer:
+    def make(optimizer: str = "adam") -> Trainer:
         toy_classifier.set_weights(initial)
         apply_plan(toy_classifier, toy_card, plan_phase(toy_classifier, toy_card, "frozen"))
         split = split_classifier(toy_classifier, toy_card, "head")
         prefix = build_prefix_function(split.prefix, "float32")
-        return Trainer(
-            toy_classifier, split, build_optimizer(optimizer), prefix=prefix, strategy=strategy
-        )
+        return Trainer(toy_classifier, split, build_optimizer(optimizer), prefix=prefix)
 
     return make
 
@@ -124,6 +122,18 @@ def test_nan_stops_with_epoch_and_step(make_trainer, toy_classifier) -> None:
     with pytest.raises(NonFiniteLossError, match=r"nan at epoch 2, step 3 of 4.*--learning-rate"):
         list(run(trainer, on_step=poison))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 4), (2, 4)]
+
+
+def test_nan_after_the_last_step_stops_too(make_trainer, toy_classifier) -> None:
+    trainer = make_trainer()
+    kernel = toy_classifier.get_layer("probabilities").kernel
+
+    def poison(step: int, steps: int) -> None:
+        if step == steps:
+            kernel.assign(kernel * np.nan)
+
+    with pytest.raises(NonFiniteLossError, match="nan at epoch 1, validation, after step 4"):
+        list(run(trainer, epochs=1, on_step=poison))
 
 
 def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:

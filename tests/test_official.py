@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fmnist_tf.data import official
-from fmnist_tf.data.downloads import DownloadError, file_sha256
+from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
+from fmnist_tf.files import file_digest
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "keras" / "datasets" / "fashion-mnist"
@@ -163,7 +164,7 @@ def test_the_official_files_become_the_csvs_of_the_readme(monkeypatch, tmp_path)
         (60_000, 10_000),
         strict=True,
     ):
-        assert file_sha256(path) == official.CSV_SHA256[path.name]
+        assert file_digest(path) == official.CSV_SHA256[path.name]
         rows = pd.read_csv(path, dtype=np.uint8).to_numpy()
         assert rows.shape == (n_rows, 785)
         pixels = np.frombuffer(gzip.decompress((cache / images).read_bytes())[16:], np.uint8)

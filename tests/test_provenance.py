@@ -28,7 +28,12 @@ ROOT = Path(__file__).parents[1]
 )  # fmt: skip
 def test_words_that_may_be_secret_are_left_out(secret: str) -> None:
     shown = command_line("fmnist_tf.train", ["--epochs", "3", secret])
-    assert shown == "python -m fmnist_tf.train --epochs 3 [left out]"
+    assert shown == "python -m fmnist_tf.train --epochs 3 '[left out]'"
+
+
+def test_the_command_can_be_pasted() -> None:
+    shown = command_line("fmnist_tf.train", ["--data", "A Z monkeys.csv"])
+    assert shown == "python -m fmnist_tf.train --data 'A Z monkeys.csv'"
 
 
 def test_versions_and_commit_are_those_in_use() -> None:

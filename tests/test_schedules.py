@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmnist_tf.training.schedules import SCHEDULES, rate_factor
+from fmnist_tf.training.schedules import rate_factor
 
 
 def test_constant() -> None:
@@ -22,7 +22,7 @@ def test_cosine() -> None:
 
 
 def test_one_step_is_a_run_too() -> None:
-    assert [rate_factor(schedule, 0, 1) for schedule in SCHEDULES] == [1, 1]
+    assert [rate_factor(schedule, 0, 1) for schedule in ("constant", "cosine")] == [1, 1]
 
 
 @pytest.mark.parametrize("step", [-1, 4])
@@ -32,5 +32,5 @@ def test_step_outside_the_run(step: int) -> None:
 
 
 def test_unknown_schedule() -> None:
-    with pytest.raises(ValueError, match="'linear'; expected one of"):
+    with pytest.raises(ValueError, match="'linear'; expected constant or cosine"):
         rate_factor("linear", 0, 4)

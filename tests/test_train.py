@@ -213,11 +213,12 @@ BAD = {
     "no frozen run": (["--phase", "finetune"], 2, "holds none; run `python -m fmnist_tf.train"),
     "--from in frozen": (["--from", "x"], 2, "--phase finetune alone"),
     "--from nothing": (["--phase", "finetune", "--from", "x"], 2, "expected a run directory"),
-    "backbone": (["--backbone", "vgg"], 2, "--backbone vgg: expected one of resnet50"),
-    "unfreeze": ([*TOY, "--unfreeze", "deep"], 2, "frozen trains no stage"),
+    "backbone": ([*TOY, "--backbone", "vgg"], 2, "--backbone vgg: expected one of resnet50"),
+    "unfreeze": ([*TOY, "--unfreeze", "deep"], 2, "frozen trains nothing"),
     "weights": ([*TOY, "--weights", "none.h5"], 2, "--weights none.h5: no such file"),
     "data": ([*TOY, "--data", "none.csv"], 2, "error[E001] none.csv"),
     "range": (["--epochs", "0"], 2, "--epochs 0: expected a whole number from 1"),
+    "--cache is a file": ([*TOY, "--cache", "toy_test.csv"], 2, "expected a folder, found a file"),
     "run name": ([*TOY, "--run", "../x"], 2, "expected a plain name"),
     "limit": ([*TOY, "--limit", "2"], 2, "limit"),
 }
@@ -256,6 +257,55 @@ def test_finetune_refuses_other_data_and_an_altered_model(folder: Path, capsys) 
         file.write(b"x")
     assert train(*words) == 2
     assert "changed after its run" in capsys.readouterr().err
+
+
+def test_finetune_may_repeat_what_the_parent_used(folder: Path) -> None:
+    frozen()
+    words = ["--wandb", "disabled", "--epochs", "1", "--image-size", "16", "--units", "8"]
+    assert train("--phase", "finetune", *words, "--from", "first", "--run", "second") == 0
+    config = read(Path("runs/second"), "config.json")
+    assert (config["image_size"], config["unfreeze"]) == (16, ["deep"])
+
+
+def test_finetune_continues_frozen_runs_only(folder: Path, capsys) -> None:
+    frozen()
+    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1"]
+    assert train(*words, "--run", "second") == 0
+    assert train(*words, "--from", "second") == 2
+    said = capsys.readouterr().err
+    assert "runs/second: expected a frozen run, found one of phase finetune" in said
+
+
+def test_from_means_a_run_before_it_means_a_folder(folder: Path) -> None:
+    frozen()
+    Path("first").mkdir()
+    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--run", "second"]
+    assert train(*words, "--from", "first") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("provenance.json", "{}", "found one without 'data'"),
+        ("DONE.json", '{"files": {}}', "found one without 'model.keras'"),
+        ("config.json", '{"phase": "frozen", "epochs": "3"}', "epochs in config.json is '3'"),
+        ("config.json", "[", "expected the config.json of a run"),
+        ("model.keras", None, "found no file"),
+    ],
+)
+def test_a_damaged_parent_is_bad_input(
+    folder: Path, capsys, name: str, content: str | None, message: str
+) -> None:
+    run = frozen()
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--from", "first"]
+    assert train(*words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
 
 
 def test_a_full_disk_ends_with_74(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,9 @@ class CsvBytes:
         inflater = zlib.decompressobj(wbits=31)
         members = 0
         for chunk in self._read_raw():
-            pending = True
-            while pending:
+            # Output that is pending when the input runs out comes with the next chunk; a member's
+            # last chunk ends in its trailer, which is not taken in before all output is out.
+            while chunk:
                 if inflater.eof:
                     inflater = zlib.decompressobj(wbits=31)
                 try:
@@ -204,7 +205,6 @@ class CsvBytes:
                     raise self._gzip_error(found) from None
                 chunk = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
                 members += inflater.eof
-                pending = bool(chunk) or (len(text) == BLOCK_BYTES and not inflater.eof)
                 if text:
                     self._check_inflated(self._text_bytes + len(text))
                     yield text

@@ -29,7 +29,6 @@ _MISSING = frozenset(
     "|nan|+nan|-nan|inf|+inf|-inf|infinity|+infinity|-infinity"
     "|na|n/a|#n/a|<na>|null|none|nil|?".split("|")
 )
-_QUOTED_OR_PLAIN = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|((?!")[^,]*+))(,|\Z)')
 _PIXEL = "a whole number 0..255"
 _LABEL = "a whole number or a class name"
 
@@ -117,23 +116,37 @@ def split_line(raw: bytes) -> list[bytes] | Fault:
 
 
 def _split_quoted(raw: bytes) -> list[bytes] | Fault:
-    cells: list[bytes] = []
-    position = 0
-    while True:
-        match = _QUOTED_OR_PLAIN.match(raw, position)
-        if match is None:
-            return Fault(
-                "E038",
-                "a quote that is not closed before the cell's end",
-                "quotes around whole cells, opened and closed in the same line",
-                "a cell may not hold a line break",
-                len(cells) + 1,
-            )
-        quoted, plain, end = match.groups()
-        cells.append(plain if quoted is None else quoted.replace(b'""', b'"'))
-        if not end:
+    if len(raw) > 1 and raw.startswith(b'"') and raw.endswith(b'"'):
+        inside = raw[1:-1]
+        cells = inside.split(b'","')
+        if inside.count(b'"') == 2 * (len(cells) - 1):  # each cell is quoted and holds no quote
             return cells
-        position = match.end()
+    cells = []
+    held: list[bytes] = []  # pieces of a quoted cell whose closing quote has not come
+    quotes = 0
+    for piece in raw.split(b","):
+        if not held and not piece.startswith(b'"'):
+            cells.append(piece)
+            continue
+        held.append(piece)
+        quotes += piece.count(b'"')
+        if quotes % 2:
+            continue
+        cell = b",".join(held)
+        inner = cell[1:-1].replace(b'""', b"")
+        if not cell.endswith(b'"') or b'"' in inner:
+            break
+        cells.append(cell[1:-1].replace(b'""', b'"'))
+        held, quotes = [], 0
+    if not held:
+        return cells
+    return Fault(
+        "E038",
+        "a quote that is not closed before the cell's end",
+        "quotes around whole cells, opened and closed in the same line",
+        "a cell may not hold a line break",
+        len(cells) + 1,
+    )
 
 
 def pixel_value(cell: bytes) -> int | Fault:

@@ -228,6 +228,10 @@ class RowReader:
             values = self._read_cells(pixel_cells, faults)
         if not faults:
             return values, code
+        if len(self.problems) >= DataError.SHOWN:  # from here on only the count is told
+            self.problem_total += len(faults)
+            self._only_fractions &= all(fault.fraction for _, fault in faults)
+            return None
         for column, fault in sorted(faults, key=lambda item: item[0]):
             self._add(fault, line, column)
         return None

@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import os
 import queue
-import secrets
 import socket
 import sys
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fmnist_tf.errors import FmnistError, UsageError, printable
+from fmnist_tf.files import file_digest, write_atomically
 
 CHUNK_BYTES = 1 << 18
 # A connection that moves less than this in a whole stall window is as good as dead.
@@ -38,16 +38,6 @@ class DownloadError(FmnistError):
 def keras_home() -> Path:
     """Return the folder of Keras' own cache: KERAS_HOME when set, else `~/.keras`."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes, 64 lower-case hexadecimal digits."""
-    return _file_digest(path, "sha256")
-
-
-def _file_digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _split_digest(digest: str) -> tuple[str, str, str]:
@@ -83,7 +73,7 @@ def find_or_fetch(
     algorithm, name, expected = _split_digest(digest)
     cached = cache_dir / url.rsplit("/", 1)[-1]
     if cached.is_file():
-        found = _file_digest(cached, algorithm)
+        found = file_digest(cached, algorithm)
         if found == expected:
             return cached
         say(
@@ -94,30 +84,6 @@ def find_or_fetch(
     if not destination.exists():
         say(f"downloading {url}")
     return fetch_verified(url, destination, digest, max_bytes=max_bytes)
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under `path` whole and on the disk, or not at all.
-
-    The bytes go to a uniquely named file in the same folder (made when missing), so that several
-    processes may write the same path at once: the last to finish wins, none is ever torn.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # else a power cut can undo the rename
-    finally:
-        os.close(folder)
 
 
 def fetch_verified(
@@ -152,7 +118,7 @@ def fetch_verified(
     """
     algorithm, name, expected = _split_digest(digest)
     if destination.exists():
-        found = _file_digest(destination, algorithm)
+        found = file_digest(destination, algorithm)
         if found == expected:
             return destination
         raise UsageError(

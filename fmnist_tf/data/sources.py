@@ -12,13 +12,13 @@ sample.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fmnist_tf.console import boxed
 from fmnist_tf.data import official
 from fmnist_tf.data.csvfile import (
     CsvTable,
@@ -28,16 +28,16 @@ from fmnist_tf.data.csvfile import (
     find_pixel_warnings,
     read_csv,
 )
-from fmnist_tf.data.downloads import DownloadError, file_sha256, write_atomically
+from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.sample import GARMENTS, draw_sample
 from fmnist_tf.data.splits import plan_holdout
 from fmnist_tf.errors import DataError, UsageError, printable
+from fmnist_tf.files import file_digest, write_atomically
 
 # A train file that comes without a test file gives up this share of its rows; the seed is fixed so
 # that every run of a file is tested on the same rows, whatever its own seed.
 TEST_FRACTION, TEST_SEED = 0.15, 0
 SAMPLE_FOLDER = "sample"  # in the data folder; a later `auto` does not look into it
-_BOX_COLUMNS = 78
 _NO_LABEL_COLUMN = "E026"
 _CSV_NAME = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 _LAST_TRAIN = re.compile("train(?!.*train)", re.IGNORECASE)
@@ -215,7 +215,7 @@ def _find_files(
 
 def _refuse_lone_test(path: Path) -> None:
     """Keep a person's own test file, whose train file is missing, from being overwritten."""
-    if path.is_file() and file_sha256(path) != official.CSV_SHA256[official.TEST_CSV]:
+    if path.is_file() and file_digest(path) != official.CSV_SHA256[official.TEST_CSV]:
         raise UsageError(
             f"{printable(str(path), 200)}: a test file alone; expected {official.TRAIN_CSV} beside "
             "it. hint: add that file, move this one away, or use --data PATH or --data sample"
@@ -316,7 +316,7 @@ def _name(train_path: Path) -> str:
 
 
 def _sample_box(data_dir: Path) -> str:
-    """Return the sample's warning, framed, `_BOX_COLUMNS` wide."""
+    """Return the sample's warning, in a box."""
     paragraphs = (
         "WARNING: THIS IS THE BUILT-IN SAMPLE, not real data.",
         "Its garments are drawn by code. An accuracy on it shows that everything runs; it says "
@@ -325,7 +325,4 @@ def _sample_box(data_dir: Path) -> str:
         f"{printable(str(data_dir), 200)} (where from: data/README.md), or run once with "
         "a network and --data auto: the official files are then downloaded.",
     )
-    width = _BOX_COLUMNS - 4
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, width)]
-    edge = "+" + "-" * (_BOX_COLUMNS - 2) + "+"
-    return "\n".join([edge, *(f"| {line:{width}} |" for line in lines), edge])
+    return boxed(*paragraphs)

@@ -14,8 +14,9 @@ from pathlib import Path
 import h5py
 import keras
 
-from fmnist_tf.data.downloads import DownloadError, file_sha256, find_or_fetch, keras_home
+from fmnist_tf.data.downloads import DownloadError, find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError
+from fmnist_tf.files import file_digest
 from fmnist_tf.model.preprocessing import CAFFE, ValueRange
 
 
@@ -165,7 +166,7 @@ def read_backbone_weights(
     if choice not in ("auto", "imagenet"):
         path = Path(choice)
         _load_checked(backbone, card, path)
-        return WeightsSource("file", str(path), file_sha256(path))
+        return WeightsSource("file", str(path), file_digest(path))
     if card.pretrained is None:
         if choice == "imagenet":
             raise UsageError(f"--weights imagenet: none are published for {card.name}")
@@ -184,7 +185,7 @@ def read_backbone_weights(
             raise
         return WeightsSource("random", warning=_random_warning(card, str(error)))
     _load_checked(backbone, card, path)
-    return WeightsSource("imagenet", str(path), file_sha256(path), card.pretrained.trained_on)
+    return WeightsSource("imagenet", str(path), file_digest(path), card.pretrained.trained_on)
 
 
 def _random_warning(card: BackboneCard, why: str) -> str:
@@ -236,5 +237,5 @@ def _load_checked(backbone: keras.Model, card: BackboneCard, path: Path) -> None
     try:
         backbone.load_weights(path)
     except (ValueError, KeyError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"--weights {path}: {hint}; Keras says: {first_line}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--weights {path}: {hint}; Keras says: {reason}") from error

@@ -124,12 +124,8 @@ def _fold_weights(
     kernel = np.asarray(conv.kernel, np.float64)
     bias = np.asarray(conv.bias, np.float64) if conv.use_bias else np.zeros(n_channels)
     # A depthwise kernel is (h, w, inputs, multiplier); its output channels are the last two axes.
-    by_channel = (
-        scale.reshape(kernel.shape[2:])
-        if kernel.shape[3] * kernel.shape[2] == (n_channels)
-        and isinstance(conv, keras.layers.DepthwiseConv2D)
-        else scale
-    )
+    is_depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
+    by_channel = scale.reshape(kernel.shape[2:]) if is_depthwise else scale
     return [
         (kernel * by_channel).astype(np.float32),
         ((bias - mean) * scale + beta).astype(np.float32),

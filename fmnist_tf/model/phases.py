@@ -73,15 +73,10 @@ def plan_unfreeze(card: BackboneCard, phase: str, unfreeze: tuple[str, ...]) -> 
     """Return the backbone's stages that train in this phase, in the card's order.
 
     Raises:
-        UsageError: a stage is unknown, or stages are named in a phase that decides them itself.
+        UsageError: a stage is unknown.
     """
     stages = tuple(card.stages)
     if phase != "finetune":
-        if unfreeze:
-            raise UsageError(
-                f"--unfreeze {','.join(unfreeze)}: expected with --phase finetune alone; {phase} "
-                f"trains {'every stage' if phase == 'scratch' else 'no stage'}"
-            )
         return stages if phase == "scratch" else ()
     if not unfreeze:
         return (stages[-1],)

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ from typing import Any
 
 PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-_SECRET = re.compile(r"(key|token|secret|passw|authorization|://[^/\s]*@)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|[-_=./\s])(api[-_]?key|key|token|secret|passw\w*|authorization)([-_=./\s]|$)|://[^/\s]*@",
+    re.IGNORECASE,
+)
 
 
 def describe_code() -> dict[str, Any]:
@@ -75,6 +79,6 @@ def peak_memory_bytes() -> int:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """Return the command as text, with every word that may hold a secret left out."""
+    """Return the command as one line for a shell; words that may hold a secret are left out."""
     shown = ["[left out]" if _SECRET.search(word) else word for word in arguments]
-    return " ".join(["python", "-m", module, *shown])
+    return shlex.join(["python", "-m", module, *shown])

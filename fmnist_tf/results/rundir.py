@@ -12,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
-import hashlib
 import io
 import itertools
 import json
 import os
 import re
 import socket
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.errors import RunExistsError, UsageError, printable
+from fmnist_tf.files import file_digest, replacing
 
 DONE = "DONE.json"
 CONFIG = "config.json"
@@ -89,7 +88,7 @@ class RunDir:
             RunExistsError: the named run exists already; names from the clock step aside instead.
         """
         if name is not None:
-            _check_name(name)
+            check_name(runs_dir, name)
         try:
             runs_dir.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -101,11 +100,7 @@ class RunDir:
             try:
                 os.mkdir(runs_dir / name, 0o700)
             except FileExistsError as error:
-                raise RunExistsError(
-                    f"{printable(str(runs_dir / name), 200)} exists already, and a run is never "
-                    "overwritten; choose another --run NAME, leave --run out for a fresh name, "
-                    "or delete the folder"
-                ) from error
+                raise _exists(runs_dir / name) from error
             return cls(runs_dir / name)
         slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")[:24].strip("-") or "data"
         stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{phase}-{slug}"
@@ -150,16 +145,9 @@ class RunDir:
         The temporary file lies in the same folder, so that the final step is one rename: a reader
         sees the old file or the new one, never a part. On an error `name` stays as it was.
         """
-        target = self.file(name)
-        temporary = target.with_name(f".{target.stem}.tmp-{uuid.uuid4().hex}{target.suffix}")
-        try:
+        with replacing(self.file(name)) as temporary:
             yield temporary
             os.chmod(temporary, 0o600)
-            _sync(temporary)
-            os.replace(temporary, target)
-            _sync(target.parent)  # the rename itself must survive a power cut
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write the whole file `name` atomically."""
@@ -284,9 +272,7 @@ class RunDir:
             hidden = any(part.startswith(".") for part in name.parts)
             if hidden or name.parts[0] in _UNSEALED or str(name) == DONE or not path.is_file():
                 continue
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            sealed[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+            sealed[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         self.write_json(DONE, {"finished_at": datetime.now(UTC).isoformat(), "files": sealed})
 
     @contextlib.contextmanager
@@ -353,8 +339,13 @@ def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | 
     return max(finished, key=lambda entry: entry[:2])[2] if finished else None
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name that is not one plain file name on every system."""
+def check_name(runs_dir: Path, name: str) -> None:
+    """Say early what `RunDir.create` would refuse late.
+
+    Raises:
+        UsageError: the name is not one plain file name on every system.
+        RunExistsError: there is a run of this name.
+    """
     plain = _NAME.fullmatch(name) and not name.endswith(".") and ".." not in name
     if not plain or _DEVICE_NAME.fullmatch(name):
         raise UsageError(
@@ -362,6 +353,15 @@ def _check_name(name: str) -> None:
             "'_' or '-' that starts with a letter or digit, has no '..' and is no device name; "
             "choose such a name, and --runs-dir for the folder"
         )
+    if (runs_dir / name).exists():
+        raise _exists(runs_dir / name)
+
+
+def _exists(path: Path) -> RunExistsError:
+    return RunExistsError(
+        f"{printable(str(path), 200)} exists already, and a run is never overwritten; choose "
+        "another --run NAME, leave --run out for a fresh name, or delete the folder"
+    )
 
 
 def _describe_holder(stream: io.BufferedRandom) -> str:
@@ -372,12 +372,3 @@ def _describe_holder(stream: io.BufferedRandom) -> str:
     except (ValueError, KeyError, TypeError):
         return "another process"
     return f"process {pid} on {host} since {since}"
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file or folder at `path` is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,8 +5,9 @@ that would compute the same features share them; any change of pixels, prefix, w
 gives another key. This module must not know heads, labels or runs.
 
 Layout of one entry: `<key>/shard-00000.bin`, ... raw little-endian bfloat16, `SHARD_ROWS` rows
-each, and `<key>/manifest.json`, written last. A shard appears whole or not at all, so a killed
-computation goes on at the next shard.
+each, and `<key>/manifest.json` with the SHA-256 of the shards so far. A shard counts once the
+manifest names it and its bytes agree, so a killed computation goes on at the next shard, and a
+damaged shard is computed again.
 
 Shape letters: N rows, B batch.
 """
@@ -27,7 +28,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data.downloads import file_sha256, write_atomically
+from fmnist_tf.files import file_digest, write_atomically
 from fmnist_tf.model.folding import fold_prefix
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
@@ -152,30 +153,22 @@ def stored_bytes(n_rows: int, row_shape: tuple[int, ...]) -> int:
     return n_rows * int(np.prod(row_shape)) * FEATURE_DTYPE.itemsize
 
 
-def fits_on_disk(folder: Path, n_bytes: int) -> bool:
-    """Return whether `folder`'s disk has room for `n_bytes` and a margin."""
+def fits_on_disk(folder: Path, key: str, n_bytes: int) -> bool:
+    """Return whether `folder`'s disk has room for an entry of `n_bytes`, with a margin.
+
+    What is stored of the entry already needs no room.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(folder).free > n_bytes * FREE_SPACE_MARGIN
+    stored = sum(path.stat().st_size for path in (folder / key).glob("shard-*.bin"))
+    return shutil.disk_usage(folder).free > (n_bytes - stored) * FREE_SPACE_MARGIN
 
 
 def read_features(
     folder: Path, key: str, n_rows: int, row_shape: tuple[int, ...]
 ) -> FeatureStore | None:
-    """Return the stored entry, or None if it is absent, unfinished or damaged.
-
-    Every shard's bytes are compared with the manifest; one that differs is removed, so that
-    `run_prefix` computes it again.
-    """
+    """Return the stored entry, or None unless every shard is there and unharmed."""
     store = FeatureStore(folder / key, n_rows, row_shape)
-    try:
-        digests = json.loads((store.path / "manifest.json").read_text())["sha256"]
-        shards = [shard_path(store.path, number) for number in range(len(shard_bounds(n_rows)))]
-        damaged = [path for path in shards if file_sha256(path) != digests[path.name]]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    for path in damaged:
-        path.unlink()
-    return None if damaged else store
+    return store if len(_sound_shards(store)) == len(shard_bounds(n_rows)) else None
 
 
 def run_prefix(
@@ -202,25 +195,40 @@ def run_prefix(
     entry = folder / key
     entry.mkdir(parents=True, exist_ok=True)
     store = FeatureStore(entry, len(pixels), row_shape)
-    shards = {}
+    sound = _sound_shards(store)
     for number, (start, stop) in enumerate(shard_bounds(len(pixels))):
         path = shard_path(entry, number)
-        if not _is_whole(store, number):
-            shard = np.empty((stop - start, *row_shape), FEATURE_DTYPE)
-            for first in range(start, stop, PREFIX_BATCH):
-                batch = np.ascontiguousarray(pixels[first : min(first + PREFIX_BATCH, stop)])
-                shard[first - start : first - start + len(batch)] = compute(batch).numpy()
-                progress(first + len(batch), len(pixels))
-            with write_atomically(path) as file:
-                file.write(shard.view(np.uint8).data)
-        shards[path.name] = file_sha256(path)
-    manifest = {"rows": [len(pixels), *row_shape], "dtype": FEATURE_DTYPE.name, "sha256": shards}
-    with write_atomically(entry / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1).encode())
+        if path.name in sound:
+            continue
+        shard = np.empty((stop - start, *row_shape), FEATURE_DTYPE)
+        for first in range(start, stop, PREFIX_BATCH):
+            batch = np.ascontiguousarray(pixels[first : min(first + PREFIX_BATCH, stop)])
+            shard[first - start : first - start + len(batch)] = compute(batch).numpy()
+            progress(first + len(batch), len(pixels))
+        content = shard.view(np.uint8).data
+        with write_atomically(path) as file:
+            file.write(content)
+        sound[path.name] = hashlib.sha256(content).hexdigest()
+        with write_atomically(entry / "manifest.json") as file:
+            file.write(
+                json.dumps({"dtype": FEATURE_DTYPE.name, "sha256": sound}, indent=1).encode()
+            )
     return store
 
 
-def _is_whole(store: FeatureStore, number: int) -> bool:
-    start, stop = shard_bounds(store.n_rows)[number]
-    path = shard_path(store.path, number)
-    return path.is_file() and path.stat().st_size == stored_bytes(stop - start, store.row_shape)
+def _sound_shards(store: FeatureStore) -> dict[str, str]:
+    """Return the SHA-256 of each shard whose bytes are those that the manifest names."""
+    try:
+        recorded = json.loads((store.path / "manifest.json").read_text())["sha256"]
+        named = {str(name): str(digest) for name, digest in recorded.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    sound = {}
+    for number, (start, stop) in enumerate(shard_bounds(store.n_rows)):
+        path = shard_path(store.path, number)
+        n_bytes = stored_bytes(stop - start, store.row_shape)
+        # The size first: it tells a foreign shard without reading it.
+        if path.name in named and path.is_file() and path.stat().st_size == n_bytes:
+            if file_digest(path) == named[path.name]:
+                sound[path.name] = named[path.name]
+    return sound

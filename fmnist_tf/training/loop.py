@@ -5,8 +5,8 @@ classifier's variables changed. Loss and accuracy are sums and integer counts ov
 divided once. This module must not know disks, runs or trackers: whoever hears an epoch writes it.
 
 The state after epoch e is a function of (seed, e) and the state before: order and dropout are
-seeded anew at each epoch, and no iterator outlives it. Steps run through `tf.distribute`, so one
-process, several GPUs and several machines share this code.
+seeded anew at each epoch, and no iterator outlives it. Steps run through the current
+`tf.distribute` strategy; dividing the batches among several replicas is not done yet.
 
 Shape letters: B batch, K classes.
 """
@@ -101,7 +101,6 @@ class Trainer:
         split: the same network, cut; rows of the sources are what its body takes.
         optimizer: fresh.
         prefix: applied to raw pixel rows first, where features are not stored; else None.
-        strategy: how steps are distributed; by default TensorFlow's current one.
     """
 
     def __init__(
@@ -111,12 +110,11 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer,
         *,
         prefix: Callable[[tf.Tensor], tf.Tensor] | None = None,
-        strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         self.classifier = classifier
         self.split = split
         self.optimizer = optimizer
-        self.strategy = strategy or tf.distribute.get_strategy()
+        self.strategy = tf.distribute.get_strategy()
         self._prefix = prefix
         self._variables = classifier.trainable_variables
         optimizer.build(self._variables)
@@ -193,13 +191,12 @@ class Trainer:
                 self.optimizer.learning_rate.assign(rate)
                 counts += _to_counts(self._train_step(x, y), len(y))
                 if not math.isfinite(counts.loss_sum):
-                    raise NonFiniteLossError(
-                        f"the loss is {counts.loss_sum} at epoch {number}, step {step + 1} of "
-                        f"{steps}: expected a finite number. Try a lower --learning-rate than "
-                        f"{learning_rate:g}"
-                    )
+                    raise _non_finite(counts, number, f"step {step + 1} of {steps}", learning_rate)
                 on_step(step + 1, steps)
             val = self.evaluate(source, labels, val_rows, batch_size)
+            if not math.isfinite(val.loss_sum):
+                # The last step's damage shows only here: a step's loss is of the weights before.
+                raise _non_finite(val, number, f"validation, after step {steps}", learning_rate)
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
 
     def snapshot(self) -> list[np.ndarray]:
@@ -262,6 +259,13 @@ class Trainer:
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss_sum, axis=None),
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None),
         )
+
+
+def _non_finite(counts: Counts, epoch: int, where: str, rate: float) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"the loss is {counts.loss_sum} at epoch {epoch}, {where}: expected a finite number. Try a "
+        f"lower --learning-rate than {rate:g}"
+    )
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

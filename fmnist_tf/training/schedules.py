@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-SCHEDULES = ("constant", "cosine")
-
 
 def rate_factor(schedule: str, step: int, total_steps: int) -> float:
     """Return the share of the peak learning rate to use at a step.
@@ -19,7 +17,7 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
       (Loshchilov and Hutter 2017, equation 5, one period).
 
     Args:
-        schedule: one of `SCHEDULES`.
+        schedule: constant or cosine.
         step: 0-based, over the whole run.
         total_steps: steps of the whole run, at least 1.
 
@@ -32,4 +30,4 @@ def rate_factor(schedule: str, step: int, total_steps: int) -> float:
         return 1.0
     if schedule == "cosine":
         return (1 + math.cos(math.pi * step / total_steps)) / 2
-    raise ValueError(f"schedule {schedule!r}; expected one of {SCHEDULES}")
+    raise ValueError(f"schedule {schedule!r}; expected constant or cosine")
