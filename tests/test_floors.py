@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
 # Lower floors first; `results` stands beside `model` and `training`, on data alone.
 FLOORS = {
     "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "config": 1, "console": 1,
-    "data": 2, "model": 3, "results": 3, "training": 4, "session": 5, "train": 6,
+    "data": 2, "model": 3, "results": 3, "training": 4, "session": 5, "train": 6, "report": 6,
 }  # fmt: skip
 BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
 HEAVY = ("tensorflow", "keras")
