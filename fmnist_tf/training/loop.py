@@ -121,7 +121,7 @@ class Trainer:
         self._seed_states = [
             layer.seed_generator.state
             for layer in classifier.layers
-            if isinstance(layer, keras.layers.Dropout)
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0  # else it has no seed
         ]
         self._train_step = tf.function(
             self._train_step_eager, autograph=False, reduce_retracing=True
