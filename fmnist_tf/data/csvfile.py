@@ -102,7 +102,7 @@ def read_csv(
 ) -> CsvTable:
     """Read and check a CSV once; later calls open the store that the first one left.
 
-    Memory stays bounded whatever the size: the text passes in blocks of 64 KiB.
+    Memory stays bounded whatever the size: the text passes in blocks of 256 KiB.
 
     Args:
         path: the CSV, perhaps gzipped.
