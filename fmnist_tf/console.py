@@ -49,6 +49,8 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
         def show(done: int, total: int) -> None:
             stopping.check()
+            if done < bar.n:
+                bar.reset()  # the next epoch
             bar.total = total
             bar.update(done - bar.n)
 

@@ -468,11 +468,11 @@ def _open_source(
             return store, None
         if not features.fits_on_disk(folder, key, n_bytes):
             say(
-                f"frozen part: its output, {n_bytes / 1e9:.1f} GB, does not fit on the disk of "
+                f"frozen part: its output, {n_bytes / 1e9:.2g} GB, does not fit on the disk of "
                 f"{folder}; it is computed anew in every epoch. --cache DIR names another disk"
             )
             return ArrayRows(pixels), compute
-        say(f"frozen part: computing its output for {len(pixels):,} images, {n_bytes / 1e9:.1f} GB")
+        say(f"frozen part: computing its output for {len(pixels):,} images, {n_bytes / 1e9:.2g} GB")
         started = time.perf_counter()
         with progress_bar("frozen part", "image") as show:
             store = features.run_prefix(folder, key, pixels, compute, row_shape, show)
