@@ -290,7 +290,8 @@ def run_session(run: Run) -> Evaluation:
     """
     config, directory = run.config, run.directory
     directory.write_json("config.json", config.to_json())
-    directory.write_json("labels.json", dict(_numbered(run.dataset.train.class_names)))
+    names = enumerate(run.dataset.train.class_names)
+    directory.write_json("labels.json", {str(index): name for index, name in names})
     directory.write_text("trainable.txt", run.network.plan.to_text(run.title))
     directory.write_json("provenance.json", _provenance(run))
     tracker = start_tracking(
@@ -312,10 +313,6 @@ def run_session(run: Run) -> Evaluation:
     for line in tracker.hint:
         say(line)
     return test
-
-
-def _numbered(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    return ((str(index), name) for index, name in enumerate(names))
 
 
 def _tracked_config(run: Run) -> dict[str, Any]:
@@ -417,7 +414,8 @@ def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluati
                 labels[val_rows], trainer.predict(source, val_rows, batch_size)
             )
     except BaseException:
-        if best is not None and best.epoch > 0:
+        # In finetune the best so far may be the start, which history holds as epoch 0.
+        if best is not None and history[-1].epoch > 0:
             _keep_best(run, trainer, best)
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tf.files import file_digest
+
 STALE_SECONDS = 24 * 3600
 """Age after which an unpublished directory is taken for the leftover of a killed process."""
 
@@ -54,7 +56,7 @@ def read_store(directory: Path) -> StoredPixels | None:
         if manifest["sha256"] != _json_digest(body):
             return None
         for name, digest in body["files"].items():
-            if _file_digest(directory / name) != digest:
+            if file_digest(directory / name) != digest:
                 return None
         return _open_arrays(directory, body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -146,7 +148,7 @@ class StoreWriter:
             names.append("labels.npy")
             self._write_labels(new_code)
         os.unlink(self._partial / "codes.bin")
-        files = {name: _file_digest(self._partial / name) for name in names}
+        files = {name: file_digest(self._partial / name) for name in names}
         body = {"files": files, "facts": facts}
         text = json.dumps({"body": body, "sha256": _json_digest(body)}, indent=1, sort_keys=True)
         (self._partial / "manifest.json").write_text(text, encoding="utf-8")
@@ -216,11 +218,6 @@ def _remove_stale(parent: Path) -> None:
             continue
         if is_stale:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json_digest(body: object) -> str:
