@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from fmnist_tf.errors import UsageError
@@ -112,6 +113,10 @@ class RunConfig:
 
     parent: str | None = field(default=None, metadata={})
     split_seed: int | None = field(default=None, metadata={})
+
+    def cache_dir(self, runs_dir: Path) -> Path:
+        """Return the folder for parsed files, downloads and the frozen part's output."""
+        return runs_dir / ".cache" if self.cache in ("auto", "off") else Path(self.cache)
 
     def __post_init__(self) -> None:
         checks: list[tuple[bool, str, str]] = [

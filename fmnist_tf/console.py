@@ -17,9 +17,23 @@ from fmnist_tf import stopping
 
 BOX_WIDTH = 78
 
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Let `say` and progress bars be silent from now on, or speak again."""
+    global _quiet
+    _quiet = quiet
+
 
 def say(line: str) -> None:
-    """Print one line on stderr, above a progress bar if there is one."""
+    """Print one line on stderr, above a progress bar if there is one; nothing when quiet."""
+    if not _quiet:
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """Print one line on stderr, also when quiet: what a person must know."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
@@ -35,15 +49,15 @@ def boxed(*paragraphs: str) -> str:
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.
 
-    Nothing is drawn where stderr is no terminal: a log wants lines, not bars. Whoever reports
-    progress can be stopped: the function raises what a signal left behind.
+    Nothing is drawn when quiet, or where stderr is no terminal: a log wants lines, not bars.
+    Whoever reports progress can be stopped: the function raises what a signal left behind.
     """
     with tqdm(
         desc=title,
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=not sys.stderr.isatty(),
+        disable=_quiet or not sys.stderr.isatty(),
         dynamic_ncols=True,
     ) as bar:
 

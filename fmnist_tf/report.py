@@ -1,104 +1,145 @@
-"""`python -m fmnist_tf.report RUN...`: finished runs -> one Markdown table on stdout.
+"""`python -m fmnist_tf.report`: finished runs, or a data set, -> tables and an HTML page.
 
-In: run directories. Out: a row per run, of what its own files say; every figure can be traced to
-one of them. This module must not load a model or compute anything anew.
+In: run directories, or CSVs. Out: Markdown tables on stdout, and one page whose path is printed.
+Every figure is made of what the runs' own files say. This module must not load a model.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fmnist_tf.errors import FmnistError, UsageError, printable
-from fmnist_tf.results.rundir import RunDir, list_runs
-
-COLUMNS = ("run", "data", "backbone weights", "trained on", "val", "test", "95 % interval", "time")
+from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.errors import UsageError, printable
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.report",
-        description="Print a table of finished runs.",
+        description="Show finished runs: a table; of one run its page, of several a comparison; "
+        "or, with --data, a data set.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", type=Path, help="run directories (default: all complete)"
+        "runs", nargs="*", metavar="RUN", help="runs or their folders (default: all, table only)"
     )
     parser.add_argument(
         "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
     )
+    parser.add_argument(
+        "--out",
+        metavar="FILE.html",
+        type=Path,
+        help="the page (default: RUN/report.html, RUNS_DIR/comparison.html or data-report.html)",
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set and no run")
+    group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
+    group.add_argument("--label-column", metavar="NAME", help="name of the label's column")
+    add_terminal_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    flags = build_parser().parse_args(argv)
-    try:
-        runs = [
-            RunDir.open(path if path.is_dir() else flags.runs_dir / path) for path in flags.runs
-        ]
-        runs = runs or [run for run in list_runs(flags.runs_dir) if run.is_complete]
-        if not runs:
-            raise UsageError(
-                f"{flags.runs_dir} holds no complete run; `python -m fmnist_tf.train` makes one"
-            )
-        table = [COLUMNS, ["---"] * len(COLUMNS), *(describe_run(run) for run in runs)]
-        for row in table:
-            print("| " + " | ".join(row) + " |")
-    except FmnistError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    sys.stdout.flush()
-    return 0
+    return run_command(_report, build_parser().parse_args(argv))
 
 
-def describe_run(run: RunDir) -> list[str]:
-    """Return one row, as `COLUMNS` names its cells.
-
-    Raises:
-        UsageError: the run is incomplete or damaged.
-    """
-    if not run.is_complete:
-        raise UsageError(f"{run.path}: incomplete (no DONE.json); expected a finished run")
-    config, evaluation, provenance = (
-        run.read_json(name) for name in ("config.json", "evaluation.json", "provenance.json")
-    )
-    try:
-        val, test = evaluation["val"], evaluation["test"]
-        low, high = test["interval_95"]
-        cells = [
-            f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}",
-            f"{evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test",
-            _weights(provenance["weights"]),
-            _rows(config, provenance),
-            f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
-            f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
-            f"{low:.4f} to {high:.4f}",
-            f"{sum(provenance['seconds'].values()) / 60:.1f} min",
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+def _report(flags: argparse.Namespace) -> None:
+    if flags.out is not None and flags.out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(
-            f"{run.path}: expected the files of a finished run, found one without "
-            f"{printable(str(error))}; it is damaged, or of another version"
-        ) from error
+            f"--out {printable(str(flags.out), 200)}: expected a name that ends in .html"
+        )
+    if flags.data is not None:
+        if flags.runs:
+            raise UsageError("--data shows a data set: expected no RUN beside it")
+        _show_data(flags)
+        return
+    if flags.test_data is not None or flags.label_column is not None:
+        raise UsageError("--test-data and --label-column: expected with --data alone")
+    if flags.out is not None and not flags.runs:
+        raise UsageError("--out: expected with a RUN or with --data; name a RUN")
+    _show_runs(flags)
+
+
+def _show_runs(flags: argparse.Namespace) -> None:
+    from fmnist_tf.finished import find_run
+    from fmnist_tf.results import page
+    from fmnist_tf.results.rundir import list_runs
+
+    runs = [find_run(name, flags.runs_dir) for name in flags.runs]
+    shown = runs or [run for run in list_runs(flags.runs_dir) if run.is_complete]
+    if not shown:
+        raise UsageError(
+            f"{printable(str(flags.runs_dir), 200)} holds no complete run; "
+            "`python -m fmnist_tf.train` makes one"
+        )
+    _print_table(page.COLUMNS, [page.describe_run(run) for run in shown])
+    if len(runs) == 1:
+        path = flags.out or runs[0].file(page.REPORT)
+        page.write_report(runs[0], path)
+        print(f"\n{path}")
+    elif runs:
+        path = flags.out or flags.runs_dir / "comparison.html"
+        print()
+        for sentence in page.write_comparison(runs, path):
+            print(f"- {_in_markdown(sentence)}")
+        print(f"\n{path}")
+
+
+def _show_data(flags: argparse.Namespace) -> None:
+    from fmnist_tf.console import say, warn
+    from fmnist_tf.data.sources import DATA_DIR, read_dataset
+    from fmnist_tf.data.summary import measure_background, summarize
+    from fmnist_tf.results import page
+
+    dataset = read_dataset(
+        flags.data,
+        test_data=flags.test_data,
+        label_column=flags.label_column,
+        data_dir=DATA_DIR,
+        store_dir=flags.runs_dir / ".cache" / "pixels",
+        say=say,
+    )
+    for line in dataset.decisions:
+        say(line)
+    for line in dataset.warnings:
+        warn(line)
+    summary, names = summarize(dataset), dataset.train.class_names
+    path = flags.out or Path("data-report.html")
+    facts = {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "files": [dataclasses.asdict(file) for file in dataset.files],
+        "decisions": dataset.decisions,
+        "warnings": dataset.warnings,
+        "background": measure_background(dataset.train.pixels),
+    }
+    page.write_data_page(facts, summary, names, path)
+    counts = zip(page.show_names(names), summary.train_counts, summary.test_counts, strict=True)
+    _print_table(
+        ("class", "training images", "test images"),
+        [(name, f"{train:,}", f"{test:,}") for name, train, test in counts],
+    )
+    in_train, in_test, in_both = summary.duplicates
+    print(
+        f"\nrepeated: {in_train:,} training and {in_test:,} test images; "
+        f"{in_both:,} test images are training images too\n\n{path}"
+    )
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in (columns, ["---"] * len(columns), *rows):
+        print("| " + " | ".join(map(_in_markdown, row)) + " |")
+
+
+def _in_markdown(text: str) -> str:
     # A bar would end the cell; a class or file name is anybody's text.
-    return [printable(cell, 90).replace("|", "\\|") for cell in cells]
-
-
-def _weights(weights: dict[str, Any]) -> str:
-    if weights["kind"] != "file":
-        return str(weights["kind"])
-    return f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
-
-
-def _rows(config: dict[str, Any], provenance: dict[str, Any]) -> str:
-    stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
-    rows = config["limit"] or provenance["data"]["files"][0]["rows"]
-    return f"head{stages}; {rows:,} rows with val" if config["phase"] != "scratch" else f"{rows:,}"
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -9,122 +9,55 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_tf.conclusion import conclude
 from fmnist_tf.config import RunConfig
-from fmnist_tf.console import progress_bar, say
+from fmnist_tf.console import progress_bar, say, warn
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import Splits
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.files import file_digest
-from fmnist_tf.results import figures
+from fmnist_tf.finished import MODEL, FinishedRun, load_weights, read_finished
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.provenance import describe_machine, peak_memory_bytes
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
+from fmnist_tf.run import Network, Run, Trained, describe_run
 
 if TYPE_CHECKING:
-    import keras
-
     from fmnist_tf.data.batches import RowSource
-    from fmnist_tf.model.backbones import BackboneCard, WeightsSource
     from fmnist_tf.model.classifier import SplitClassifier
-    from fmnist_tf.model.phases import TrainablePlan
     from fmnist_tf.training.loop import Counts, Trainer
 
-PREDICT_BATCH = 64
-N_MISTAKES = 100
-MODEL = "model.keras"
 
-
-@dataclass
-class StageClock:
-    """Seconds of wall time per named stage of a run."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            passed = time.perf_counter() - started
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + passed, 3)
-
-
-@dataclass(frozen=True)
-class Parent:
-    """What a finetune run needs of the frozen run that it continues.
-
-    Attributes:
-        directory: of the frozen run.
-        config: its settings.
-        data_sha256: of its train file.
-        split_sha256: of its split.
-        weights: where its backbone's weights came from, as JSON.
-        model_sha256: of its model file.
-    """
-
-    directory: RunDir
-    config: RunConfig
-    data_sha256: str
-    split_sha256: str
-    weights: dict[str, Any]
-    model_sha256: str
-
-
-def read_parent(directory: RunDir) -> Parent:
+def read_parent(directory: RunDir) -> FinishedRun:
     """Read a frozen run to continue.
 
     Raises:
         UsageError: the run is incomplete, of another phase, or damaged.
     """
-    where = printable(str(directory.path), 200)
-    if not directory.is_complete:
+    parent = read_finished(directory)
+    if parent.config.phase != "frozen":
         raise UsageError(
-            f"{where}: expected a complete frozen run, found none: it has no DONE.json. Let it "
-            "finish, or name another with --from"
+            f"{printable(str(directory.path), 200)}: expected a frozen run, found one of phase "
+            f"{parent.config.phase}; name another with --from"
         )
-    config = RunConfig.from_json(directory.read_json("config.json"))
-    if config.phase != "frozen":
-        raise UsageError(
-            f"{where}: expected a frozen run, found one of phase {config.phase}; name another "
-            "with --from"
-        )
-    provenance, done = directory.read_json("provenance.json"), directory.read_json("DONE.json")
-    try:
-        return Parent(
-            directory,
-            config,
-            provenance["data"]["files"][0]["sha256"],
-            provenance["data"]["split_sha256"],
-            dict(provenance["weights"]),
-            done["files"][MODEL]["sha256"],
-        )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{where}: expected the provenance.json and DONE.json of a finished run, found one "
-            f"without {printable(str(error))}; the run is damaged, use another or repeat it"
-        ) from error
+    return parent
 
 
-def check_same_data(parent: Parent, dataset: Dataset, splits: Splits) -> None:
+def check_same_data(parent: FinishedRun, dataset: Dataset, splits: Splits) -> None:
     """Refuse other data than the parent's: its training rows could be among the new val rows.
 
     Raises:
         UsageError: the train file or the split differs.
     """
     for what, expected, found in (
-        ("training data", parent.data_sha256, dataset.files[0].sha256),
-        ("split", parent.split_sha256, splits.digest),
+        ("training data", parent.data_sha256[0], dataset.files[0].sha256),
+        ("split", parent.provenance["data"]["split_sha256"], splits.digest),
     ):
         if expected != found:
             raise UsageError(
@@ -132,78 +65,6 @@ def check_same_data(parent: Parent, dataset: Dataset, splits: Splits) -> None:
                 f"{expected}, found {found}. Give the same --data and --test-data, or train a new "
                 "frozen run on this data"
             )
-
-
-@dataclass(frozen=True)
-class Network:
-    """A classifier with its plan applied, and where its backbone's weights came from."""
-
-    classifier: keras.Sequential
-    card: BackboneCard
-    side: int
-    plan: TrainablePlan
-    weights: WeightsSource
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that one run is made of.
-
-    Attributes:
-        config: complete; nothing is left to a default.
-        dataset: train and test images.
-        splits: rows of `dataset.train` that train and validate.
-        network: the classifier.
-        directory: of the run, locked.
-        parent: the frozen run that is continued, or None.
-        precision: of the frozen part, and why; None without a frozen part.
-        code: commit and versions, as they were when the run began.
-        cache_dir: where the frozen part's output is stored.
-        clock: of the stages so far.
-        wandb_mode: auto, online, offline or disabled.
-        command: the command line without secrets.
-    """
-
-    config: RunConfig
-    dataset: Dataset
-    splits: Splits
-    network: Network
-    directory: RunDir
-    parent: Parent | None
-    precision: tuple[str, str] | None
-    code: dict[str, Any]
-    cache_dir: Path
-    clock: StageClock
-    wandb_mode: str
-    command: str
-
-    @property
-    def title(self) -> str:
-        """What stands above every figure."""
-        return f"{self.config.backbone} {self.config.phase} on {self.dataset.name}"
-
-    @property
-    def sources(self) -> str:
-        """One line on what the figures rest on."""
-        weights = self.network.weights
-        of_file = ""
-        if weights.path:
-            of_file = f" {printable(weights.path, 200)}, SHA-256 {weights.sha256}"
-        kind = {"sample": "built-in SAMPLE, not real data"}.get(
-            self.dataset.kind, self.dataset.kind
-        )
-        name = printable(self.dataset.name)
-        return f"data: {name} ({kind}); backbone weights: {weights.kind}{of_file}"
-
-    @property
-    def banner(self) -> str | None:
-        """What no reader of a figure may miss."""
-        notes = []
-        if self.dataset.kind == "sample":
-            notes.append("built-in SAMPLE, not real data")
-        if self.network.weights.kind == "random" and self.config.phase != "scratch":
-            notes.append("RANDOM backbone weights")
-        return "; ".join(notes) or None
 
 
 @dataclass(frozen=True)
@@ -220,7 +81,7 @@ class Best:
 
 
 def build_network(
-    config: RunConfig, dataset: Dataset, parent: Parent | None, download_dir: Path
+    config: RunConfig, dataset: Dataset, parent: FinishedRun | None, download_dir: Path
 ) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
 
@@ -248,7 +109,9 @@ def build_network(
         weights = read_backbone_weights(backbone, card, choice, download_dir=download_dir, say=say)
     else:
         known = {knob.name for knob in fields(WeightsSource)}
-        weights = WeightsSource(**{k: v for k, v in parent.weights.items() if k in known})
+        weights = WeightsSource(
+            **{k: v for k, v in parent.provenance["weights"].items() if k in known}
+        )
     classifier = build_classifier(
         backbone,
         card,
@@ -260,24 +123,12 @@ def build_network(
         name="".join(c if c.isalnum() else "_" for c in f"{card.name}_on_{dataset.name}"),
     )
     if parent is not None:
-        _load_parent(classifier, parent)
+        load_weights(classifier, parent)
     plan = plan_phase(
         classifier, card, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
     )
     apply_plan(classifier, card, plan)
     return Network(classifier, card, side, plan, weights)
-
-
-def _load_parent(classifier: keras.Sequential, parent: Parent) -> None:
-    path = parent.directory.file(MODEL)
-    found = file_digest(path) if path.is_file() else "no file"
-    if found != parent.model_sha256:
-        raise UsageError(
-            f"{path}: expected SHA-256 {parent.model_sha256} as DONE.json says, found {found}: the "
-            "model was changed after its run; train the frozen run again"
-        )
-    # The architecture is ours and only the weights are read: nothing in the file is executed.
-    classifier.load_weights(path)
 
 
 def run_session(run: Run) -> Evaluation:
@@ -293,7 +144,7 @@ def run_session(run: Run) -> Evaluation:
     names = enumerate(run.dataset.train.class_names)
     directory.write_json("labels.json", {str(index): name for index, name in names})
     directory.write_text("trainable.txt", run.network.plan.to_text(run.title))
-    directory.write_json("provenance.json", _provenance(run))
+    directory.write_json("provenance.json", describe_run(run))
     tracker = start_tracking(
         run.wandb_mode,
         directory.path,
@@ -301,12 +152,12 @@ def run_session(run: Run) -> Evaluation:
         job_type=config.phase,
         name=directory.path.name,
         config=_tracked_config(run),
-        warn=say,
+        warn=warn,
+        epochs_before=run.parent.config.epochs or 0 if run.parent else 0,
     )
     finished = False
     try:
-        best, history, val = _train(run, tracker)
-        test = _conclude(run, tracker, best, history, val)
+        test = conclude(run, tracker, _train(run, tracker))
         finished = True
     finally:
         tracker.finish(finished)
@@ -332,12 +183,8 @@ def _tracked_config(run: Run) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluation]:
-    """Train all epochs and put the best state into the network.
-
-    Returns:
-        The best state, the history, and the evaluation of val that chose it.
-    """
+def _train(run: Run, tracker: Tracker) -> Trained:
+    """Train all epochs and leave the best state in the network and on disk."""
     from fmnist_tf.model.classifier import split_classifier
     from fmnist_tf.model.phases import digest_weights, prove_plan
     from fmnist_tf.training.loop import Trainer, build_optimizer
@@ -410,16 +257,14 @@ def _train(run: Run, tracker: Tracker) -> tuple[Best, list[HistoryRow], Evaluati
             raise ValueError("no epoch was run")
         _keep_best(run, trainer, best)
         with run.clock.stage("val"):
-            val_evaluation = Evaluation.from_probabilities(
-                labels[val_rows], trainer.predict(source, val_rows, batch_size)
-            )
+            val_probabilities = trainer.predict(source, val_rows, batch_size)
     except BaseException:
         # In finetune the best so far may be the start, which history holds as epoch 0.
         if best is not None and history[-1].epoch > 0:
             _keep_best(run, trainer, best)
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise
-    return best, history, val_evaluation
+    return Trained(best.epoch, tuple(history), val_probabilities)
 
 
 def _keep_best(run: Run, trainer: Trainer, best: Best) -> None:
@@ -477,115 +322,3 @@ def _open_source(
         seconds = time.perf_counter() - started
         say(f"frozen part: {seconds:.1f} s, {len(pixels) / seconds:.1f} images/s, in {store.path}")
     return store, None
-
-
-def _conclude(
-    run: Run, tracker: Tracker, best: Best, history: list[HistoryRow], val: Evaluation
-) -> Evaluation:
-    """Test the saved model once, and write all that follows from it."""
-    directory, test = run.directory, run.dataset.test
-    names = run.dataset.train.class_names
-    model_path = directory.file(MODEL)
-    with run.clock.stage("test"):
-        probabilities = _predict_saved(model_path, test.pixels)
-    evaluation = Evaluation.from_probabilities(test.labels, probabilities)
-    directory.write_predictions(test.labels, probabilities)
-    directory.write_json(
-        "evaluation.json",
-        {
-            "dataset": run.dataset.name,
-            "weights": run.network.weights.kind,
-            "chosen_epoch": best.epoch,
-            "val": {**val.to_json(), "computed_by": "the training loop"},
-            "test": {**evaluation.to_json(), "computed_by": MODEL},
-        },
-    )
-    with run.clock.stage("figures"):
-        _write_figures(run, best, history, evaluation, probabilities)
-    drawn = [directory.file(name) for name in ("curves.png", "confusion.png", "mistakes.png")]
-    with run.clock.stage("tracking"):
-        tracker.log_results(
-            {"val": val, "test": evaluation},
-            class_names=names,
-            pixels=test.pixels,
-            labels=test.labels,
-            probabilities=probabilities,
-            mistakes=N_MISTAKES,
-            figures=drawn,
-            model_path=model_path,
-        )
-    directory.write_json("provenance.json", _provenance(run))
-    directory.write_done()
-    return evaluation
-
-
-def _predict_saved(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Return the probabilities of the model as it lies on disk, (N, K) float32.
-
-    What is reported is then what anybody gets who loads the file.
-    """
-    import keras
-    import tensorflow as tf
-
-    model = keras.saving.load_model(path, compile=False)
-    predict = tf.function(lambda images: model(images, training=False), autograph=False)
-    images = pixels.reshape(-1, 28, 28)
-    parts = []
-    with progress_bar("test", "image") as show:
-        for first in range(0, len(images), PREDICT_BATCH):
-            parts.append(predict(tf.constant(images[first : first + PREDICT_BATCH])).numpy())
-            show(first + len(parts[-1]), len(images))
-    return np.concatenate(parts)
-
-
-def _write_figures(
-    run: Run,
-    best: Best,
-    history: list[HistoryRow],
-    evaluation: Evaluation,
-    probabilities: np.ndarray,
-) -> None:
-    test, names = run.dataset.test, run.dataset.train.class_names
-    before = run.parent.directory.read_history() if run.parent else []
-    with run.directory.writing("curves.png") as path:
-        figures.write_curves(
-            path, before + history, run.title, chosen_epoch=best.epoch, banner=run.banner
-        )
-    with run.directory.writing("confusion.png") as path:
-        figures.write_confusion(path, evaluation, names, run.title, banner=run.banner)
-    with run.directory.writing("mistakes.png") as path:
-        figures.write_mistakes(
-            path, test.pixels, test.labels, probabilities, names, run.title, banner=run.banner
-        )
-
-
-def describe_devices() -> list[str]:
-    """Return what TensorFlow computes on, e.g. `CPU` or `GPU: NVIDIA H100`."""
-    import tensorflow as tf
-
-    described = []
-    for device in tf.config.list_physical_devices():
-        name = tf.config.experimental.get_device_details(device).get("device_name")
-        described.append(f"{device.device_type}: {name}" if name else device.device_type)
-    return described
-
-
-def _provenance(run: Run) -> dict[str, Any]:
-    return {
-        "command": run.command,
-        "code": run.code,
-        "machine": {**describe_machine(), "devices": describe_devices()},
-        "precision": dict(zip(("frozen_part", "why"), run.precision or (None, None), strict=True)),
-        "data": {
-            "name": run.dataset.name,
-            "kind": run.dataset.kind,
-            "files": [asdict(file) for file in run.dataset.files],
-            "decisions": list(run.dataset.decisions),
-            "warnings": list(run.dataset.warnings),
-            "split_sha256": run.splits.digest,
-        },
-        "weights": asdict(run.network.weights),
-        "parent": run.config.parent,
-        "seconds": run.clock.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }

@@ -8,6 +8,8 @@ nobody listened. This module must not know what is being stopped.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -26,11 +28,20 @@ class StoppedError(BaseException):
         self.exit_code = 128 + number
 
 
-def listen() -> None:
-    """Turn the first Ctrl-C or SIGTERM from now on into a `StoppedError`."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM inside into a `StoppedError`.
+
+    Afterwards signals do what they did before: a notebook that ran a command can still be
+    interrupted.
+    """
     _pending.clear()
-    for number in _NAMES:
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in _NAMES}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check() -> None:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf import stopping
+from fmnist_tf.command import add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, complete_config
-from fmnist_tf.errors import FmnistError, UsageError, printable
+from fmnist_tf.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from fmnist_tf.session import Parent
-
-DATA_DIR = Path("data")
+    from fmnist_tf.finished import FinishedRun
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--dry-run", action="store_true", help="check data and settings, say what would be done"
     )
-    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_terminal_flags(parser)
     return parser
 
 
@@ -63,44 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = build_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no error
-    stopping.listen()
-    try:
-        _train(flags, arguments)
-        return 0
-    except stopping.StoppedError as stopped:
-        return _stop(str(stopped), stopped.exit_code)
-    except FmnistError as error:
-        if flags.debug:
-            traceback.print_exc()
-        return _stop(str(error), error.exit_code)
-    except OSError as error:
-        if flags.debug:
-            traceback.print_exc()
-        where = f"{printable(str(error.filename), 200)}: " if error.filename else ""
-        return _stop(f"input/output error: {where}{error.strerror or error}", 74)
-    except Exception as error:
-        if flags.debug:
-            traceback.print_exc()
-        reason = printable(" ".join(str(error).split()), 300)
-        return _stop(f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1)
-
-
-def _stop(message: str, exit_code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
-    return exit_code
+    return run_command(lambda flags: _train(flags, arguments), flags)
 
 
 def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     # What is cheap to check comes first; importing TensorFlow takes seconds and comes last.
     from fmnist_tf import session
-    from fmnist_tf.console import boxed, say
+    from fmnist_tf.console import boxed, say, warn
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.splits import plan_splits
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
+    from fmnist_tf.run import Run, StageClock, describe_devices
     from fmnist_tf.startup import import_tensorflow
 
     known = {knob.name for knob in dataclasses.fields(RunConfig)}
@@ -111,19 +81,18 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     )
     if flags.run is not None:
         check_name(flags.runs_dir, flags.run)
-    cache_dir = flags.runs_dir / ".cache" if config.cache in ("auto", "off") else Path(config.cache)
+    cache_dir = config.cache_dir(flags.runs_dir)
     if cache_dir.exists() and not cache_dir.is_dir():
         raise UsageError(f"--cache {config.cache}: expected a folder, found a file")
     for line in lines:
         say(line)
 
-    clock = session.StageClock()
+    clock = StageClock()
     with clock.stage("data"):
         dataset = read_dataset(
             config.data,
             test_data=config.test_data,
             label_column=config.label_column,
-            data_dir=DATA_DIR,
             store_dir=cache_dir / "pixels",
             say=say,
         )
@@ -133,8 +102,10 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             seed=config.seed if config.split_seed is None else config.split_seed,
             limit=config.limit,
         )
-    for line in (*dataset.decisions, *dataset.warnings):
+    for line in dataset.decisions:
         say(line)
+    for line in dataset.warnings:
+        warn(line)
     say(
         f"data: {printable(dataset.name)}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
@@ -159,11 +130,11 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         unfreeze=stages if config.phase == "finetune" else (),
     )
     if network.weights.warning:
-        say(boxed(network.weights.warning))
+        warn(boxed(network.weights.warning))
     say(
         f"model: {config.backbone} at {network.side} pixels, {config.head} head, "
         f"{network.plan.count('trained'):,} numbers train, "
-        f"{network.plan.count('frozen'):,} are frozen; on {', '.join(session.describe_devices())}"
+        f"{network.plan.count('frozen'):,} are frozen; on {', '.join(describe_devices())}"
     )
     if flags.dry_run:
         say("dry run, no run was made; its settings would be:")
@@ -172,7 +143,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
     with directory.locked():
         say(f"run: {directory.path}")
-        run = session.Run(
+        run = Run(
             config=config,
             dataset=dataset,
             splits=splits,
@@ -194,10 +165,11 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     )
 
 
-def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> Parent | None:
+def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> FinishedRun | None:
     """Return the frozen run that a finetune run continues; None in the other phases."""
     from fmnist_tf.console import say
-    from fmnist_tf.results.rundir import RunDir, find_newest_complete_run
+    from fmnist_tf.finished import find_run
+    from fmnist_tf.results.rundir import find_newest_complete_run
     from fmnist_tf.session import read_parent
 
     if given.get("phase") != "finetune":
@@ -205,9 +177,7 @@ def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> Parent | N
             raise UsageError("--from RUN: expected with --phase finetune alone")
         return None
     if flags.from_run:
-        named = flags.runs_dir / flags.from_run
-        is_named = (named / "config.json").is_file()
-        return read_parent(RunDir.open(named if is_named else Path(flags.from_run)))
+        return read_parent(find_run(flags.from_run, flags.runs_dir))
     newest = find_newest_complete_run(flags.runs_dir, "frozen")
     if newest is None:
         raise UsageError(

@@ -6,19 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from fmnist_tf import stopping
-
-
-@pytest.fixture(autouse=True)
-def own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -26,38 +17,39 @@ def own_handlers() -> Iterator[None]:
     [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
 )
 def test_a_signal_raises_at_once(number: int, code: int, text: str) -> None:
-    stopping.listen()
-    with pytest.raises(stopping.StoppedError) as caught:
+    before = signal.getsignal(number)
+    with pytest.raises(stopping.StoppedError) as caught, stopping.listening():
         os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
     assert (caught.value.exit_code, str(caught.value)) == (code, text)
 
 
 def test_what_is_dropped_comes_again_once() -> None:
-    stopping.listen()
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-    except stopping.StoppedError:
-        pass  # as a destructor does
-    with pytest.raises(stopping.StoppedError):
+    with stopping.listening():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except stopping.StoppedError:
+            pass  # as a destructor does
+        with pytest.raises(stopping.StoppedError):
+            stopping.check()
         stopping.check()
-    stopping.check()
 
 
 def test_no_signal_no_error() -> None:
-    stopping.listen()
-    stopping.check()
+    with stopping.listening():
+        stopping.check()
 
 
 def test_a_second_signal_ends_the_process() -> None:
     script = (
         "import os, signal\n"
         "from fmnist_tf import stopping\n"
-        "stopping.listen()\n"
-        "for _ in range(2):\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    except stopping.StoppedError:\n"
-        "        pass\n"
+        "with stopping.listening():\n"
+        "    for _ in range(2):\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        except stopping.StoppedError:\n"
+        "            pass\n"
         "print('still here')\n"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

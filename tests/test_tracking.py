@@ -34,6 +34,7 @@ TRAIN = """
     tracker = start_tracking(
         "auto", run_dir, group="my-experiment", job_type="frozen", name="my-run",
         config={"seed": 7, "model": {"units": 256}}, warn=lambda text: print("WARN", text),
+        epochs_before=6,
     )
     assert (sys.exit, sys.excepthook) == hooks
     print("canary-console")
@@ -52,11 +53,13 @@ TRAIN = """
     evaluation = Evaluation.from_probabilities(labels, probabilities)
     Image.new("L", (8, 8)).save(run_dir / "curves.png")
     (run_dir / "model.keras").write_bytes(b"weights" * 1000)
+    (run_dir / "report.html").write_text("<!doctype html><title>the page</title>")
     tracker.log_results(
         {"val": evaluation, "test": evaluation}, class_names=["a", "b", "c"],
         pixels=random.integers(0, 256, (400, 784), dtype=np.uint8),
         labels=labels, probabilities=probabilities, mistakes=999,
-        figures=[run_dir / "curves.png"], model_path=run_dir / "model.keras",
+        figures=[run_dir / "curves.png"], page=run_dir / "report.html",
+        model_files=[run_dir / "model.keras"], model_facts={"classes": ["a", "b", "c"]},
     )
     tracker.finish()
     print(evaluation.accuracy)
@@ -131,13 +134,19 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert facts["epoch/val_loss"] == 2 / 3
     assert facts["epoch/accuracy"] == 0.75
     assert facts["epoch/learning_rate"] == 1e-3
-    assert facts["epoch/epoch"] == 3
+    assert facts["epoch/epoch"] == 9  # the phase before had 6
     assert facts["epoch/val_accuracy"] == {"max": 0.9}
     assert facts["test_accuracy"] == facts["val_accuracy"] == float(accuracy)
     assert facts["test_total"] == 400
     assert facts["figure/curves"]["_type"] == "image-file"
     assert facts["confusion_matrix_table"]["nrows"] == 9
     assert (facts["worst_mistakes"]["nrows"], facts["worst_mistakes"]["ncols"]) == (200, 5)
+    assert (facts["classes"]["nrows"], facts["confused_pairs"]["nrows"]) == (3, 6)
+    assert 0 < facts["test_expected_calibration_error"] < 1
+    assert 0 < facts["test_macro_f1"] < 1
+    assert facts["report"]["_type"] == "html-file"
+    page = Path(offline_run) / "files" / facts["report"]["path"]
+    assert "the page" in page.read_text()
 
     text = inspect(offline_run)
     records = [json.loads(line) for line in text.splitlines()]
@@ -152,6 +161,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert not kinds & {"environment", "output", "output_raw", "stats"}
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in records if r["type"] == "artifact"}
     (model,) = artifacts["model-my-run"]["manifest"]["contents"]
+    assert json.loads(artifacts["model-my-run"]["metadata"]) == {"classes": ["a", "b", "c"]}
     assert model["local_path"] == str(tmp_path / "run" / "model.keras")  # not a second copy
 
     # Nothing secret in any byte, and no byte outside the run directory.

@@ -7,7 +7,7 @@ Shape letters: N images, K classes, 784 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class _Summary:
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.images = len(pixels)
-        self.digests = np.fromiter(_digests(pixels), np.int64, self.images)
+        self.digests = digest_images(pixels)
         self.constant = 0
         total = np.zeros(SIDE * SIDE, np.int64)
         for start in range(0, self.images, _IMAGES_PER_READ):
@@ -89,8 +89,9 @@ class _Summary:
         self.mean_image = total / max(self.images, 1)
 
 
-def _digests(pixels: NDArray[np.uint8]) -> Iterator[int]:
-    return (hash(row.tobytes()) for row in pixels)
+def digest_images(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return (N,) hashes of 64 bits: equal for equal images, comparable within one process."""
+    return np.fromiter((hash(row.tobytes()) for row in pixels), np.int64, len(pixels))
 
 
 def _own_warnings(images: _Summary, name: str) -> list[str]:

@@ -34,6 +34,8 @@ from fmnist_tf.data.splits import plan_holdout
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.files import file_digest, write_atomically
 
+DATA_DIR = Path("data")
+"""The folder of CSVs that `--data auto` looks in, below the current one."""
 # A train file that comes without a test file gives up this share of its rows; the seed is fixed so
 # that every run of a file is tested on the same rows, whatever its own seed.
 TEST_FRACTION, TEST_SEED = 0.15, 0
@@ -51,11 +53,13 @@ class Pixels:
         pixels: (N, 784) uint8, 0 = background, row by row.
         labels: (N,) int64 in 0..K-1.
         class_names: K names, by label.
+        lines: (N,) int64, 1-based line of each image in its file.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    lines: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,23 @@ class Dataset:
 def read_dataset(
     data: str,
     *,
-    test_data: str | None,
-    label_column: str | None,
-    data_dir: Path,
     store_dir: Path,
-    sample_seed: int = 0,
     say: Callable[[str], None],
+    test_data: str | None = None,
+    label_column: str | None = None,
+    data_dir: Path = DATA_DIR,
+    sample_seed: int = 0,
 ) -> Dataset:
     """Find, read and check the images of `--data`.
 
     Args:
         data: "auto", "sample", or the path of a CSV or of a folder that holds one.
+        store_dir: where parsed files and downloads are kept.
+        say: hears at once what takes time or fell through; everything else waits in the result.
         test_data: a labelled CSV that replaces whatever test file would be used, or None.
         label_column: name of the label's column; None finds it.
         data_dir: the folder that `auto` looks in, and where it and `sample` leave CSVs.
-        store_dir: where parsed files and downloads are kept.
         sample_seed: what the sample is drawn from.
-        say: hears at once what takes time or fell through; everything else waits in the result.
 
     Raises:
         UsageError: nothing or too much fits what was asked for, or a file is bad (`DataError`).
@@ -292,14 +296,19 @@ def _labelled(
             "stratified, the same in every run) are set aside as the test set"
         )
         return (
-            Pixels(train.pixels[kept], labels[kept], class_names),
-            Pixels(train.pixels[held], labels[held], class_names),
+            Pixels(train.pixels[kept], labels[kept], class_names, train.first_line + kept),
+            Pixels(train.pixels[held], labels[held], class_names, train.first_line + held),
         )
     position = {value: index for index, value in enumerate(train.label_values)}
     test_map = np.array([position[value] for value in test.label_values], np.int64)
     return (
-        Pixels(train.pixels, labels, class_names),
-        Pixels(test.pixels, test_map[np.asarray(test.label_index)], class_names),
+        Pixels(train.pixels, labels, class_names, train.first_line + np.arange(len(labels))),
+        Pixels(
+            test.pixels,
+            test_map[np.asarray(test.label_index)],
+            class_names,
+            test.first_line + np.arange(len(test.pixels)),
+        ),
     )
 
 

@@ -12,6 +12,7 @@ is ignored, depending on order, and a BatchNorm layer left trainable moves its s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +38,21 @@ class PlannedWeight:
     Attributes:
         path: its name in the model, e.g. `conv5_block1_1_conv/kernel`.
         shape: its shape.
+        stage: the backbone's stage it belongs to, or `head`, or `preprocessing`.
         status: trained (by gradient), updated (a moving statistic) or frozen.
         rule: why.
     """
 
     path: str
     shape: tuple[int, ...]
+    stage: str
     status: str
     rule: str
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,15 @@ class TrainablePlan:
 
     def count(self, status: str) -> int:
         """Return how many numbers have this status."""
-        return sum(int(np.prod(w.shape)) for w in self.weights if w.status == status)
+        return sum(weight.size for weight in self.weights if weight.status == status)
+
+    def count_stages(self) -> dict[str, dict[str, int]]:
+        """Return how many numbers of each stage are trained, updated and frozen."""
+        counts: dict[str, dict[str, int]] = {}
+        for weight in self.weights:
+            of_stage = counts.setdefault(weight.stage, {TRAINED: 0, UPDATED: 0, FROZEN: 0})
+            of_stage[weight.status] += weight.size
+        return counts
 
     def to_text(self, title: str = "") -> str:
         """Return the table that becomes trainable.txt, one weight a line."""
@@ -113,7 +129,9 @@ def plan_phase(
     planned = []
     for named in _named_weights(classifier, card):
         is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
+        stage = named.stage
         if named.layer.name == "value_range":
+            stage = "preprocessing"
             status, rule = FROZEN, "the value range is fixed"
         elif named.stage == HEAD:
             status, rule = TRAINED, "the head always trains"
@@ -128,7 +146,8 @@ def plan_phase(
             status, rule = UPDATED, f"moving statistic of stage {named.stage}"
         else:
             status, rule = TRAINED, f"stage {named.stage} is unfrozen"
-        planned.append(PlannedWeight(named.path, tuple(named.weight.shape), status, rule))
+        shape = tuple(named.weight.shape)
+        planned.append(PlannedWeight(named.path, shape, stage, status, rule))
     covered = {id(named.weight) for named in _named_weights(classifier, card)}
     missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
     if missed or len({weight.path for weight in planned}) != len(planned):

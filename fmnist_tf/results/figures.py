@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito: distinct to colour-blind eyes too
-_INK, _FAINT, _GRID = "#222222", "#8a8a8a", "#e6e6e6"
-_STYLE = {
+BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito: distinct to colour-blind eyes too
+INK, FAINT, GRID = "#222222", "#8a8a8a", "#e6e6e6"
+STYLE = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the same on every machine
     "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 _DPI = 130
 _MAX_CELL_TEXTS = 30  # classes up to which a cell has room for its count
@@ -67,12 +67,9 @@ def write_curves(
     Raises:
         ValueError: no row, or the last phase has no epoch `chosen_epoch`.
     """
-    from matplotlib.ticker import MaxNLocator
-
     if not rows:
         raise ValueError("rows: expected at least one epoch, found none")
-    phases = _place_phases(rows)
-    last_x = phases[-1][0][-1]
+    phases = place_phases(rows)
     chosen = None
     subtitle = ""
     if chosen_epoch is not None:
@@ -88,33 +85,50 @@ def write_curves(
             f"val accuracy {chosen[1].val_accuracy:.4f}, val loss {chosen[1].val_loss:.4f}"
         )
     with _figure(path, title, subtitle, banner, width=8.2, height=6.0) as figure:
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, name in ((upper, "accuracy"), (lower, "loss")):
-            for prefix, colour, dash in (("", _BLUE, (0, (4, 2))), ("val_", _ORANGE, "solid")):
-                for x, phase_rows in phases:
-                    y = [getattr(row, prefix + name) for row in phase_rows]
-                    axes.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=3.5)
-            if chosen:
-                y_chosen = getattr(chosen[1], f"val_{name}")
-                axes.plot(chosen[0], y_chosen, "o", markersize=11, mfc="none", mec=_INK)
-            _label_ends(axes, getattr(rows[-1], name), getattr(rows[-1], f"val_{name}"))
-            axes.grid(axis="y", color=_GRID)
-            axes.set_axisbelow(True)
-            for (x_before, _), (x_after, _) in pairwise(phases):
-                axes.axvline((x_before[-1] + x_after[0]) / 2, color=_FAINT, linestyle=":")
-        upper.set_ylabel("accuracy")
-        lower.set_ylabel("loss (nats)")
-        lower.set_xlabel("epoch" if last_x == rows[-1].epoch else "epoch, counted over all phases")
-        lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
-        lower.set_xlim(phases[0][0][0] - 0.4, last_x + 0.4)
-        for x, phase_rows in phases if len(phases) > 1 else []:
-            upper.annotate(
-                phase_rows[0].phase,
-                ((x[0] + x[-1]) / 2, 1.02),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                color=_FAINT,
-            )
+        draw_curves(figure, rows, chosen)
+
+
+def draw_curves(
+    figure: Figure, rows: Sequence[HistoryRow], chosen: tuple[int, HistoryRow] | None
+) -> None:
+    """Draw accuracy above loss, each over the epochs of all phases, on an empty figure.
+
+    Args:
+        figure: to draw on.
+        rows: at least one epoch.
+        chosen: place on the x axis and row of the epoch that gets a ring.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    phases = place_phases(rows)
+    last_x = phases[-1][0][-1]
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, name in ((upper, "accuracy"), (lower, "loss")):
+        for prefix, colour, dash in (("", BLUE, (0, (4, 2))), ("val_", ORANGE, "solid")):
+            for x, phase_rows in phases:
+                y = [getattr(row, prefix + name) for row in phase_rows]
+                axes.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=3.5)
+        if chosen:
+            y_chosen = getattr(chosen[1], f"val_{name}")
+            axes.plot(chosen[0], y_chosen, "o", markersize=11, mfc="none", mec=INK)
+        _label_ends(axes, getattr(rows[-1], name), getattr(rows[-1], f"val_{name}"))
+        axes.grid(axis="y", color=GRID)
+        axes.set_axisbelow(True)
+        for (x_before, _), (x_after, _) in pairwise(phases):
+            axes.axvline((x_before[-1] + x_after[0]) / 2, color=FAINT, linestyle=":")
+    upper.set_ylabel("accuracy")
+    lower.set_ylabel("loss (nats)")
+    lower.set_xlabel("epoch" if last_x == rows[-1].epoch else "epoch, counted over all phases")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    lower.set_xlim(phases[0][0][0] - 0.4, last_x + 0.4)
+    for x, phase_rows in phases if len(phases) > 1 else []:
+        upper.annotate(
+            phase_rows[0].phase,
+            ((x[0] + x[-1]) / 2, 1.02),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            color=FAINT,
+        )
 
 
 def write_confusion(
@@ -191,7 +205,7 @@ def write_confusion(
                     ha="center",
                     va="center",
                     fontsize=size,
-                    color="white" if dark else _INK,
+                    color="white" if dark else INK,
                     in_layout=False,  # within its cell anyway; measuring 900 texts is slow
                 )
 
@@ -239,8 +253,8 @@ def write_mistakes(
             axes.imshow(pixels[index].reshape(28, 28), cmap="gray_r", vmin=0, vmax=255)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.spines[:].set(visible=True, color=_GRID)
-            captions = (("truth", labels[index], _BLUE), ("guess", guesses[index], _ORANGE))
+            axes.spines[:].set(visible=True, color=GRID)
+            captions = (("truth", labels[index], BLUE), ("guess", guesses[index], ORANGE))
             for line, (word, k, colour) in enumerate(captions):
                 for x, side, text in (
                     (0, "left", f"{word} {names[k]}"),
@@ -259,7 +273,7 @@ def write_mistakes(
         for axes in grid[len(worst) :]:
             axes.set_axis_off()
         if not n_mistakes:
-            figure.text(0.5, 0.4, "no mistakes", ha="center", fontsize=16, color=_FAINT)
+            figure.text(0.5, 0.4, "no mistakes", ha="center", fontsize=16, color=FAINT)
 
 
 @contextlib.contextmanager
@@ -274,13 +288,13 @@ def _figure(
         (title, {"fontsize": 13, "fontweight": "bold"}, 0.34)
     ]
     if banner:
-        box = {"facecolor": "#fff3cd", "edgecolor": _ORANGE, "boxstyle": "round,pad=0.4"}
-        lines.insert(0, (banner, {"fontsize": 11, "color": _ORANGE, "bbox": box}, 0.44))
+        box = {"facecolor": "#fff3cd", "edgecolor": ORANGE, "boxstyle": "round,pad=0.4"}
+        lines.insert(0, (banner, {"fontsize": 11, "color": ORANGE, "bbox": box}, 0.44))
     if subtitle:
         lines.append((subtitle, {"fontsize": 9, "color": "#555555"}, 0.24))
     header = 0.12 + sum(inches for _, _, inches in lines)
     # "default" first: a person's own matplotlibrc must not change what a run leaves behind.
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height + header), dpi=_DPI)
         bottom = 0.1 / (height + header)
         below_header = (0.1 / width, bottom, 1 - 0.2 / width, height / (height + header) - bottom)
@@ -295,7 +309,7 @@ def _figure(
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _place_phases(rows: Sequence[HistoryRow]) -> list[tuple[list[int], list[HistoryRow]]]:
+def place_phases(rows: Sequence[HistoryRow]) -> list[tuple[list[int], list[HistoryRow]]]:
     """Return for each phase its places on the x axis and its rows.
 
     A phase that counts its epochs from the start again is moved to where the one before ended.
@@ -318,7 +332,7 @@ def _label_ends(axes: Axes, train: float, val: float) -> None:
     if abs(train - val) < gap:
         middle, sign = (train + val) / 2, 1 if train >= val else -1
         y_train, y_val = middle + sign * gap / 2, middle - sign * gap / 2
-    for name, value, y, colour in (("train", train, y_train, _BLUE), ("val", val, y_val, _ORANGE)):
+    for name, value, y, colour in (("train", train, y_train, BLUE), ("val", val, y_val, ORANGE)):
         if math.isfinite(value):
             axes.annotate(
                 f"{name} {value:.4f}",

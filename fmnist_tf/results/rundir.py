@@ -36,7 +36,7 @@ HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
 LOCK = ".lock"
 
-_UNSEALED = ("wandb", "checkpoints")  # folders DONE.json does not vouch for: they may change later
+_UNSEALED = ("wandb", "checkpoints", "export", "report.html")  # what may change after DONE.json
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -210,46 +210,28 @@ class RunDir:
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise self._broken(HISTORY, str(error)) from error
 
-    def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write the test predictions to `predictions.npz`, uncompressed.
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the arrays as one uncompressed .npz file, atomically."""
+        with self.writing(name) as temporary:
+            np.savez(temporary, allow_pickle=False, **arrays)
 
-        Args:
-            labels: (N,) integers 0..K-1, the truth.
-            probabilities: (N, K) float32.
-        """
-        with self.writing(PREDICTIONS) as temporary:
-            np.savez(
-                temporary,
-                labels=np.asarray(labels, np.int64),
-                probabilities=np.asarray(probabilities, np.float32),
-            )
-
-    def read_predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels (N,) int64 and probabilities (N, K) float32 from `predictions.npz`.
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of the .npz file `name`.
 
         Compressed entries are refused: then the arrays cannot be larger than the file.
 
         Raises:
-            UsageError: it is missing, damaged, or holds anything else.
+            UsageError: it is missing, damaged, compressed, or holds Python objects.
         """
-        path = self.file(PREDICTIONS)
+        path = self.file(name)
         try:
             with zipfile.ZipFile(path) as archive:
-                entries = {entry.filename: entry for entry in archive.infolist()}
-            if set(entries) != {"labels.npy", "probabilities.npy"}:
-                raise ValueError(f"entries {sorted(entries)}")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-                raise ValueError("compressed entries")
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("compressed entries")
             with np.load(path, allow_pickle=False) as arrays:
-                labels, probabilities = arrays["labels"], arrays["probabilities"]
-            found = f"labels {labels.dtype}{labels.shape}, "
-            found += f"probabilities {probabilities.dtype}{probabilities.shape}"
-            if (labels.dtype, probabilities.dtype) != (np.int64, np.float32):
-                raise ValueError(found)
-            if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
-                raise ValueError(found)
+                return dict(arrays)
         except FileNotFoundError as error:
-            raise self._broken(PREDICTIONS, "no such file") from error
+            raise self._broken(name, "no such file") from error
         except (
             zipfile.BadZipFile,
             OSError,
@@ -258,13 +240,44 @@ class RunDir:
             RuntimeError,
             MemoryError,
         ) as error:
-            raise self._broken(PREDICTIONS, str(error)) from error
+            raise self._broken(name, str(error)) from error
+
+    def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Write the test predictions to `predictions.npz`.
+
+        Args:
+            labels: (N,) integers 0..K-1, the truth.
+            probabilities: (N, K) float32.
+        """
+        self.write_arrays(
+            PREDICTIONS,
+            {
+                "labels": np.asarray(labels, np.int64),
+                "probabilities": np.asarray(probabilities, np.float32),
+            },
+        )
+
+    def read_predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels (N,) int64 and probabilities (N, K) float32 from `predictions.npz`.
+
+        Raises:
+            UsageError: it is missing, damaged, or holds anything else.
+        """
+        arrays = self.read_arrays(PREDICTIONS)
+        found = ", ".join(f"{key} {a.dtype}{a.shape}" for key, a in sorted(arrays.items()))
+        if set(arrays) != {"labels", "probabilities"}:
+            raise self._broken(PREDICTIONS, f"entries {sorted(arrays)}")
+        labels, probabilities = arrays["labels"], arrays["probabilities"]
+        fits = labels.dtype == np.int64 and probabilities.dtype == np.float32
+        if not fits or probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+            raise self._broken(PREDICTIONS, found)
         return labels, probabilities
 
     def write_done(self) -> None:
         """Declare the run complete: list each of its files with size in bytes and SHA-256.
 
-        `wandb/`, `checkpoints/` and hidden files are left out; they may still change.
+        What may change later is left out: `report.html`, which is made of the other files,
+        `export/`, `wandb/`, `checkpoints/`, hidden files.
         """
         sealed = {}
         for path in sorted(self.path.rglob("*")):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.errors import printable
+from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
 from fmnist_tf.results.rundir import HistoryRow
 
@@ -58,10 +59,17 @@ def choose_mode(mode: str) -> str:
 class Tracker:
     """A W&B run that cannot do harm; inert when there is none or after the first failure."""
 
-    def __init__(self, run: Any, warn: Callable[[str], None], hint: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        run: Any,
+        warn: Callable[[str], None],
+        hint: tuple[str, ...] = (),
+        epochs_before: int = 0,
+    ) -> None:
         self._run = run  # wandb.Run, or None once inert
         self._warn = warn
         self._hint = hint
+        self._epochs_before = epochs_before
 
     @property
     def hint(self) -> tuple[str, ...]:
@@ -71,6 +79,7 @@ class Tracker:
     def log_epoch(self, row: HistoryRow) -> None:
         """Record one epoch under `epoch/...`; numbers that do not exist (NaN) are left out."""
         numbers = {name: value for name, value in asdict(row).items() if name != "phase"}
+        numbers["epoch"] += self._epochs_before
         finite = {f"epoch/{name}": x for name, x in numbers.items() if math.isfinite(x)}
         self._attempt(lambda run: run.log(finite))
 
@@ -84,9 +93,11 @@ class Tracker:
         probabilities: np.ndarray,
         mistakes: int = 100,
         figures: Sequence[Path] = (),
-        model_path: Path | None = None,
+        page: Path | None = None,
+        model_files: Sequence[Path] = (),
+        model_facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record the end of a run: figures of merit, confusion matrix, worst mistakes, model.
+        """Record the end of a run: figures of merit, tables, figures, the page, the model.
 
         Args:
             evaluations: by split, such as `val` and `test`.
@@ -96,7 +107,10 @@ class Tracker:
             probabilities: (N, K) floats 0..1.
             mistakes: how many of the worst go into the table, at most 200.
             figures: PNG files, recorded under their stems.
-            model_path: the model file; stays where it is until it is uploaded.
+            page: the report, one HTML file.
+            model_files: the model and what belongs to it; they stay where they are until they are
+                uploaded.
+            model_facts: JSON-able metadata of the model; must hold no secret.
         """
 
         def record(run: Any) -> None:
@@ -108,7 +122,10 @@ class Tracker:
             for split, evaluation in evaluations.items():
                 facts = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
                 facts |= {"correct": evaluation.correct, "total": evaluation.total}
+                facts["macro_f1"] = score_classes(evaluation.confusion).macro_f1
                 run.summary.update({f"{split}_{name}": value for name, value in facts.items()})
+            calibration = measure_calibration(labels, probabilities)
+            run.summary.update({"test_expected_calibration_error": calibration.ece})
             guesses = probabilities.argmax(axis=1)
             media: dict[str, Any] = {
                 f"figure/{path.stem}": wandb.Image(str(path)) for path in figures
@@ -124,11 +141,32 @@ class Tracker:
                 share = float(probabilities[index, guess])
                 table.add_data(image, names[truth], names[guess], share, float(loss))
             media["worst_mistakes"] = table
+            confusion = Evaluation.from_probabilities(labels, probabilities).confusion
+            scores = score_classes(confusion)
+            rows = zip(
+                names, scores.precision, scores.recall, scores.f1, scores.support, strict=True
+            )
+            media["classes"] = wandb.Table(
+                columns=["class", "precision", "recall", "f1", "images"],
+                data=[[name, *(number.item() for number in numbers)] for name, *numbers in rows],
+            )
+            media["confused_pairs"] = wandb.Table(
+                columns=["truth", "guess", "count", "share"],
+                data=[
+                    [names[pair.truth], names[pair.guess], pair.count, pair.share]
+                    for pair in rank_confusions(confusion, 20)
+                ],
+            )
+            if page is not None:
+                media["report"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
             run.log(media)
-            if model_path is not None:
-                artifact = wandb.Artifact(f"model-{run.name}", type="model")
-                # The run directory keeps the file, so W&B needs no second copy of it.
-                artifact.add_file(str(model_path), policy="immutable", skip_cache=True)
+            if model_files:
+                artifact = wandb.Artifact(
+                    f"model-{run.name}", type="model", metadata=dict(model_facts or {})
+                )
+                for path in model_files:
+                    # The run directory keeps the file, so W&B needs no second copy of it.
+                    artifact.add_file(str(path), policy="immutable", skip_cache=True)
                 run.log_artifact(artifact)
 
         self._attempt(record)
@@ -165,6 +203,7 @@ def start_tracking(
     name: str,
     config: Mapping[str, Any],
     warn: Callable[[str], None],
+    epochs_before: int = 0,
     project: str = "fmnist-tf",
 ) -> Tracker:
     """Open a W&B run, or return an inert tracker after one warning when that fails.
@@ -180,6 +219,7 @@ def start_tracking(
         name: the run's name.
         config: JSON-able settings; must hold no secret.
         warn: takes one line of text.
+        epochs_before: of the phases that this run continues, so that the group's curves join.
         project: the W&B project, unless WANDB_PROJECT names another.
     """
     if mode not in MODES:
@@ -205,7 +245,7 @@ def start_tracking(
         outcome = "W&B is not recording" if opened is None else "W&B records offline"
         warn(_describe_failure(outcome, first_error))
     run, hint = opened or (None, ())
-    return Tracker(run, warn, hint)
+    return Tracker(run, warn, hint, epochs_before)
 
 
 def _open_run(

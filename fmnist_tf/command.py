@@ -1,0 +1,69 @@
+"""What every command does around its work: signals, exit codes, one line for each error.
+
+In: parsed flags and the work itself. Out: an exit code; errors as one message on stderr. This
+module must not know what any command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import traceback
+from collections.abc import Callable
+
+from fmnist_tf import console, stopping
+from fmnist_tf.errors import FmnistError, printable
+
+
+def add_terminal_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command has."""
+    group = parser.add_argument_group("terminal")
+    group.add_argument(
+        "--quiet", action="store_true", help="stderr: warnings and errors alone, no progress"
+    )
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> int:
+    """Do the work and return its exit code.
+
+    Args:
+        body: raises `FmnistError`, `OSError` or `stopping.StoppedError` when it cannot go on.
+        flags: with those of `add_terminal_flags`.
+
+    Returns:
+        0; 74 for an input/output error; 130 after Ctrl-C, 143 after SIGTERM; the error's own code;
+        1 for an error of the program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no error
+    console.set_quiet(flags.quiet)
+    try:
+        with stopping.listening():
+            body(flags)
+        sys.stdout.flush()
+        return 0
+    except stopping.StoppedError as stopped:
+        return _stop(str(stopped), stopped.exit_code)
+    except Exception as error:
+        if flags.debug:
+            traceback.print_exc()
+        return _stop(*_describe(error))
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """Return the message and the exit code of an error."""
+    if isinstance(error, FmnistError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"{printable(str(error.filename), 200)}: " if error.filename else ""
+        return f"input/output error: {where}{error.strerror or error}", 74
+    reason = printable(" ".join(str(error).split()), 300)
+    return f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1
+
+
+def _stop(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return exit_code

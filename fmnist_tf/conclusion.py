@@ -1,0 +1,181 @@
+"""What follows training: one test of the saved model, and all that is told about it.
+
+In: a run whose best model is on disk, and what training left behind. Out: predictions, evaluation,
+what the report shows, figures, page, model card; `DONE.json` last. The test images are read here
+and nowhere else, and nothing that is read from them goes back. This module must not know how the
+model was trained.
+
+Shape letters: N test images, K classes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmnist_tf.console import progress_bar
+from fmnist_tf.data.summary import summarize
+from fmnist_tf.errors import printable
+from fmnist_tf.files import file_digest
+from fmnist_tf.finished import MODEL, run_model
+from fmnist_tf.results import analysis, figures
+from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.results.modelcard import write_model_card
+from fmnist_tf.results.page import write_report
+from fmnist_tf.results.tracking import Tracker
+from fmnist_tf.run import Run, Trained, describe_run
+
+if TYPE_CHECKING:
+    import keras
+
+N_MISTAKES = 100
+FIGURES = ("curves.png", "confusion.png", "mistakes.png")
+
+
+def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
+    """Test the saved model once, and write all that follows from it.
+
+    Returns:
+        The test evaluation.
+    """
+    import keras
+
+    from fmnist_tf.model.explain import build_inspector
+
+    directory, dataset = run.directory, run.dataset
+    test, names = dataset.test, dataset.train.class_names
+    with run.clock.stage("test"), progress_bar("test", "image") as show:
+        # The file as it lies on disk: what is reported is then what anybody gets who loads it.
+        model = keras.saving.load_model(directory.file(MODEL), compile=False)
+        probabilities, features = run_model(build_inspector(model), test.pixels, show)
+    evaluation = Evaluation.from_probabilities(test.labels, probabilities)
+    val = Evaluation.from_probabilities(
+        dataset.train.labels[run.splits.val], trained.val_probabilities
+    )
+    directory.write_predictions(test.labels, probabilities)
+    directory.write_json(
+        "evaluation.json",
+        {
+            "dataset": dataset.name,
+            "weights": run.network.weights.kind,
+            "chosen_epoch": trained.chosen_epoch,
+            "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "val": {**val.to_json(), "computed_by": "the training loop"},
+            "test": {**evaluation.to_json(), "computed_by": MODEL},
+        },
+    )
+    with run.clock.stage("analysis"):
+        directory.write_arrays("report.npz", _analyse(run, trained, model, probabilities, features))
+    with run.clock.stage("figures"):
+        _write_figures(run, trained, evaluation, probabilities)
+    directory.write_json("provenance.json", describe_run(run))
+    with run.clock.stage("page"):
+        write_model_card(directory)
+        with directory.writing("report.html") as path:
+            write_report(directory, path)
+    with run.clock.stage("tracking"):
+        tracker.log_results(
+            {"val": val, "test": evaluation},
+            class_names=names,
+            pixels=test.pixels,
+            labels=test.labels,
+            probabilities=probabilities,
+            mistakes=N_MISTAKES,
+            figures=[directory.file(name) for name in FIGURES],
+            page=directory.file("report.html"),
+            model_files=[directory.file(name) for name in (MODEL, "labels.json", "README.md")],
+            model_facts={
+                "test_accuracy": evaluation.accuracy,
+                "test_total": evaluation.total,
+                "val_accuracy": val.accuracy,
+                "dataset": dataset.name,
+                "data_kind": dataset.kind,
+                "backbone": run.config.backbone,
+                "weights": run.network.weights.kind,
+                "weights_sha256": run.network.weights.sha256,
+                "classes": [printable(name) for name in names],
+                "sha256": file_digest(directory.file(MODEL)),
+            },
+        )
+    directory.write_json("provenance.json", describe_run(run))
+    directory.write_done()
+    return evaluation
+
+
+def _analyse(
+    run: Run,
+    trained: Trained,
+    model: keras.Sequential,
+    probabilities: np.ndarray,
+    features: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return what the report shows and no other file holds.
+
+    Args:
+        run: gives the images.
+        trained: gives the predictions of val.
+        model: as it was tested.
+        probabilities: (N, K) float32, of the test images.
+        features: (N, D) float32, penultimate.
+    """
+    from fmnist_tf.model.explain import run_grad_cam
+
+    train, test = run.dataset.train, run.dataset.test
+    val_rows = run.splits.val
+    val_labels = train.labels[val_rows]
+    test_selection = analysis.select_examples(test.labels, probabilities)
+    val_selection = analysis.select_examples(val_labels, trained.val_probabilities)
+    test_shown, val_shown = test_selection.rows, val_selection.label_issues
+    val_shown = np.sort(val_shown)
+    map_rows = analysis.choose_map_rows(test.labels)
+    map_features, features_variance = analysis.project(features[map_rows])
+    map_pixels, pixels_variance = analysis.project(test.pixels[map_rows])
+    explained = test_selection.explained
+    cams = run_grad_cam(
+        model,
+        test.pixels[explained].reshape(-1, 28, 28),
+        probabilities[explained].argmax(axis=1),
+    )
+    if cams is None:
+        explained, cams = explained[:0], np.zeros((0, 28, 28), np.uint8)
+    return {
+        "val_labels": val_labels,
+        "val_probabilities": trained.val_probabilities,
+        "val_lines": train.lines[val_rows],
+        "val_shown": val_shown,
+        "val_pixels": train.pixels[val_rows[val_shown]],
+        "test_lines": test.lines,
+        "test_shown": test_shown,
+        "test_pixels": test.pixels[test_shown],
+        "map_rows": map_rows,
+        "map_features": map_features,
+        "map_pixels": map_pixels,
+        "map_features_variance": features_variance,
+        "map_pixels_variance": pixels_variance,
+        "cam_rows": explained,
+        "cam_maps": cams,
+        **summarize(run.dataset).to_arrays(),
+    }
+
+
+def _write_figures(
+    run: Run, trained: Trained, evaluation: Evaluation, probabilities: np.ndarray
+) -> None:
+    test, names = run.dataset.test, run.dataset.train.class_names
+    before = run.parent.directory.read_history() if run.parent else []
+    with run.directory.writing("curves.png") as path:
+        figures.write_curves(
+            path,
+            [*before, *trained.history],
+            run.title,
+            chosen_epoch=trained.chosen_epoch,
+            banner=run.banner,
+        )
+    with run.directory.writing("confusion.png") as path:
+        figures.write_confusion(path, evaluation, names, run.title, banner=run.banner)
+    with run.directory.writing("mistakes.png") as path:
+        figures.write_mistakes(
+            path, test.pixels, test.labels, probabilities, names, run.title, banner=run.banner
+        )

@@ -1,0 +1,205 @@
+"""A finished run, found again: its settings, its labels, its model, its data.
+
+In: a run's name or folder. Out: a `FinishedRun`, and from it the classifier and the dataset. The
+architecture is built by this package and only weights are read from the run's files, after their
+SHA-256 was compared: nothing in a run directory is executed. This module must not know what is done
+with a run.
+
+Shape letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmnist_tf.config import RunConfig
+from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.files import file_digest
+from fmnist_tf.results.rundir import RunDir
+
+if TYPE_CHECKING:
+    import keras
+
+MODEL = "model.keras"
+_PIXELS_PER_BATCH = 64 * 224 * 224  # after resizing; bounds the memory of a forward pass
+_LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A complete run, as its files tell it.
+
+    Attributes:
+        directory: of the run.
+        config: its settings, all said.
+        class_names: K names, by label.
+        provenance: provenance.json.
+        model_sha256: of model.keras, as DONE.json has it.
+    """
+
+    directory: RunDir
+    config: RunConfig
+    class_names: tuple[str, ...]
+    provenance: dict[str, Any]
+    model_sha256: str
+
+    @property
+    def data_sha256(self) -> tuple[str, ...]:
+        """Of the train file and, where there was one, of the test file."""
+        return tuple(file["sha256"] for file in self.provenance["data"]["files"])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What nobody who uses this run's model may miss."""
+        notes = []
+        if self.provenance["data"]["kind"] == "sample":
+            notes.append("this model was trained on the built-in SAMPLE, not on real data")
+        if self.provenance["weights"]["kind"] == "random" and self.config.phase != "scratch":
+            notes.append("this model's backbone has RANDOM weights, not pretrained ones")
+        return tuple(notes)
+
+
+def find_run(name: str | Path, runs_dir: Path) -> RunDir:
+    """Return the run called `name` in `runs_dir`, else the one at the path `name`.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    named = runs_dir / name
+    return RunDir.open(named if (named / "config.json").is_file() else Path(name))
+
+
+def read_finished(directory: RunDir) -> FinishedRun:
+    """Read a run's JSON files.
+
+    Raises:
+        UsageError: the run is incomplete or damaged.
+    """
+    where = printable(str(directory.path), 200)
+    if not directory.is_complete:
+        raise UsageError(
+            f"{where}: expected a complete run, found one without DONE.json. Let it finish, or "
+            "name another"
+        )
+    config = RunConfig.from_json(directory.read_json("config.json"))
+    labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
+    try:
+        run = FinishedRun(
+            directory,
+            config,
+            tuple(str(labels[str(index)]) for index in range(len(labels))),
+            provenance,
+            str(directory.read_json("DONE.json")["files"][MODEL]["sha256"]),
+        )
+        # Whoever uses a run relies on these.
+        _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.notes
+    except (KeyError, IndexError, TypeError) as error:
+        raise UsageError(
+            f"{where}: expected the files of a finished run, found one without "
+            f"{printable(str(error))}; the run is damaged, or of another version: repeat it"
+        ) from error
+    return run
+
+
+def load_weights(classifier: keras.Sequential, run: FinishedRun) -> None:
+    """Put the run's weights into a classifier of the run's architecture.
+
+    Raises:
+        UsageError: the model file is not the one that the run wrote.
+    """
+    path = run.directory.file(MODEL)
+    found = file_digest(path) if path.is_file() else "no file"
+    if found != run.model_sha256:
+        raise UsageError(
+            f"{printable(str(path), 200)}: expected SHA-256 {run.model_sha256} as DONE.json says, "
+            f"found {found}: the model was changed after its run; train the run again"
+        )
+    classifier.load_weights(path)
+
+
+def build_finished(run: FinishedRun) -> keras.Sequential:
+    """Build the run's classifier, (B, 28, 28) uint8 -> (B, K) float32, with its weights.
+
+    Raises:
+        UsageError: the model file was changed, or the run's backbone is not known here.
+    """
+    from fmnist_tf.model.backbones import find_card
+    from fmnist_tf.model.classifier import build_classifier
+
+    config = run.config
+    card, side = find_card(config.backbone, config.image_size)
+    classifier = build_classifier(
+        card.build(side),
+        card,
+        head=config.head,
+        units=config.units,
+        dropout=config.dropout,
+        n_classes=len(run.class_names),
+        seed=config.seed,
+    )
+    load_weights(classifier, run)
+    return classifier
+
+
+def run_model(
+    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
+) -> list[np.ndarray]:
+    """Return each output of the model for all images, in inference mode.
+
+    Args:
+        model: (B, 28, 28) uint8 -> one or more tensors (B, ...).
+        images: (N, 784) or (N, 28, 28) uint8; may be mapped from disk.
+        show: hears (done, N) after each batch.
+    """
+    import keras
+    import tensorflow as tf
+
+    backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    size = min(_LARGEST_BATCH, max(1, _PIXELS_PER_BATCH // backbone.input_shape[1] ** 2))
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, 28, 28), tf.uint8)])
+    def predict(batch: Any) -> list[Any]:
+        # Without `training` Keras 3.15 may run nested BatchNorm in training mode.
+        return tf.nest.flatten(model(batch, training=False))
+
+    parts = []
+    for first in range(0, len(images), size):
+        batch = np.reshape(images[first : first + size], (-1, 28, 28))
+        parts.append([output.numpy() for output in predict(tf.constant(batch))])
+        if show:
+            show(first + len(batch), len(images))
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def read_run_dataset(run: FinishedRun, data: str | None, say: Callable[[str], None]) -> Dataset:
+    """Read the run's own data again, or other data in its place.
+
+    Args:
+        run: whose settings say where its data lie, relative to the current folder.
+        data: `auto`, `sample` or a path; None for the run's own data.
+        say: hears what takes time.
+
+    Raises:
+        UsageError: nothing is there, or, where `data` is None, other files than the run's.
+    """
+    config = run.config
+    dataset = read_dataset(
+        config.data if data is None else data,
+        test_data=config.test_data if data is None else None,
+        label_column=config.label_column,
+        store_dir=config.cache_dir(run.directory.path.parent) / "pixels",
+        say=say,
+    )
+    found = tuple(file.sha256 for file in dataset.files)
+    if data is None and found != run.data_sha256:
+        raise UsageError(
+            f"the data of {printable(str(run.directory.path), 200)}: expected files of SHA-256 "
+            f"{', '.join(run.data_sha256)}, found {', '.join(found)}. Name the data with --data"
+        )
+    return dataset

@@ -1,0 +1,75 @@
+"""What every command does with errors, signals and its streams."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+
+import pytest
+
+from fmnist_tf import console, stopping
+from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.errors import RunExistsError, UsageError
+
+
+def flags(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_terminal_flags(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    yield
+    console.set_quiet(False)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("expected a, found b"), 2, "expected a, found b"),
+        (RunExistsError("exists"), 3, "exists"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a\nb"), 74,
+         "input/output error: a\\nb: No space left on device"),
+        (OSError("no number"), 74, "input/output error: no number"),
+        (stopping.StoppedError(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (KeyError("x"), 1, "internal error: KeyError: 'x'. See it with --debug"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_and_a_code(error, code, message, capsys) -> None:
+    def body(_: argparse.Namespace) -> None:
+        raise error
+
+    assert run_command(body, flags()) == code
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_debug_shows_the_traceback(capsys) -> None:
+    def body(_: argparse.Namespace) -> None:
+        raise UsageError("bad")
+
+    assert run_command(body, flags("--debug")) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_quiet_leaves_warnings_and_results(capsys) -> None:
+    def body(_: argparse.Namespace) -> None:
+        console.say("on the way")
+        console.warn("beware")
+        print("the result")
+
+    assert run_command(body, flags("--quiet")) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("the result\n", "beware\n")
+    assert run_command(body, flags()) == 0
+    assert capsys.readouterr().err == "on the way\nbeware\n"
+
+
+def test_a_signal_stops_the_work(capsys) -> None:
+    def body(_: argparse.Namespace) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_command(body, flags()) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
