@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fmnist_tf import evaluate, export, predict, report, train
 from fmnist_tf.data.csvfile import read_csv
 from fmnist_tf.errors import DataError
-from fmnist_tf.report import build_parser as build_report_parser
-from fmnist_tf.train import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,11 +18,12 @@ README = (ROOT / "README.md").read_text()
 def test_every_flag_exists() -> None:
     known = {
         option
-        for parser in (build_parser(), build_report_parser())
-        for action in parser._actions
+        for command in (evaluate, export, predict, report, train)
+        for action in command.build_parser()._actions
         for option in action.option_strings
     }
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    ours = re.sub(r"^docker(.*\\\n)*.*", "", README, flags=re.MULTILINE)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
     assert named
     assert named <= known
 
@@ -51,7 +51,9 @@ def test_the_run_directory_table_is_complete() -> None:
     import test_train
 
     table = README[README.index("| file | what |") :].split("\n\n")[0]
-    named = set(re.findall(r"`([a-z_]+\.(?:json|csv|npz|png|txt|keras))`", table.split("by `")[0]))
+    named = set(
+        re.findall(r"`([a-z_]+\.(?:json|csv|npz|png|txt|keras|html))`", table.split("by `")[0])
+    )
     rest = set(re.findall(r"^\| (.+?) \|", table, re.MULTILINE))
     named |= {name for cell in rest for name in re.findall(r"`([\w.]+)`", cell)}
     assert test_train.FILES - {"DONE.json"} <= named

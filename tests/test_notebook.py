@@ -1,0 +1,43 @@
+"""The notebook runs from top to bottom, on the sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks/fashion_mnist.ipynb"
+QUICK = """
+DATA = "sample"
+QUICK = ["--limit", "200", "--image-size", "32", "--epochs", "1", "--weights", "random"]
+QUICK += ["--wandb", "disabled", "--units", "16"]
+"""
+
+
+def test_it_is_short_and_comes_without_output() -> None:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) <= 12
+    assert all(len(cell["source"]) <= 15 and not cell["outputs"] for cell in code)
+
+
+@pytest.mark.slow
+def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    parameters.source = QUICK
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 5
+    printed = "".join(output.get("text", "") for output in shown)
+    assert printed.count("test accuracy") == 2
+    assert "picture.png" in printed
+    assert "Traceback" not in printed
