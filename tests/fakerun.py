@@ -86,7 +86,8 @@ def make_run(
             "unfreeze": ["conv5"] if finetune else [], "limit": None,
         },
     )  # fmt: skip
-    run.write_json("evaluation.json", {"dataset": "my|data", "chosen_epoch": 2, **evaluations})
+    facts = {"dataset": "my|data", "chosen_epoch": 2, "tested_at": "2026-11-22T18:30:00+00:00"}
+    run.write_json("evaluation.json", facts | evaluations)
     run.write_json("labels.json", dict(zip(map(str, range(k)), names, strict=True)))
     provenance: dict[str, Any] = {
         "command": "python -m fmnist_tf.train --data 'a & b.csv'",

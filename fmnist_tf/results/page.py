@@ -24,7 +24,7 @@ from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import replacing
 from fmnist_tf.results import analysis, charts, sections
-from fmnist_tf.results.rundir import DONE, HistoryRow, RunDir
+from fmnist_tf.results.rundir import HistoryRow, RunDir
 
 REPORT, ARRAYS = "report.html", "report.npz"
 COLUMNS = ("run", "data", "backbone weights", "trained on", "val", "test", "95 % interval", "time")
@@ -45,7 +45,7 @@ class _Facts:
         confusion: (K, K) int64 counts on the test images.
         test_file: how many data files there were, and the SHA-256 of the last, which the test
             images are of.
-        finished_at: in words; None before the run is done.
+        tested_at: in words; None in an older run.
         history: of all phases.
         chosen: the epoch kept.
         label_map: labels.json.
@@ -62,7 +62,7 @@ class _Facts:
     cells: list[str]
     confusion: np.ndarray
     test_file: tuple[int, str]
-    finished_at: str | None
+    tested_at: str | None
     history: list[HistoryRow]
     chosen: HistoryRow
     label_map: dict[str, Any]
@@ -236,10 +236,9 @@ def _read_facts(run: RunDir) -> _Facts:
     config, evaluation, provenance, label_map = (
         run.read_json(f"{name}.json") for name in (*_DESCRIPTIONS, "labels")
     )
-    finished_at = None
-    if run.is_complete:
-        when = datetime.fromisoformat(run.read_json(DONE)["finished_at"])
-        finished_at = f"{when:%Y-%m-%d %H:%M} UTC"
+    tested_at = evaluation.get("tested_at")
+    if tested_at is not None:
+        tested_at = f"{datetime.fromisoformat(tested_at):%Y-%m-%d %H:%M} UTC"
     own, files = run.read_history(), provenance["data"]["files"]
     labels, probabilities = run.read_predictions()
     return _Facts(
@@ -250,7 +249,7 @@ def _read_facts(run: RunDir) -> _Facts:
         cells=_cells(config, evaluation, provenance),
         confusion=np.array(evaluation["test"]["confusion"], np.int64),
         test_file=(len(files), files[-1]["sha256"]),
-        finished_at=finished_at,
+        tested_at=tested_at,
         history=[HistoryRow(**row) for row in provenance.get("parent_history", ())] + own,
         chosen=next(row for row in own if row.epoch == evaluation["chosen_epoch"]),
         label_map=label_map,

@@ -216,7 +216,8 @@ def describe_data(
     facts: Mapping[str, Any], summary: DataSummary | None, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return what is known of a data set: as in provenance.json, and summed up if it was."""
-    warnings = [" ".join(line.strip("+-| ") for line in w.splitlines()) for w in facts["warnings"]]
+    # The sample's box is said by the banner.
+    warnings = [warning for warning in facts["warnings"] if not warning.startswith("+")]
     about = {
         "name": printable(facts["name"]),
         "kind": facts["kind"],
