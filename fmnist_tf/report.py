@@ -36,6 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="the page (default: RUN/report.html, RUNS_DIR/comparison.html or data-report.html)",
     )
+    parser.add_argument(
+        "--wandb",
+        choices=("auto", "online", "offline", "disabled"),
+        default="disabled",
+        help="record a comparison of runs in Weights & Biases too (default: disabled)",
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set and no run")
     group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
@@ -63,6 +69,10 @@ def _report(flags: argparse.Namespace) -> None:
         raise UsageError("--test-data and --label-column: expected with --data alone")
     if flags.out is not None and not flags.runs:
         raise UsageError("--out: expected with a RUN or with --data; name a RUN")
+    if flags.wandb != "disabled" and len(flags.runs) < 2:
+        raise UsageError(
+            f"--wandb {flags.wandb}: expected with two runs or more; a run has its own"
+        )
     _show_runs(flags)
 
 
@@ -78,7 +88,8 @@ def _show_runs(flags: argparse.Namespace) -> None:
             f"{printable(str(flags.runs_dir), 200)} holds no complete run; "
             "`python -m fmnist_tf.train` makes one"
         )
-    _print_table(page.COLUMNS, [page.describe_run(run) for run in shown])
+    rows = [page.describe_run(run) for run in shown]
+    _print_table(page.COLUMNS, rows)
     if len(runs) == 1:
         path = flags.out or runs[0].file(page.REPORT)
         page.write_report(runs[0], path)
@@ -89,6 +100,35 @@ def _show_runs(flags: argparse.Namespace) -> None:
         for sentence in page.write_comparison(runs, path):
             print(f"- {_in_markdown(sentence)}")
         print(f"\n{path}")
+        names = [run.path.resolve().name for run in runs]
+        _track_comparison(flags, names, ["name", *page.COLUMNS], rows, path)
+
+
+def _track_comparison(
+    flags: argparse.Namespace,
+    names: Sequence[str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    path: Path,
+) -> None:
+    from fmnist_tf.console import say, warn
+    from fmnist_tf.results.tracking import start_tracking
+
+    tracker = start_tracking(
+        flags.wandb,
+        flags.runs_dir,
+        group="comparison",
+        job_type="comparison",
+        name=printable(" and ".join(names), 100),
+        config={"runs": list(names)},
+        warn=warn,
+    )
+    tracker.log_comparison(
+        columns, [[name, *row] for name, row in zip(names, rows, strict=True)], path
+    )
+    tracker.finish()
+    for line in tracker.hint:
+        say(line)
 
 
 def _show_data(flags: argparse.Namespace) -> None:

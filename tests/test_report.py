@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> 
         (["one", "--test-data", "x.csv"], "expected with --data alone"),
         (["--out", "x.html"], "name a RUN"),
         (["one", "--out", "x.pdf"], "ends in .html"),
+        (["one", "--wandb", "offline"], "expected with two runs or more"),
         (["none"], "expected a run directory, found no such folder"),
         (["--data", "none.csv"], "none.csv"),
     ],
@@ -131,3 +133,18 @@ def test_help_is_light_and_reports_need_no_tensorflow(run: Path) -> None:
             [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
         )
         assert answer.stdout.splitlines()[-1] == loaded
+
+
+def test_wandb_mirrors_a_comparison(run: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # what is set in this process ends with the test
+    make_run(run.parent / "two", seed=1)
+    assert main(["one", "two", "--wandb", "offline"]) == 0
+    offline = capsys.readouterr().err.split("wandb leet ")[1].split()[0]
+    wandb = Path(sys.executable).with_name("wandb")
+    command = [str(wandb), "leet", "inspect", "--summary", "--json", offline]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    facts = json.loads(text)
+    assert (facts["name"], facts["config"]) == ("one and two", {"runs": ["one", "two"]})
+    assert facts["summary"]["runs"]["nrows"] == 2
+    assert facts["summary"]["comparison"]["_type"] == "html-file"

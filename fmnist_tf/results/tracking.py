@@ -171,6 +171,20 @@ class Tracker:
 
         self._attempt(record)
 
+    def log_comparison(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], page: Path
+    ) -> None:
+        """Record a table of runs, a row each, and the page that compares them."""
+
+        def record(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            html = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+            run.log({"runs": table, "comparison": html})
+
+        self._attempt(record)
+
     def finish(self, ok: bool = True) -> None:
         """End the W&B run and its helper process, after uploading what is left when online."""
         run, self._run = self._run, None
