@@ -142,19 +142,13 @@ def test_a_label_column_needs_data(folder: Path, capsys) -> None:
 
 
 def test_the_label_column_is_the_runs_own_unless_named(folder: Path, capsys) -> None:
-    lines = Path("named.csv").read_text().splitlines()
-    columns = [
-        lines[0].replace("label", "kind,label"),
-        *(f"{line[:3]},{line}" for line in lines[1:]),
-    ]
-    Path("two.csv").write_text("\n".join(columns) + "\n")
-    words = ["named", "--data", "two.csv"]
-    assert main([*words, "--label-column", "label"]) == 0
+    write_csv(folder / "kinds.csv", ["bag", "hat", "shoe"], seed=5, column="kind")
     path = Path("runs/named/config.json")
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "label_column": "kind"}))
-    assert main(words) == 2
-    assert "the label sho; expected a class" in capsys.readouterr().err
+    path.write_text(json.dumps({**config, "label_column": "other"}))
+    assert main(["named", "--data", "kinds.csv"]) == 2
+    assert "no column named other" in capsys.readouterr().err
+    assert main(["named", "--data", "kinds.csv", "--label-column", "kind"]) == 0
 
 
 def test_negated_images_are_noticed(folder: Path, capsys) -> None:

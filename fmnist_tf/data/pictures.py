@@ -264,12 +264,12 @@ def _fit_ground(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
     border, at_border = _border(smooth[None])[0], _border(terms[None])[0]
     is_ground = np.abs(border - np.median(border)) <= _LOOSE
-    for _ in range(3):  # what the first guess cut off the light's fall comes back in
-        if 2 * is_ground.sum() < len(border):
-            return None
+    for _ in range(3):  # what the first guess took for ground goes, what it cut off comes back
         surface = np.linalg.lstsq(at_border[is_ground], border[is_ground])[0]
         is_ground = np.abs(border - at_border @ surface) <= TOLERANCE
-    return (smooth, np.clip(terms @ surface, 0, 255)) if 2 * is_ground.sum() > len(border) else None
+    if 2 * is_ground.sum() <= len(border):
+        return None
+    return smooth, np.clip(terms @ surface, 0, 255)
 
 
 def _fit_thing(
