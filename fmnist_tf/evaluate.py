@@ -58,20 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_evaluate, build_parser().parse_args(argv))
 
 
-def find_places(class_names: Sequence[str]) -> dict[str, int]:
-    """Return the class index of each text that stands for a class in a CSV's label column.
-
-    That is its name; and its number too, in a run whose classes 0..9 were named as Fashion-MNIST's.
-    """
-    from fmnist_tf.data.sample import GARMENTS
-
-    places = {name: index for index, name in enumerate(class_names)}
-    # Names that a file itself holds are in alphabetical order, which this is not.
-    if tuple(class_names) == GARMENTS:
-        places |= {str(index): index for index in range(len(GARMENTS))}
-    return places
-
-
 def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
     """Return the table's labels (N,) int64 as class indices of the run.
 
@@ -79,6 +65,8 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
         DataError: E026 without labels; E028 for each label that is no class, at its first line.
     """
     import numpy as np
+
+    from fmnist_tf.finished import find_places
 
     if table.label_index is None:
         hint = "name it with --label-column; without labels use `python -m fmnist_tf.predict`"

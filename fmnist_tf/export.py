@@ -25,13 +25,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fmnist_tf.command import add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from fmnist_tf.data.sources import Dataset, Pixels
     from fmnist_tf.finished import FinishedRun
@@ -200,6 +199,8 @@ def spread_rows(labels: np.ndarray, count: int) -> np.ndarray:
     Returns:
         min(N, count) ascending row numbers.
     """
+    import numpy as np
+
     shuffled = np.random.default_rng(0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     count = min(count, len(labels))
@@ -207,6 +208,8 @@ def spread_rows(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _images(source: Pixels, rows: np.ndarray) -> np.ndarray:
+    import numpy as np
+
     return np.reshape(source.pixels[rows], (-1, 28, 28))
 
 
@@ -347,6 +350,8 @@ def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> Agre
         found: (N, K) floats, of the export.
         labels: (N,) integers 0..K-1, the truth.
     """
+    import numpy as np
+
     best, other_best = expected.argmax(axis=1), found.argmax(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
     differs = best != other_best
@@ -362,6 +367,8 @@ def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> Agre
 
 def measure_latency(classify: Classify, images: np.ndarray) -> float:
     """Return the median milliseconds of a call with one image, after a warm-up."""
+    import numpy as np
+
     seconds = []
     for number in range(N_WARM_UP + N_TIMED):
         image = images[number % len(images)][np.newaxis]
@@ -374,6 +381,8 @@ def measure_latency(classify: Classify, images: np.ndarray) -> float:
 def _classify_all(
     classify: Classify, images: np.ndarray, show: Callable[[int, int], None]
 ) -> np.ndarray:
+    import numpy as np
+
     parts = []
     for first in range(0, len(images), CHECK_BATCH):
         parts.append(classify(images[first : first + CHECK_BATCH]))

@@ -10,7 +10,7 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tf.config import RunConfig
+from fmnist_tf.data.sample import GARMENTS
 from fmnist_tf.data.sources import Dataset, read_dataset
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import file_digest
@@ -105,6 +106,18 @@ def read_finished(directory: RunDir) -> FinishedRun:
             f"{printable(str(error))}; the run is damaged, or of another version: repeat it"
         ) from error
     return run
+
+
+def find_places(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the class index of each text that stands for a class in a CSV's label column.
+
+    That is its name; and its number too, in a run whose classes 0..9 were named as Fashion-MNIST's.
+    """
+    places = {name: index for index, name in enumerate(class_names)}
+    # Names that a file itself holds are in alphabetical order, which this is not.
+    if tuple(class_names) == GARMENTS:
+        places |= {str(index): index for index in range(len(GARMENTS))}
+    return places
 
 
 def load_weights(classifier: keras.Sequential, run: FinishedRun) -> None:

@@ -165,7 +165,7 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None) -> Sour
     from fmnist_tf.console import say, warn
     from fmnist_tf.data.csvfile import read_csv
     from fmnist_tf.data.pictures import find_polarity, is_picture, read_picture
-    from fmnist_tf.evaluate import find_places
+    from fmnist_tf.finished import find_places
 
     shown = printable(str(path), 200)
     facts = run.provenance["data"]

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _STARTUP_NOISE = re.compile(r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|^\s*$")
@@ -28,7 +28,7 @@ def import_tensorflow() -> None:
     # A person's Keras settings are for their own programs; another backend, axis order or dtype
     # would change what a run computes.
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with _without_startup_noise():
+    with holding_stderr(_is_startup_noise):
         import keras
         import tensorflow as tf
 
@@ -38,23 +38,30 @@ def import_tensorflow() -> None:
     keras.config.set_dtype_policy("float32")
 
 
-@contextmanager
-def _without_startup_noise() -> Iterator[None]:
-    """Hold back what C++ code writes to stderr, and pass on what is an error.
+def _is_startup_noise(line: str) -> bool:
+    # TensorFlow logs before its log level applies, and calls the absence of a GPU an error.
+    return _STARTUP_NOISE.search(line) is not None
 
-    TensorFlow logs before its log level applies, and calls the absence of a GPU an error.
+
+@contextmanager
+def holding_stderr(is_noise: Callable[[str], bool]) -> Iterator[None]:
+    """Hold back what C++ code writes to stderr, and pass on the lines that are no noise.
+
+    If the work inside fails every line is passed on: one of them may say why.
     """
     sys.stderr.flush()
     visible = os.dup(2)
+    failed = True
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
+            failed = False
         finally:
             sys.stderr.flush()
             os.dup2(visible, 2)
             os.close(visible)
             held.seek(0)
             for line in held.read().decode(errors="replace").splitlines():
-                if not _STARTUP_NOISE.search(line):
+                if failed or not is_noise(line):
                     print(line, file=sys.stderr)

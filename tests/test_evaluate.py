@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data.sample import GARMENTS
-from fmnist_tf.evaluate import find_places, format_classes, main
+from fmnist_tf.evaluate import format_classes, main
+from fmnist_tf.finished import find_places
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.train import main as train
 

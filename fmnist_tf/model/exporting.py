@@ -14,14 +14,12 @@ Shape letters: B batch, K classes, N images.
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import tensorflow as tf
 
 from fmnist_tf.errors import FmnistError, printable
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
+from fmnist_tf.startup import holding_stderr
 
 SIGNATURE = "serving_default"
 """The signature of SavedModel and LiteRT, under the name that servers look for."""
@@ -226,24 +225,6 @@ def _variables_of(model: keras.Model) -> tf.Module:
     return module
 
 
-@contextmanager
-def _held_stderr() -> Iterator[None]:
-    """Hold back what the converters write to stderr: all but errors, and nothing if they fail."""
-    sys.stderr.flush()
-    visible = os.dup(2)
-    failed = False
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            failed = True
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(visible, 2)
-            os.close(visible)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if failed or _ERROR_LINE.search(line):
-                    print(line, file=sys.stderr)
+def _held_stderr() -> AbstractContextManager[None]:
+    """Hold back what the converters write to stderr, all but errors."""
+    return holding_stderr(lambda line: _ERROR_LINE.search(line) is None)
