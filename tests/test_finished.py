@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_train import QUICK, frozen, write_csv
+from test_train import QUICK, copy_frozen, frozen, write_csv
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.finished import (
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "toy_train.csv", 60, seed=0)
     write_csv(tmp_path / "toy_test.csv", 21, seed=1)
-    frozen("--head", "gap", "--units", "6")
+    copy_frozen()
     return tmp_path
 
 
@@ -35,8 +35,12 @@ def read(name: str = "first") -> FinishedRun:
     return read_finished(find_run(name, Path("runs")))
 
 
-def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path) -> None:
+@pytest.mark.parametrize("words", [[], ["--run", "other", "--head", "gap", "--units", "6"]])
+def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: list[str]) -> None:
     run = read()
+    if words:
+        frozen(*words)
+        run = read("other")
     assert run.class_names == ("3", "7", "20")
     dataset = read_run_dataset(run, None, print)
     labels, recorded = run.directory.read_predictions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_train import frozen, write_csv
+from test_train import copy_frozen, write_csv
 
 from fmnist_tf.results.modelcard import escape_markdown, write_model_card
 from fmnist_tf.results.rundir import RunDir
@@ -25,7 +25,7 @@ def run(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "toy_train.csv", 60, seed=0)
     write_csv(tmp_path / "toy_test.csv", 21, seed=1)
-    return RunDir(frozen())
+    return RunDir(copy_frozen())
 
 
 def test_headings_and_figures(run: RunDir) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -58,6 +62,23 @@ def frozen(*words: str) -> Path:
     return Path("runs/first")
 
 
+def copy_frozen() -> Path:
+    """Put into the current folder what `frozen()` leaves there, trained once for all tests."""
+    if not (original := Path(_made_once()) / "runs").is_dir():
+        frozen()
+        shutil.copytree("runs", original)
+    else:
+        shutil.copytree(original, "runs", dirs_exist_ok=True)
+    return Path("runs/first")
+
+
+@functools.cache
+def _made_once() -> str:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
 def read(run: Path, name: str) -> dict:
     return json.loads((run / name).read_text())
 
@@ -79,13 +100,13 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
 
 
 def test_history_has_a_row_an_epoch(folder: Path) -> None:
-    lines = (frozen() / "history.csv").read_text().splitlines()
+    lines = (copy_frozen() / "history.csv").read_text().splitlines()
     assert lines[0] == "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "frozen"], ["2", "frozen"]]
 
 
 def test_the_saved_model_gives_the_recorded_predictions(folder: Path) -> None:
-    run = frozen()
+    run = copy_frozen()
     labels, probabilities = RunDir(run).read_predictions()
     model = keras.saving.load_model(run / "model.keras", safe_mode=True)
     pixels = np.loadtxt("toy_test.csv", delimiter=",", skiprows=1, dtype=int)[:, 1:]
@@ -95,7 +116,7 @@ def test_the_saved_model_gives_the_recorded_predictions(folder: Path) -> None:
 
 
 def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
-    first = frozen()
+    first = copy_frozen()
     words = ["--epochs", "2", "--batch-size", "16", "--wandb", "disabled", "--run", "second"]
     assert train("--phase", "finetune", *words, "--dropout", "0.25") == 0
     second = Path("runs/second")
@@ -119,7 +140,7 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
 
 
 def test_finetune_begins_where_frozen_ended_and_never_ends_worse(folder: Path) -> None:
-    first = frozen()
+    first = copy_frozen()
     # A rate that ruins the network: the starting point has to win.
     words = ["--wandb", "disabled", "--epochs", "1", "--learning-rate", "10", "--run", "second"]
     assert train("--phase", "finetune", *words) == 0
@@ -203,7 +224,7 @@ def test_wandb_mirrors_the_run_offline(
 
 
 def test_an_existing_run_is_refused_and_left_as_it_was(folder: Path, capsys) -> None:
-    run = frozen()
+    run = copy_frozen()
     before = (run / "DONE.json").read_bytes()
     assert train(*QUICK, "--run", "first") == 3
     assert "exists already" in capsys.readouterr().err
@@ -248,7 +269,7 @@ def test_bad_pixel_names_its_place(folder: Path, capsys) -> None:
 
 
 def test_finetune_refuses_other_data_and_an_altered_model(folder: Path, capsys) -> None:
-    run = frozen()
+    run = copy_frozen()
     words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1"]
     write_csv(folder / "other_train.csv", 60, seed=5)
     write_csv(folder / "other_test.csv", 21, seed=6)
@@ -261,7 +282,7 @@ def test_finetune_refuses_other_data_and_an_altered_model(folder: Path, capsys) 
 
 
 def test_finetune_may_repeat_what_the_parent_used(folder: Path) -> None:
-    frozen()
+    copy_frozen()
     words = ["--wandb", "disabled", "--epochs", "1", "--image-size", "16", "--units", "8"]
     assert train("--phase", "finetune", *words, "--from", "first", "--run", "second") == 0
     config = read(Path("runs/second"), "config.json")
@@ -269,7 +290,7 @@ def test_finetune_may_repeat_what_the_parent_used(folder: Path) -> None:
 
 
 def test_finetune_continues_frozen_runs_only(folder: Path, capsys) -> None:
-    frozen()
+    copy_frozen()
     words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1"]
     assert train(*words, "--run", "second") == 0
     assert train(*words, "--from", "second") == 2
@@ -278,7 +299,7 @@ def test_finetune_continues_frozen_runs_only(folder: Path, capsys) -> None:
 
 
 def test_from_means_a_run_before_it_means_a_folder(folder: Path) -> None:
-    frozen()
+    copy_frozen()
     Path("first").mkdir()
     words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--run", "second"]
     assert train(*words, "--from", "first") == 0
@@ -297,7 +318,7 @@ def test_from_means_a_run_before_it_means_a_folder(folder: Path) -> None:
 def test_a_damaged_parent_is_bad_input(
     folder: Path, capsys, name: str, content: str | None, message: str
 ) -> None:
-    run = frozen()
+    run = copy_frozen()
     if content is None:
         (run / name).unlink()
     else:
