@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from fmnist_tf import console, stopping
 from fmnist_tf.errors import FmnistError, printable
+
+_LONGEST_LINE = 4000  # a message quotes what it found, which may be anything
 
 
 def add_terminal_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,10 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
             body(flags)
         sys.stdout.flush()
         return 0
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except stopping.StoppedError as stopped:
         return _stop(str(stopped), stopped.exit_code)
     except Exception as error:
@@ -65,5 +72,6 @@ def _describe(error: Exception) -> tuple[str, int]:
 
 
 def _stop(message: str, exit_code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    for line in message.splitlines():
+        print(printable(line, _LONGEST_LINE), file=sys.stderr, flush=True)
     return exit_code

@@ -1,9 +1,9 @@
 """What follows training: one test of the saved model, and all that is told about it.
 
 In: a run whose best model is on disk, and what training left behind. Out: predictions, evaluation,
-what the report shows, figures, page, model card; `DONE.json` last. The test images are read here
-and nowhere else, and nothing that is read from them goes back. This module must not know how the
-model was trained.
+what the report shows, figures, page, model card; `DONE.json` last. Nothing that is
+found on the test images here goes back into training. This module must not know how the model was
+trained.
 
 Shape letters: N test images, K classes.
 """
@@ -71,35 +71,31 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
     with run.clock.stage("figures"):
         _write_figures(run, trained, evaluation, probabilities)
     directory.write_json("provenance.json", describe_run(run))
-    with run.clock.stage("page"):
-        write_model_card(directory)
-        with directory.writing("report.html") as path:
-            write_report(directory, path)
-    with run.clock.stage("tracking"):
-        tracker.log_results(
-            {"val": val, "test": evaluation},
-            class_names=names,
-            pixels=test.pixels,
-            labels=test.labels,
-            probabilities=probabilities,
-            mistakes=N_MISTAKES,
-            figures=[directory.file(name) for name in FIGURES],
-            page=directory.file("report.html"),
-            model_files=[directory.file(name) for name in (MODEL, "labels.json", "README.md")],
-            model_facts={
-                "test_accuracy": evaluation.accuracy,
-                "test_total": evaluation.total,
-                "val_accuracy": val.accuracy,
-                "dataset": dataset.name,
-                "data_kind": dataset.kind,
-                "backbone": run.config.backbone,
-                "weights": run.network.weights.kind,
-                "weights_sha256": run.network.weights.sha256,
-                "classes": [printable(name) for name in names],
-                "sha256": file_digest(directory.file(MODEL)),
-            },
-        )
-    directory.write_json("provenance.json", describe_run(run))
+    write_model_card(directory)
+    write_report(directory, directory.file("report.html"))
+    tracker.log_results(
+        {"val": val, "test": evaluation},
+        class_names=names,
+        pixels=test.pixels,
+        labels=test.labels,
+        probabilities=probabilities,
+        mistakes=N_MISTAKES,
+        figures=[directory.file(name) for name in FIGURES],
+        # The page and the card name paths and the machine; they stay in the run directory.
+        model_files=[directory.file(name) for name in (MODEL, "labels.json")],
+        model_facts={
+            "test_accuracy": evaluation.accuracy,
+            "test_total": evaluation.total,
+            "val_accuracy": val.accuracy,
+            "dataset": dataset.name,
+            "data_kind": dataset.kind,
+            "backbone": run.config.backbone,
+            "weights": run.network.weights.kind,
+            "weights_sha256": run.network.weights.sha256,
+            "classes": [printable(name) for name in names],
+            "sha256": file_digest(directory.file(MODEL)),
+        },
+    )
     directory.write_done()
     return evaluation
 
@@ -126,10 +122,11 @@ def _analyse(
     val_rows = run.splits.val
     val_labels = train.labels[val_rows]
     test_selection = analysis.select_examples(test.labels, probabilities)
-    val_selection = analysis.select_examples(val_labels, trained.val_probabilities)
-    test_shown, val_shown = test_selection.rows, val_selection.label_issues
-    val_shown = np.sort(val_shown)
-    map_rows = analysis.choose_map_rows(test.labels)
+    test_shown = test_selection.rows
+    val_shown = np.sort(
+        analysis.find_label_issues(val_labels, trained.val_probabilities, analysis.LABEL_ISSUES)
+    )
+    map_rows = analysis.draw_rows(test.labels)
     map_features, features_variance = analysis.project(features[map_rows])
     map_pixels, pixels_variance = analysis.project(test.pixels[map_rows])
     explained = test_selection.explained

@@ -30,7 +30,7 @@ class RunExistsError(FmnistError):
 def printable(text: str, limit: int = 60) -> str:
     """Return `text` fit for one terminal line: control and bidi characters escaped, then cut."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+    return shown if len(shown) <= limit else shown[: max(limit - 3, 0)] + "..."[:limit]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,13 +100,15 @@ def _evaluate(flags: argparse.Namespace) -> None:
     run = read_finished(find_run(flags.run, flags.runs_dir))
     if flags.label_column is not None and flags.data is None:
         raise UsageError("--label-column NAME: expected with --data PATH alone")
-    for note in run.notes:
-        warn(boxed(f"WARNING: {note}."))
-    name, pixels, labels = _read_images(run, flags)
-    import_tensorflow()
-    model = build_finished(run)
-    with progress_bar("evaluate", "image") as show:
-        (probabilities,) = run_model(model, pixels, show)
+    for caveat in run.caveats:
+        warn(boxed(f"WARNING, this model: {caveat}."))
+    # A stranger's CSV is parsed into a folder that goes when it was evaluated.
+    with tempfile.TemporaryDirectory() as store_dir:
+        name, pixels, labels = _read_images(run, flags, store_dir)
+        import_tensorflow()
+        model = build_finished(run)
+        with progress_bar("evaluate", "image") as show:
+            (probabilities,) = run_model(model, pixels, show)
     evaluation = Evaluation.from_probabilities(labels, probabilities)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95
@@ -116,7 +119,9 @@ def _evaluate(flags: argparse.Namespace) -> None:
     )
 
 
-def _read_images(run: FinishedRun, flags: argparse.Namespace) -> tuple[str, np.ndarray, np.ndarray]:
+def _read_images(
+    run: FinishedRun, flags: argparse.Namespace, store_dir: str
+) -> tuple[str, np.ndarray, np.ndarray]:
     """Return what the images are called, their pixels (N, 784) uint8 and labels (N,) int64."""
     from fmnist_tf.console import boxed, say, warn
     from fmnist_tf.data.csvfile import expand_path, read_csv
@@ -124,12 +129,12 @@ def _read_images(run: FinishedRun, flags: argparse.Namespace) -> tuple[str, np.n
     from fmnist_tf.finished import read_run_dataset
 
     if flags.data is None:
-        dataset = read_run_dataset(run, None, say)
+        dataset = read_run_dataset(run, say)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test.pixels, dataset.test.labels
     table = read_csv(
         expand_path(flags.data),
-        run.config.cache_dir(run.directory.path.parent) / "pixels",
+        store_dir,
         label_column=flags.label_column or run.config.label_column,
     )
     for decision in table.decisions:

@@ -15,11 +15,12 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,24 +119,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from fmnist_tf.console import boxed, say, warn
-    from fmnist_tf.finished import build_finished, find_run, read_finished, read_run_dataset
-    from fmnist_tf.results.provenance import describe_code, describe_machine
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.console import warn
+    from fmnist_tf.finished import find_run, read_finished
 
     if flags.format == "onnx":
         _require_onnx()
     run = read_finished(find_run(flags.run, flags.runs_dir))
     out = flags.out or run.directory.file("export") / flags.format
     _require_free(out)
-    for note in run.notes:
-        warn(f"note: {note}")
-    dataset = read_run_dataset(run, flags.data, say)
-    _require_same_classes(run, dataset)
-    about = {
+    for caveat in run.caveats:
+        warn(f"note: {caveat}")
+    with tempfile.TemporaryDirectory() as store_dir:
+        _export_with(run, _read_data(run, flags.data, store_dir), flags.format, out)
+
+
+def _export_with(run: FinishedRun, dataset: Dataset, name: str, out: Path) -> None:
+    """Export the run's model to the folder `out`, calibrated and checked with the images."""
+    from fmnist_tf.console import boxed, say, warn
+    from fmnist_tf.finished import build_finished
+    from fmnist_tf.results.provenance import describe_code, describe_machine
+    from fmnist_tf.startup import import_tensorflow
+
+    about: dict[str, Any] = {
         "run": run.directory.path.name,
         "model_sha256": run.model_sha256,
-        "format": flags.format,
+        "format": name,
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": describe_code(),
         "machine": describe_machine(),
@@ -144,16 +152,18 @@ def _export(flags: argparse.Namespace) -> None:
     import_tensorflow()
     model = build_finished(run)
     with _appearing(out) as folder:
-        say(f"converting to {flags.format}")
+        say(f"converting to {name}")
         threads = about["machine"]["cores"]
-        exports = _write(flags.format, model, run.class_names, dataset.train, folder, threads)
+        exports = _write(name, model, run.class_names, dataset.train, folder, threads)
         say("checking what was written")
         checked = _check(model, exports, dataset, folder, threads)
         checked["keras"]["bytes"] = run.directory.file("model.keras").stat().st_size
-        warnings = [*run.notes, *_find_losses(checked)]
+        warnings = [*run.caveats, *_find_losses(checked)]
+        if len(run.data_sha256) > 1 and dataset.files[-1].sha256 == run.data_sha256[0]:
+            warnings.append("the images checked with trained the run: the accuracies are no test")
         report = {**about, **checked, "warnings": warnings}
         (folder / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    for warning in warnings[len(run.notes) :]:
+    for warning in warnings[len(run.caveats) :]:
         warn(boxed(f"WARNING: {warning}"))
     print(_to_table(checked))
     print(out)
@@ -177,34 +187,34 @@ def _require_free(out: Path) -> None:
         )
 
 
-def _require_same_classes(run: FinishedRun, dataset: Dataset) -> None:
-    if dataset.train.class_names != run.class_names:
-        expected, found = (
-            f"{len(names)} ({printable(', '.join(names), 100)})"
-            for names in (run.class_names, dataset.train.class_names)
-        )
-        raise UsageError(
-            f"{printable(dataset.files[0].path, 200)}: expected the run's classes, {expected}, "
-            f"found {found}; name data with the same classes with --data"
-        )
+def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:
+    """Read the images to calibrate and to check with, their labels as the run counts them.
 
-
-def spread_rows(labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose up to `count` rows, each class within one row of its share; the same ones every time.
-
-    Args:
-        labels: (N,) integers.
-        count: at least 1.
-
-    Returns:
-        min(N, count) ascending row numbers.
+    Raises:
+        UsageError: they are not there, or show a class that the run does not know.
     """
     import numpy as np
 
-    shuffled = np.random.default_rng(0).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    count = min(count, len(labels))
-    return np.sort(by_class[np.arange(count) * len(labels) // count])
+    from fmnist_tf.console import say
+    from fmnist_tf.data.sources import read_dataset
+    from fmnist_tf.finished import find_places, read_run_dataset
+
+    if data is None:
+        return read_run_dataset(run, say)
+    dataset = read_dataset(data, store_dir=Path(store_dir), say=say)
+    places, names = find_places(run.class_names), dataset.train.class_names
+    if unknown := [name for name in names if name not in places]:
+        raise UsageError(
+            f"{printable(dataset.files[0].path, 200)}: expected the run's classes "
+            f"({printable(', '.join(places), 100)}), found {printable(', '.join(unknown), 100)}; "
+            "name other data with --data"
+        )
+    place_of = np.array([places[name] for name in names])
+    train, test = (
+        replace(part, labels=place_of[part.labels], class_names=run.class_names)
+        for part in (dataset.train, dataset.test)
+    )
+    return replace(dataset, train=train, test=test)
 
 
 def _images(source: Pixels, rows: np.ndarray) -> np.ndarray:
@@ -223,6 +233,7 @@ def _write(
 ) -> list[Export]:
     """Write the model into `folder`, and read it back from there."""
     from fmnist_tf.model import exporting as ex
+    from fmnist_tf.results.analysis import draw_rows
 
     (folder / ex.LABELS).write_text(ex.labels_text(class_names), encoding="utf-8")
     if name == "saved_model":
@@ -234,7 +245,7 @@ def _write(
         path = folder / "model.onnx"
         ex.write_onnx(model, class_names, path)
         return [Export(path, "float32", ex.read_onnx(path, threads))]
-    calibration = _images(train, spread_rows(train.labels, N_CALIBRATION))
+    calibration = _images(train, draw_rows(train.labels, N_CALIBRATION))
     exact, small = folder / "model.tflite", folder / "model-int8.tflite"
     ex.write_litert(model, class_names, exact)
     ex.write_litert(model, class_names, small, calibration)
@@ -257,8 +268,9 @@ def _check(
     """
     from fmnist_tf.console import progress_bar
     from fmnist_tf.finished import run_model
+    from fmnist_tf.results.analysis import draw_rows
 
-    rows = spread_rows(dataset.test.labels, N_CHECKED)
+    rows = draw_rows(dataset.test.labels, N_CHECKED)
     images, labels = _images(dataset.test, rows), dataset.test.labels[rows]
     with progress_bar("Keras", "image") as show:
         expected = run_model(model, images, show)[0]
@@ -285,7 +297,6 @@ def _check(
     return {
         "checked": {
             "dataset": dataset.name,
-            "split": "test",
             "file_sha256": dataset.files[-1].sha256,
             "images": len(rows),
             "of": len(dataset.test.labels),

@@ -22,6 +22,7 @@ from fmnist_tf.data.sample import GARMENTS
 from fmnist_tf.data.sources import Dataset, read_dataset
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import file_digest
+from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -56,14 +57,10 @@ class FinishedRun:
         return tuple(file["sha256"] for file in self.provenance["data"]["files"])
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def caveats(self) -> tuple[str, ...]:
         """What nobody who uses this run's model may miss."""
-        notes = []
-        if self.provenance["data"]["kind"] == "sample":
-            notes.append("this model was trained on the built-in SAMPLE, not on real data")
-        if self.provenance["weights"]["kind"] == "random" and self.config.phase != "scratch":
-            notes.append("this model's backbone has RANDOM weights, not pretrained ones")
-        return tuple(notes)
+        data, weights = self.provenance["data"], self.provenance["weights"]
+        return find_caveats(data["kind"], weights["kind"], self.config.phase)
 
 
 def find_run(name: str | Path, runs_dir: Path) -> RunDir:
@@ -99,7 +96,7 @@ def read_finished(directory: RunDir) -> FinishedRun:
             str(directory.read_json("DONE.json")["files"][MODEL]["sha256"]),
         )
         # Whoever uses a run relies on these.
-        _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.notes
+        _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.caveats
     except (KeyError, IndexError, TypeError) as error:
         raise UsageError(
             f"{where}: expected the files of a finished run, found one without "
@@ -190,29 +187,36 @@ def run_model(
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def read_run_dataset(run: FinishedRun, data: str | None, say: Callable[[str], None]) -> Dataset:
-    """Read the run's own data again, or other data in its place.
+def read_run_dataset(run: FinishedRun, say: Callable[[str], None]) -> Dataset:
+    """Read the run's own data again, from the files that it recorded.
 
     Args:
-        run: whose settings say where its data lie, relative to the current folder.
-        data: `auto`, `sample` or a path; None for the run's own data.
+        run: whose files lie where they lay, relative to the current folder.
         say: hears what takes time.
 
     Raises:
-        UsageError: nothing is there, or, where `data` is None, other files than the run's.
+        UsageError: a file is gone, or not the one the run read.
     """
-    config = run.config
+    config, where = run.config, printable(str(run.directory.path), 200)
+    paths = [str(file["path"]) for file in run.provenance["data"]["files"]]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UsageError(
+                f"the data of {where}: expected {printable(path, 200)}, found no such file in "
+                f"{printable(str(Path.cwd()), 200)}. Call it where the run was made, or name the "
+                "data with --data"
+            )
     dataset = read_dataset(
-        config.data if data is None else data,
-        test_data=config.test_data if data is None else None,
-        label_column=config.label_column,
+        paths[0],
         store_dir=config.cache_dir(run.directory.path.parent) / "pixels",
         say=say,
+        test_data=paths[1] if len(paths) > 1 else None,
+        label_column=config.label_column,
     )
     found = tuple(file.sha256 for file in dataset.files)
-    if data is None and found != run.data_sha256:
+    if found != run.data_sha256:
         raise UsageError(
-            f"the data of {printable(str(run.directory.path), 200)}: expected files of SHA-256 "
-            f"{', '.join(run.data_sha256)}, found {', '.join(found)}. Name the data with --data"
+            f"the data of {where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
+            f"{', '.join(found)}. Name the data with --data"
         )
     return dataset

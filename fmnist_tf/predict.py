@@ -16,18 +16,20 @@ import io
 import itertools
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.command import add_terminal_flags, run_command
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from fmnist_tf.data.csvfile import CsvTable
     from fmnist_tf.finished import FinishedRun
 
 SHOWN_ROWS = 10
@@ -116,19 +118,24 @@ class Ranked:
 
 
 def _predict(flags: argparse.Namespace) -> None:
+    _check_flags(flags)
+    with tempfile.TemporaryDirectory() as store_dir:  # of parsed CSVs; nothing is left behind
+        _predict_all(flags, store_dir)
+
+
+def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
     from fmnist_tf.console import boxed, warn
     from fmnist_tf.finished import build_finished, find_run, read_finished
     from fmnist_tf.startup import import_tensorflow
 
-    _check_flags(flags)
     run = read_finished(find_run(flags.run, flags.runs_dir))
-    for note in run.notes:
-        warn(boxed(f"WARNING: {note}."))
+    for caveat in run.caveats:
+        warn(boxed(f"WARNING, this model: {caveat}."))
     sources: list[Source] = []
     faults: list[str] = []
     for path in flags.inputs:
         try:
-            sources.append(_read_source(path, run, flags.label_column))
+            sources.append(_read_source(path, run, flags.label_column, store_dir))
         except UsageError as fault:
             faults.append(str(fault))
     if sources:
@@ -161,9 +168,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise UsageError(f"{where}: expected another file than the inputs; it would be replaced")
 
 
-def _read_source(path: Path, run: FinishedRun, label_column: str | None) -> Source:
+def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_dir: str) -> Source:
     from fmnist_tf.console import say, warn
-    from fmnist_tf.data.csvfile import read_csv
     from fmnist_tf.data.pictures import find_polarity, is_picture, read_picture
     from fmnist_tf.finished import find_places
 
@@ -180,11 +186,7 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None) -> Sour
         )
         say(f"{shown}: {'; '.join(picture.decisions)}")
         return Source(str(path), picture.pixels[None])
-    table = read_csv(
-        path,
-        run.config.cache_dir(run.directory.path.parent) / "pixels",
-        label_column=label_column,
-    )
+    table = _read_table(path, label_column, run.config.label_column, store_dir)
     for decision in table.decisions:
         say(f"{shown}: {decision}")
     if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):
@@ -194,6 +196,21 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None) -> Sour
         run.class_names[places[text]] if text in places else text for text in table.label_values
     ]
     return Source(str(path), table.pixels, table.first_line, table.label_index, tuple(truths))
+
+
+def _read_table(
+    path: Path, label_column: str | None, column_of_run: str | None, store_dir: str
+) -> CsvTable:
+    """Read a CSV whose label, if it has one, is in the column named or in the run's own."""
+    from fmnist_tf.data.csvfile import read_csv
+
+    if label_column is None and column_of_run is not None:
+        try:
+            return read_csv(path, store_dir, label_column=column_of_run)
+        except DataError as error:
+            if {problem.code for problem in error.problems} - {"E021", "E026"}:
+                raise
+    return read_csv(path, store_dir, label_column=label_column)
 
 
 def _rank_all(
@@ -289,7 +306,8 @@ def _open_table(
         write_atomically(path) as file,
         io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
     ):
-        writer = csv.writer(text, lineterminator="\n")
+        # Quotes around every text: some spreadsheets divide a line at semicolons too.
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([*header, "truth"] if is_labelled else header)
 
         def write(ranked: Ranked) -> None:

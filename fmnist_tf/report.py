@@ -60,6 +60,10 @@ def _report(flags: argparse.Namespace) -> None:
         raise UsageError(
             f"--out {printable(str(flags.out), 200)}: expected a name that ends in .html"
         )
+    if flags.wandb != "disabled" and len(flags.runs) < 2:
+        raise UsageError(
+            f"--wandb {flags.wandb}: expected with two runs or more; a run has its own"
+        )
     if flags.data is not None:
         if flags.runs:
             raise UsageError("--data shows a data set: expected no RUN beside it")
@@ -69,26 +73,29 @@ def _report(flags: argparse.Namespace) -> None:
         raise UsageError("--test-data and --label-column: expected with --data alone")
     if flags.out is not None and not flags.runs:
         raise UsageError("--out: expected with a RUN or with --data; name a RUN")
-    if flags.wandb != "disabled" and len(flags.runs) < 2:
-        raise UsageError(
-            f"--wandb {flags.wandb}: expected with two runs or more; a run has its own"
-        )
     _show_runs(flags)
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
+    from fmnist_tf.console import warn
     from fmnist_tf.finished import find_run
     from fmnist_tf.results import page
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
-    shown = runs or [run for run in list_runs(flags.runs_dir) if run.is_complete]
-    if not shown:
+    rows = [page.describe_run(run) for run in runs]
+    if not runs:
+        for run in list_runs(flags.runs_dir):
+            try:
+                if run.is_complete:
+                    rows.append(page.describe_run(run))
+            except UsageError as error:  # nobody asked for this one
+                warn(f"left out: {error}")
+    if not rows:
         raise UsageError(
             f"{printable(str(flags.runs_dir), 200)} holds no complete run; "
             "`python -m fmnist_tf.train` makes one"
         )
-    rows = [page.describe_run(run) for run in shown]
     _print_table(page.COLUMNS, rows)
     if len(runs) == 1:
         path = flags.out or runs[0].file(page.REPORT)
@@ -133,7 +140,7 @@ def _track_comparison(
 
 def _show_data(flags: argparse.Namespace) -> None:
     from fmnist_tf.console import say, warn
-    from fmnist_tf.data.sources import DATA_DIR, read_dataset
+    from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.summary import measure_background, summarize
     from fmnist_tf.results import page
 
@@ -141,9 +148,9 @@ def _show_data(flags: argparse.Namespace) -> None:
         flags.data,
         test_data=flags.test_data,
         label_column=flags.label_column,
-        data_dir=DATA_DIR,
         store_dir=flags.runs_dir / ".cache" / "pixels",
         say=say,
+        to_train=False,
     )
     for line in dataset.decisions:
         say(line)

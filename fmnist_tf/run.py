@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from fmnist_tf.data.splits import Splits
 from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import printable
 from fmnist_tf.finished import FinishedRun
-from fmnist_tf.results.provenance import describe_machine, peak_memory_bytes
+from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats, peak_memory_bytes
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 
 if TYPE_CHECKING:
@@ -91,6 +92,16 @@ class Run:
     wandb_mode: str
     command: str
 
+    @cached_property
+    def background(self) -> int:
+        """The usual grey level, 0..255, at the border of the training images."""
+        return measure_background(self.dataset.train.pixels)
+
+    @cached_property
+    def content_side(self) -> int:
+        """The usual longer side, 1..28, of what the training images show."""
+        return measure_content_side(self.dataset.train.pixels, self.background)
+
     @property
     def title(self) -> str:
         """What stands above every figure."""
@@ -103,21 +114,15 @@ class Run:
         of_file = ""
         if weights.path:
             of_file = f" {printable(weights.path, 200)}, SHA-256 {weights.sha256}"
-        kind = {"sample": "built-in SAMPLE, not real data"}.get(
-            self.dataset.kind, self.dataset.kind
-        )
+        kind = SAMPLE if self.dataset.kind == "sample" else self.dataset.kind
         name = printable(self.dataset.name)
         return f"data: {name} ({kind}); backbone weights: {weights.kind}{of_file}"
 
     @property
     def banner(self) -> str | None:
         """What no reader of a figure may miss."""
-        notes = []
-        if self.dataset.kind == "sample":
-            notes.append("built-in SAMPLE, not real data")
-        if self.network.weights.kind == "random" and self.config.phase != "scratch":
-            notes.append("RANDOM backbone weights")
-        return "; ".join(notes) or None
+        weights = self.network.weights.kind
+        return "; ".join(find_caveats(self.dataset.kind, weights, self.config.phase)) or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +153,6 @@ def describe_devices() -> list[str]:
 
 def describe_run(run: Run) -> dict[str, Any]:
     """Return provenance.json as it stands now."""
-    pixels = run.dataset.train.pixels
-    background = measure_background(pixels)
     parent: dict[str, Any] = {}
     if run.parent:
         parent = {
@@ -168,8 +171,11 @@ def describe_run(run: Run) -> dict[str, Any]:
             "decisions": list(run.dataset.decisions),
             "warnings": list(run.dataset.warnings),
             "split_sha256": run.splits.digest,
-            "background": background,
-            "content_side": measure_content_side(pixels, background),
+            "n_train": len(run.splits.train),
+            "n_val": len(run.splits.val),
+            "n_test": len(run.dataset.test.labels),
+            "background": run.background,
+            "content_side": run.content_side,
         },
         "weights": asdict(run.network.weights),
         "trained": run.network.plan.count_stages(),

@@ -140,6 +140,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         say("dry run, no run was made; its settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
+    has_frozen_part = network.plan.lowest_stage != next(iter(network.card.stages))
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
     with directory.locked():
         say(f"run: {directory.path}")
@@ -150,12 +151,18 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             network=network,
             directory=directory,
             parent=parent,
-            precision=choose_precision(config.precision) if config.phase != "scratch" else None,
+            precision=choose_precision(config.precision) if has_frozen_part else None,
             code=code,
             cache_dir=cache_dir,
             clock=clock,
             wandb_mode=flags.wandb,
-            command=command_line("fmnist_tf.train", arguments),
+            # Which run is the newest may differ when the command is repeated.
+            command=command_line(
+                "fmnist_tf.train",
+                [*arguments, "--from", parent.directory.path.name]
+                if parent and not flags.from_run
+                else arguments,
+            ),
         )
         test = session.run_session(run)
     print(run.sources)

@@ -101,6 +101,7 @@ def make_run(
                 {"path": "test.csv", "sha256": "b" * 64, "rows": n},
             ],
             "warnings": ["W040 two images are one"], "split_sha256": "d" * 64, "background": 0,
+            "n_train": 540, "n_val": n, "n_test": n,
         },
         "weights": {
             "kind": "file", "path": "/a/w.h5", "sha256": "e" * 64, "trained_on": None,

@@ -12,8 +12,8 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from fmnist_tf.results.analysis import (
     ConfusedPair,
     McNemar,
-    choose_map_rows,
     compare_runs,
+    draw_rows,
     find_label_issues,
     find_least_sure,
     measure_calibration,
@@ -394,7 +394,7 @@ def test_two_examples_lie_on_a_line():
 def test_map_rows_are_stratified(sizes, count, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     n = len(labels)
-    rows = choose_map_rows(labels, count, seed)
+    rows = draw_rows(labels, count, seed)
     assert rows.dtype == np.int64
     assert len(rows) == min(count, n)
     assert (np.diff(rows) > 0).all()
@@ -411,14 +411,14 @@ def test_map_rows_are_stratified(sizes, count, seed):
 
 def test_map_rows_of_balanced_classes_are_balanced_and_drawn_at_random():
     labels = np.repeat(np.arange(10), 1000)
-    rows = choose_map_rows(labels)
+    rows = draw_rows(labels)
     assert np.bincount(labels[rows]).tolist() == [300] * 10
     # What does not divide evenly goes to the lower classes.
-    assert np.bincount(labels[choose_map_rows(labels, 3004)]).tolist() == [301] * 4 + [300] * 6
-    assert rows.tolist() != choose_map_rows(labels, seed=1).tolist()
+    assert np.bincount(labels[draw_rows(labels, 3004)]).tolist() == [301] * 4 + [300] * 6
+    assert rows.tolist() != draw_rows(labels, seed=1).tolist()
     # Drawn from the whole of each class, not from where it begins.
     assert 400 < (rows % 1000).mean() < 600
-    assert choose_map_rows(labels[:3000]).tolist() == list(range(3000))
+    assert draw_rows(labels[:3000]).tolist() == list(range(3000))
 
 
 # --- two runs -------------------------------------------------------------------------------------

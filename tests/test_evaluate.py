@@ -83,7 +83,7 @@ def test_own_test_data_give_the_recorded_figures(folder: Path, capsys) -> None:
     assert f"95 % interval of the accuracy {low:.4f} to {high:.4f}" in captured.out
     assert f"loss {test['loss']:.4f}" in captured.out
     assert lines[-1] == last_line("fashion", "fashion")
-    assert "RANDOM weights" in captured.err
+    assert "RANDOM backbone weights" in captured.err
 
 
 def test_numbers_mean_the_garments_they_were_named(folder: Path, capsys) -> None:

@@ -42,7 +42,7 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
         frozen(*words)
         run = read("other")
     assert run.class_names == ("3", "7", "20")
-    dataset = read_run_dataset(run, None, print)
+    dataset = read_run_dataset(run, print)
     labels, recorded = run.directory.read_predictions()
     (found,) = run_model(build_finished(run), dataset.test.pixels)
     np.testing.assert_allclose(found, recorded, atol=1e-6)
@@ -79,14 +79,14 @@ def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
 def test_other_data_must_be_named(folder: Path) -> None:
     write_csv(folder / "toy_test.csv", 30, seed=5)
     with pytest.raises(UsageError, match=r"found \w{64}, \w{64}\. Name the data with --data"):
-        read_run_dataset(read(), None, print)
-    assert len(read_run_dataset(read(), "toy_train.csv", print).test.labels) == 30
+        read_run_dataset(read(), print)
+    (folder / "toy_test.csv").unlink()
+    with pytest.raises(UsageError, match=r"expected toy_test\.csv, found no such file"):
+        read_run_dataset(read(), print)
 
 
 def test_what_must_not_be_missed(folder: Path) -> None:
-    assert read().notes == ("this model's backbone has RANDOM weights, not pretrained ones",)
+    assert read().caveats == ("RANDOM backbone weights, never pretrained",)
     words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
     assert main(["--phase", "scratch", *words, "--run", "drawn"]) == 0
-    assert read("drawn").notes == (
-        "this model was trained on the built-in SAMPLE, not on real data",
-    )
+    assert read("drawn").caveats == ("built-in SAMPLE, not real data",)

@@ -34,7 +34,7 @@ def test_headings_and_figures(run: RunDir) -> None:
     test = run.read_json("evaluation.json")["test"]
     assert f"      value: {test['accuracy']}\n" in text
     assert f"| test | {test['correct']} of 21 | {test['accuracy']:.4f} |" in text
-    assert "> **The backbone's weights are random, not pretrained.**" in text
+    assert "> **RANDOM backbone weights, never pretrained**" in text
     assert "SAMPLE" not in text
     for file in run.read_json("provenance.json")["data"]["files"]:
         assert file["sha256"] in text
@@ -68,9 +68,7 @@ def test_the_sample_is_said(run: RunDir) -> None:
     run.write_json("provenance.json", provenance)
     write_model_card(run)
     text = run.file("README.md").read_text()
-    assert (
-        "> **Trained and tested on drawings by code, the built-in sample: no real data.**" in text
-    )
+    assert "> **built-in SAMPLE, not real data**" in text
     assert "> **W040 two are alike**" in text
     assert "+----+" not in text
 

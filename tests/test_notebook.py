@@ -18,7 +18,7 @@ QUICK += ["--wandb", "disabled", "--units", "16"]
 def test_it_is_short_and_comes_without_output() -> None:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    assert len(code) <= 12
+    assert len(code) == 10
     assert all(len(cell["source"]) <= 16 and not cell["outputs"] for cell in code)
 
 

@@ -19,6 +19,8 @@ from fakerun import HOSTILE, NAMES, change_json, make_arrays, make_run, make_sum
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results import charts, sections
+from fmnist_tf.results.analysis import LABEL_ISSUES, find_label_issues
+from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.page import (
     describe_run,
     show_names,
@@ -277,12 +279,39 @@ def test_a_page_can_be_written_before_the_run_is_done(tmp_path):
     assert "garment a" in report_of(make_run(tmp_path / "a", done=False)).text
 
 
+def test_a_class_without_test_images_has_no_scores(tmp_path):
+    run = make_run(tmp_path / "a")
+    labels, probabilities = run.read_predictions()
+    labels[labels == 4] = 3  # nobody of class 4 is left
+    run.write_predictions(labels, probabilities)
+    evaluation = run.read_json("evaluation.json")
+    evaluation["test"] |= Evaluation.from_probabilities(labels, probabilities).to_json()
+    run.write_json("evaluation.json", evaluation)
+    run.file("report.npz").unlink()
+    text = report_of(run).text
+    assert "– – – 0" in " ".join(text.split())
+    assert "0 of 0" not in text
+    assert f"least {NAMES[4]}" not in text
+
+
+def test_all_suspected_labels_are_counted(tmp_path):
+    run = make_run(tmp_path / "a", n=600)
+    labels, probabilities = run.read_predictions()
+    total = len(find_label_issues(labels, probabilities, 600))
+    assert total > LABEL_ISSUES
+    assert f"{total} of 600; the {LABEL_ISSUES} surest" in report_of(run).text
+
+
+def test_the_data_say_how_many_were_used(plain):
+    assert "trained on 540 images, chose its epoch on 60 and was tested on 60" in plain[1].text
+
+
 def test_many_classes_are_capped_with_a_sentence(tmp_path):
     names = [f"letter {k}" for k in range(40)]
     page = report_of(make_run(tmp_path / "a", names=names, n=400))
     check_harmless_and_accessible(page)
     assert "The 20 of 40 classes with the lowest F1" in page.text
-    assert "the 20 most confused of 40 classes" in page.text
+    assert ": 20 of 40 classes; “other” counts" in page.text
     assert "Only the 20 classes with the most images on the map" in page.text
     assert "of the 40 classes the 10 largest and the 10 smallest" in page.text
     matrix = page.source[page.source.index('class="matrix"') :]

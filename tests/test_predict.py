@@ -113,6 +113,8 @@ def test_a_csv_without_labels_has_no_truth(folder: Path, capsys) -> None:
     assert "truth" not in capsys.readouterr().out
     rows = rows_of("o.csv")
     assert list(rows[0]) == ["file", "line", "guess", "probability"]
+    # A text without quotes could be divided, and its rest be a formula.
+    assert Path("o.csv").read_text().startswith('"file","line","guess","probability"\n"bare.csv",')
     assert len(rows) == 21
 
 
@@ -214,7 +216,7 @@ def test_negated_rows_and_random_weights_are_said_even_when_quiet(folder: Path, 
     said = capsys.readouterr().err
     assert said.count("negated?") == 1
     assert "negated.csv: its background is 255 of 255, that of the training images 0" in said
-    assert "RANDOM weights" in said
+    assert "RANDOM backbone weights" in said
 
 
 def test_a_run_of_an_older_version_takes_csvs_alone(folder: Path, capsys) -> None:

@@ -38,7 +38,7 @@ def test_no_run_named_is_a_row_of_each_and_no_page(run: Path, capsys) -> None:
     assert len(lines) == 3
     assert lines[2].startswith(
         "| finetune toy at 16, gap | my\\|data, 60 val, 10,000 test | w.h5 (eeeeeeee) "
-        "| head, conv5; 6,000 rows with val | "
+        "| head, conv5; 540 images | "
     )
     assert lines[2].endswith("| 0.8777 (8777/10000) | 0.8711 to 0.8840 | 2.0 min |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
@@ -88,6 +88,24 @@ def test_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> 
     page = Path("data-report.html").read_text()
     assert "the label is column 1, kind" in page
     assert '<body class="invert">' not in page  # the border of noise is as bright as its middle
+
+
+@pytest.mark.parametrize(
+    ("labels", "row"), [("", "unlabelled"), ("hat", "hat"), ("hat,bag,sock,shoe,cap,belt", "bag")]
+)
+def test_any_csv_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, labels: str, row: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = labels.split(",") * (6 // len(labels.split(",")))
+    lines = [",".join([*([name] if name else []), *["7"] * 784]) for name in names]
+    header = [*(["label"] if labels else []), *(f"pixel{k}" for k in range(784))]
+    Path("few.csv").write_text("\n".join([",".join(header), *lines]) + "\n")
+    assert main(["--data", "few.csv"]) == 0
+    assert f"| {row} | {names.count(row) or 6} | 0 |" in capsys.readouterr().out
+    page = Path("data-report.html").read_text()
+    assert f"6 images in {len(set(names))} class" in page
+    assert "training and" not in page
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,11 @@ TRAIN = """
     evaluation = Evaluation.from_probabilities(labels, probabilities)
     Image.new("L", (8, 8)).save(run_dir / "curves.png")
     (run_dir / "model.keras").write_bytes(b"weights" * 1000)
-    (run_dir / "report.html").write_text("<!doctype html><title>the page</title>")
     tracker.log_results(
         {"val": evaluation, "test": evaluation}, class_names=["a", "b", "c"],
         pixels=random.integers(0, 256, (400, 784), dtype=np.uint8),
         labels=labels, probabilities=probabilities, mistakes=999,
-        figures=[run_dir / "curves.png"], page=run_dir / "report.html",
+        figures=[run_dir / "curves.png"],
         model_files=[run_dir / "model.keras"], model_facts={"classes": ["a", "b", "c"]},
     )
     tracker.finish()
@@ -144,9 +143,6 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert (facts["classes"]["nrows"], facts["confused_pairs"]["nrows"]) == (3, 6)
     assert 0 < facts["test_expected_calibration_error"] < 1
     assert 0 < facts["test_macro_f1"] < 1
-    assert facts["report"]["_type"] == "html-file"
-    page = Path(offline_run) / "files" / facts["report"]["path"]
-    assert "the page" in page.read_text()
 
     text = inspect(offline_run)
     records = [json.loads(line) for line in text.splitlines()]

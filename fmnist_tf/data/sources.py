@@ -103,6 +103,7 @@ def read_dataset(
     label_column: str | None = None,
     data_dir: Path = DATA_DIR,
     sample_seed: int = 0,
+    to_train: bool = True,
 ) -> Dataset:
     """Find, read and check the images of `--data`.
 
@@ -114,6 +115,9 @@ def read_dataset(
         label_column: name of the label's column; None finds it.
         data_dir: the folder that `auto` looks in, and where it and `sample` leave CSVs.
         sample_seed: what the sample is drawn from.
+        to_train: whether a network is to learn from them. Else labels, a second class and a test
+            file are optional, and nothing is set aside: all images without labels are of one class,
+            and without a test file `test` is empty.
 
     Raises:
         UsageError: nothing or too much fits what was asked for, or a file is bad (`DataError`).
@@ -127,7 +131,11 @@ def read_dataset(
     train = read_csv(train_path, store_dir, label_column=label_column)
     decisions += [f"{train_path.name}: {decision}" for decision in train.decisions]
     test = _read_test(test_path, test_data is not None, store_dir, label_column, decisions)
-    check_label_map(train, test)
+    if not to_train and train.label_index is None:
+        test = None
+    is_divided = to_train or test is not None
+    if is_divided:
+        check_label_map(train, test)
 
     kind = _kind(train, train_path, data_dir)
     class_names = train.label_values
@@ -135,7 +143,10 @@ def read_dataset(
     if has_ten and (kind != "csv" or "fashion" in train_path.name.lower()):
         class_names = GARMENTS
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
-    train_pixels, test_pixels = _labelled(train, test, class_names, decisions)
+    if is_divided:
+        train_pixels, test_pixels = _labelled(train, test, class_names, decisions)
+    else:
+        train_pixels, test_pixels = _unsplit(train, class_names)
     warnings = list(find_pixel_warnings(train, test))
     if kind == "sample":
         warnings.insert(0, _sample_box(data_dir))
@@ -309,6 +320,19 @@ def _labelled(
             class_names,
             test.first_line + np.arange(len(test.pixels)),
         ),
+    )
+
+
+def _unsplit(table: CsvTable, class_names: tuple[str, ...]) -> tuple[Pixels, Pixels]:
+    """Return all images of one file, and no test images."""
+    n, none = len(table.pixels), np.zeros(0, np.int64)
+    labels = np.zeros(n, np.int64)
+    if table.label_index is not None:
+        labels = np.asarray(table.label_index, np.int64)
+    names = class_names or ("unlabelled",)
+    return (
+        Pixels(table.pixels, labels, names, table.first_line + np.arange(n)),
+        Pixels(table.pixels[:0], none, names, none),
     )
 
 

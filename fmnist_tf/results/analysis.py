@@ -19,7 +19,7 @@ import numpy as np
 
 from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mistakes
 
-_WORST, _LEAST_SURE, _LABEL_ISSUES = 36, 24, 24  # examples
+_WORST, _LEAST_SURE, LABEL_ISSUES = 36, 24, 24  # examples
 _PAIRS, _EXAMPLES_OF_A_PAIR = 6, 6
 _EXPLAINED_CLASSES = 20  # up to two examples each
 
@@ -241,7 +241,7 @@ def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
     return Selection(
         worst=worst_mistakes(labels, probabilities, _WORST),
         least_sure=find_least_sure(probabilities, _LEAST_SURE),
-        label_issues=find_label_issues(labels, probabilities, _LABEL_ISSUES),
+        label_issues=find_label_issues(labels, probabilities, LABEL_ISSUES),
         confused=tuple(_with_examples(pairs, labels, probabilities)),
         explained=_choose_explained(labels, probabilities),
     )
@@ -303,7 +303,7 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, variance_ratio
 
 
-def choose_map_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
+def draw_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
     """Draw at most `count` examples, stratified: of each class the same share.
 
     A class gets at most one example more than its share, and at least one if `count` allows one

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import numpy as np
 
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import rank_confusions, score_classes
+from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -44,6 +44,7 @@ def write_model_card(run: RunDir) -> None:
     )
     names = [labels[str(index)] for index in range(len(labels))]
     confusion = np.array(evaluation["test"]["confusion"])
+    data = provenance["data"]
     template = environment.get_template("modelcard.md.jinja")
     run.write_text(
         "README.md",
@@ -55,7 +56,11 @@ def write_model_card(run: RunDir) -> None:
             provenance=provenance,
             scores=score_classes(confusion),
             confused=rank_confusions(confusion, 3),
-            notes=_notes(config, provenance),
+            # The box that the sample comes with is one of the caveats.
+            notes=[
+                *find_caveats(data["kind"], provenance["weights"]["kind"], config["phase"]),
+                *(warning for warning in data["warnings"] if not warning.startswith("+")),
+            ],
         ),
     )
 
@@ -68,14 +73,3 @@ def escape_markdown(text: object) -> str:
 def _code(text: object) -> str:
     """Return text for between backticks."""
     return printable(str(text), 1000).replace("`", "'")
-
-
-def _notes(config: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    """Return what limits the worth of the figures."""
-    notes = []
-    if provenance["data"]["kind"] == "sample":
-        notes.append("Trained and tested on drawings by code, the built-in sample: no real data.")
-    if provenance["weights"]["kind"] == "random" and config["phase"] != "scratch":
-        notes.append("The backbone's weights are random, not pretrained.")
-    # The box that the sample comes with is said above.
-    return notes + [line for line in provenance["data"]["warnings"] if not line.startswith("+")]

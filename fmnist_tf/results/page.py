@@ -24,6 +24,7 @@ from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import replacing
 from fmnist_tf.results import analysis, charts, sections
+from fmnist_tf.results.provenance import RANDOM, SAMPLE, find_caveats
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 
 REPORT, ARRAYS = "report.html", "report.npz"
@@ -95,6 +96,13 @@ def write_report(run: RunDir, path: Path) -> None:
                 "pairs": sections.describe_pairs(chosen, confusion, test),
                 "worst": test.tiles(chosen.worst),
                 "least_sure": test.tiles(chosen.least_sure),
+                "n_test_issues": sections.count_label_issues(facts.labels, facts.probabilities),
+                "n_val_issues": sections.count_label_issues(
+                    arrays["val_labels"], arrays["val_probabilities"]
+                )
+                if arrays
+                else 0,
+                "n_tested": int((facts.confusion.sum(axis=1) > 0).sum()),
                 "test_issues": test.tiles(chosen.label_issues),
                 "val_issues": sections.find_validation_issues(arrays, names),
                 "calibration": sections.describe_calibration(test.labels, test.probabilities),
@@ -138,7 +146,10 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
         f"Validation accuracy by epoch; that of the epochs kept lies between {min(kept):.2%} and "
         f"{max(kept):.2%}."
     )
-    splits = {facts.provenance["data"].get("split_sha256") for facts in all_facts}
+    splits = {
+        (facts.provenance["data"]["files"][0]["sha256"], facts.provenance["data"]["split_sha256"])
+        for facts in all_facts
+    }
     if len(splits) > 1:
         finding += " Not all runs were validated on the same rows."
     colours = [charts.COLOURS[number % len(charts.COLOURS)] for number in range(len(runs))]
@@ -177,7 +188,7 @@ def write_data_page(
         path: where the page goes.
     """
     data = sections.describe_data(facts, summary, show_names(class_names))
-    banners = [_SAMPLE] if facts["kind"] == "sample" else []
+    banners = [_explain(SAMPLE)] if facts["kind"] == "sample" else []
     context = {"data": data, "banners": banners, "invert": facts["background"] < 128}
     _write(path, _render("data.html.jinja", context))
 
@@ -199,7 +210,9 @@ def _cells(
     val, test, weights = evaluation["val"], evaluation["test"], provenance["weights"]
     low, high = test["interval_95"]
     stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
-    n_rows = f"{config['limit'] or provenance['data']['files'][0]['rows']:,}"
+    trained = "all" if config["phase"] == "scratch" else f"head{stages}"
+    if "n_train" in provenance["data"]:  # which an older run does not say
+        trained += f"; {provenance['data']['n_train']:,} images"
     source = weights["kind"]
     if source == "file":
         source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
@@ -207,7 +220,7 @@ def _cells(
         f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}",
         f"{evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test",
         source,
-        n_rows if config["phase"] == "scratch" else f"head{stages}; {n_rows} rows with val",
+        trained,
         f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
         f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
         f"{low:.4f} to {high:.4f}",
@@ -272,21 +285,21 @@ def _damage_is_bad_input(run: RunDir) -> Iterator[None]:
         ) from error
 
 
-_SAMPLE = (
-    "Built-in SAMPLE, not real data: its garments are drawn by code. An accuracy on it shows that "
-    "everything runs; it says nothing about real garments."
-)
-_RANDOM = (
-    "RANDOM backbone weights: the backbone was never pretrained. No figure here says what "
-    "pretrained weights can do."
-)
+_EXPLAINED = {
+    SAMPLE: "its garments are drawn by code. An accuracy on it shows that everything runs; it says "
+    "nothing about real garments.",
+    RANDOM: "no figure here says what pretrained weights can do.",
+}
 
 
 def _banners(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
     """Return what no reader of a figure may miss."""
-    is_sample = provenance["data"]["kind"] == "sample"
-    is_random = provenance["weights"]["kind"] == "random" and config["phase"] != "scratch"
-    return [_SAMPLE] * is_sample + [_RANDOM] * is_random
+    kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+    return [_explain(caveat) for caveat in find_caveats(*kinds, config["phase"])]
+
+
+def _explain(caveat: str) -> str:
+    return f"{caveat[0].upper()}{caveat[1:]}: {_EXPLAINED[caveat]}"
 
 
 def _compare(first: _Facts, second: _Facts, marks: tuple[str, str]) -> dict[str, Any]:
@@ -351,3 +364,4 @@ def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         # A lone surrogate, from a file name that is no UTF-8, has no bytes of its own.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.chmod(0o600)  # it shows images, which may be private

@@ -26,6 +26,18 @@ _SECRET = re.compile(
 )
 
 
+SAMPLE = "built-in SAMPLE, not real data"
+RANDOM = "RANDOM backbone weights, never pretrained"
+
+
+def find_caveats(data_kind: str, weights_kind: str, phase: str) -> tuple[str, ...]:
+    """Return what nobody who sees a run's figures or uses its model may miss."""
+    caveats = [SAMPLE] if data_kind == "sample" else []
+    if weights_kind == "random" and phase != "scratch":
+        caveats.append(RANDOM)
+    return tuple(caveats)
+
+
 def describe_code() -> dict[str, Any]:
     """Return the commit of the package's checkout (None outside one) and the versions used."""
     folder = Path(__file__).resolve().parents[2]

@@ -98,7 +98,8 @@ def describe_scores(confusion: np.ndarray, names: Sequence[str]) -> dict[str, An
         for k in range(len(names))
     ]
     tested = sorted((row for row in rows if row["support"]), key=lambda row: row["recall"])
-    few = sorted(rows, key=lambda row: row["f1"])[:_FEW_CLASSES] if len(rows) > _ALL_CLASSES else []
+    few = sorted(tested, key=lambda row: row["f1"])[:_FEW_CLASSES]
+    few = few if len(rows) > _ALL_CLASSES else []
     return {
         "scores": few or rows,
         "all_scores": rows if few else [],
@@ -154,7 +155,12 @@ def find_validation_issues(
         return []
     labels, probabilities = arrays["val_labels"], arrays["val_probabilities"]
     part = Part.of_arrays("val", labels, probabilities, arrays, names)
-    return part.tiles(analysis.select_examples(labels, probabilities).label_issues)
+    return part.tiles(analysis.find_label_issues(labels, probabilities, analysis.LABEL_ISSUES))
+
+
+def count_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> int:
+    """Return how many labels are suspected, shown or not."""
+    return len(analysis.find_label_issues(labels, probabilities, len(labels)))
 
 
 def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
@@ -163,6 +169,8 @@ def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[
     confidence = float(probabilities.max(axis=1).mean())
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     leaning = "over-confident" if confidence > accuracy else "under-confident"
+    if f"{confidence:.1%}" == f"{accuracy:.1%}":
+        leaning = "neither over- nor under-confident"
     gaps = np.nan_to_num(np.abs(calibration.accuracy - calibration.confidence))
     finding = (
         f"The mean probability of a guess is {confidence:.1%}, the share of right guesses "
@@ -224,6 +232,9 @@ def describe_data(
         "files": facts["files"],
         "decisions": [printable(decision, 400) for decision in facts["decisions"]],
         "warnings": [printable(warning.strip(), 400) for warning in warnings],
+        "n_used": [facts[key] for key in ("n_train", "n_val", "n_test")]
+        if "n_train" in facts
+        else None,
         "summary": None,
     }
     if summary is None:

@@ -93,11 +93,10 @@ class Tracker:
         probabilities: np.ndarray,
         mistakes: int = 100,
         figures: Sequence[Path] = (),
-        page: Path | None = None,
         model_files: Sequence[Path] = (),
         model_facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record the end of a run: figures of merit, tables, figures, the page, the model.
+        """Record the end of a run: figures of merit, tables, figures, the model.
 
         Args:
             evaluations: by split, such as `val` and `test`.
@@ -107,7 +106,6 @@ class Tracker:
             probabilities: (N, K) floats 0..1.
             mistakes: how many of the worst go into the table, at most 200.
             figures: PNG files, recorded under their stems.
-            page: the report, one HTML file.
             model_files: the model and what belongs to it; they stay where they are until they are
                 uploaded.
             model_facts: JSON-able metadata of the model; must hold no secret.
@@ -148,7 +146,11 @@ class Tracker:
             )
             media["classes"] = wandb.Table(
                 columns=["class", "precision", "recall", "f1", "images"],
-                data=[[name, *(number.item() for number in numbers)] for name, *numbers in rows],
+                data=[
+                    [name, *(number.item() for number in numbers)]
+                    for name, *numbers in rows
+                    if numbers[-1]  # a class without test images has no scores
+                ],
             )
             media["confused_pairs"] = wandb.Table(
                 columns=["truth", "guess", "count", "share"],
@@ -157,8 +159,6 @@ class Tracker:
                     for pair in rank_confusions(confusion, 20)
                 ],
             )
-            if page is not None:
-                media["report"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
             run.log(media)
             if model_files:
                 artifact = wandb.Artifact(
