@@ -116,6 +116,7 @@ def _analyse(
         probabilities: (N, K) float32, of the test images.
         features: (N, D) float32, penultimate.
     """
+    from fmnist_tf.model.classifier import find_backbone
     from fmnist_tf.model.explain import run_grad_cam
 
     train, test = run.dataset.train, run.dataset.test
@@ -153,6 +154,7 @@ def _analyse(
         "map_pixels_variance": pixels_variance,
         "cam_rows": explained,
         "cam_maps": cams,
+        "cam_cells": np.array(find_backbone(model).output_shape[1:3]),
         **summarize(run.dataset).to_arrays(),
     }
 

@@ -155,6 +155,7 @@ def make_arrays(
         "map_features_variance": np.array([0.5, 0.25]),
         "map_pixels_variance": np.array([0.3, 0.1]),
         "cam_rows": chosen.explained,
+        "cam_cells": np.array([7, 5]),
         "cam_maps": random.integers(0, 256, (len(chosen.explained), 28, 28), dtype=np.uint8),
         **make_summary(k).to_arrays(),
     }

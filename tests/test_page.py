@@ -242,6 +242,10 @@ def test_heat_is_bright_where_the_map_is_and_grey_elsewhere():
     assert (picture[:14, :, 0] - picture[:14, :, 2] > 60).all()
 
 
+def test_heat_maps_say_how_coarse_they_are(plain):
+    assert "A map has 7 by 5 cells" in plain[1].text
+
+
 def test_both_phases_are_in_the_curves_and_the_seconds(tmp_path):
     page = report_of(make_run(tmp_path / "a", finetune=True))
     label = next(svg["aria-label"] for svg in page.of("svg") if "curves" in str(svg["class"]))
