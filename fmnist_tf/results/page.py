@@ -109,7 +109,6 @@ def write_report(run: RunDir, path: Path) -> None:
                 "maps": sections.describe_maps(arrays, test.labels, names),
                 "cams": sections.describe_cams(arrays, test),
                 "cam_cells": arrays.get("cam_cells", np.zeros(0, np.int64)).tolist(),
-                "cam_cells": arrays.get("cam_cells", np.zeros(0, np.int64)).tolist(),
                 "data": sections.describe_data(
                     facts.provenance["data"],
                     DataSummary.from_arrays(arrays) if arrays else None,
