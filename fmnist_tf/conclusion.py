@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmnist_tf.console import progress_bar
+from fmnist_tf.console import progress_bar, warn
 from fmnist_tf.data.summary import summarize
 from fmnist_tf.errors import printable
 from fmnist_tf.files import file_digest
@@ -72,7 +72,14 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
         _write_figures(run, trained, evaluation, probabilities)
     directory.write_json("provenance.json", describe_run(run))
     write_model_card(directory)
-    write_report(directory, directory.file("report.html"))
+    try:
+        write_report(directory, directory.file("report.html"))
+    except Exception as error:  # a picture of the run must not cost the run
+        reason = printable(f"{type(error).__name__}: {error}", 200)
+        warn(
+            f"report.html was not made ({reason}); `python -m fmnist_tf.report "
+            f"{directory.path.name}` tries again"
+        )
     tracker.log_results(
         {"val": val, "test": evaluation},
         class_names=names,

@@ -99,6 +99,18 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert set(sealed) == FILES - UNSEALED
 
 
+def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no\nfont")
+
+    monkeypatch.setattr("fmnist_tf.conclusion.write_report", fail)
+    run = frozen()
+    assert {path.name for path in run.iterdir() if path.name != ".lock"} == FILES - {"report.html"}
+    said = capsys.readouterr().err
+    assert "report.html was not made (ValueError: no\\nfont)" in said
+    assert "`python -m fmnist_tf.report first` tries again" in said
+
+
 def test_history_has_a_row_an_epoch(folder: Path) -> None:
     lines = (copy_frozen() / "history.csv").read_text().splitlines()
     assert lines[0] == "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
