@@ -167,11 +167,12 @@ def run_model(
         images: (N, 784) or (N, 28, 28) uint8; may be mapped from disk.
         show: hears (done, N) after each batch.
     """
-    import keras
     import tensorflow as tf
 
-    backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    size = min(_LARGEST_BATCH, max(1, _PIXELS_PER_BATCH // backbone.input_shape[1] ** 2))
+    from fmnist_tf.model.classifier import find_backbone
+
+    side = find_backbone(model).input_shape[1]
+    size = min(_LARGEST_BATCH, max(1, _PIXELS_PER_BATCH // side**2))
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, 28, 28), tf.uint8)])
     def predict(batch: Any) -> list[Any]:

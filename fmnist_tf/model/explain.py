@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
 _CAM_BATCH = 16  # gradients keep every activation above the feature map
@@ -43,9 +44,10 @@ def run_grad_cam(classifier: keras.Sequential, images: np.ndarray, classes: np.n
         (N, 28, 28) uint8, each map scaled so that its largest value is 255; zero where nothing
         speaks for the class. None for a network without a convolutional feature map.
     """
-    above_map = _first_above_map(classifier)
-    if above_map is None:
+    backbone = find_backbone(classifier)
+    if len(backbone.output_shape) != 4:
         return None
+    above_map = classifier.layers.index(backbone) + 1
 
     @tf.function(autograph=False, reduce_retracing=True)
     def explain(batch: Any, wanted: Any) -> Any:
@@ -72,11 +74,3 @@ def run_grad_cam(classifier: keras.Sequential, images: np.ndarray, classes: np.n
         heat = explain(tf.constant(images[part]), tf.constant(classes[part], tf.int32))
         maps[part] = np.rint(heat.numpy())
     return maps
-
-
-def _first_above_map(classifier: keras.Sequential) -> int | None:
-    """Return the position of the first layer above the backbone's map; None without a map."""
-    for position, layer in enumerate(classifier.layers):
-        if isinstance(layer, keras.Model):
-            return position + 1 if len(layer.output_shape) == 4 else None
-    return None

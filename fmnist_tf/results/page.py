@@ -83,6 +83,10 @@ def write_report(run: RunDir, path: Path) -> None:
         facts = _read_facts(run)
         arrays, names, confusion = facts.arrays, facts.class_names, facts.confusion
         test = sections.Part.of_arrays("test", facts.labels, facts.probabilities, arrays, names)
+        parts = {"test": test}
+        if arrays:
+            of_val = arrays["val_labels"], arrays["val_probabilities"]
+            parts["val"] = sections.Part.of_arrays("val", *of_val, arrays, names)
         chosen = analysis.select_examples(test.labels, test.probabilities)
         text = _render(
             "report.html.jinja",
@@ -96,15 +100,8 @@ def write_report(run: RunDir, path: Path) -> None:
                 "pairs": sections.describe_pairs(chosen, confusion, test),
                 "worst": test.tiles(chosen.worst),
                 "least_sure": test.tiles(chosen.least_sure),
-                "n_test_issues": sections.count_label_issues(facts.labels, facts.probabilities),
-                "n_val_issues": sections.count_label_issues(
-                    arrays["val_labels"], arrays["val_probabilities"]
-                )
-                if arrays
-                else 0,
                 "n_tested": int((facts.confusion.sum(axis=1) > 0).sum()),
-                "test_issues": test.tiles(chosen.label_issues),
-                "val_issues": sections.find_validation_issues(arrays, names),
+                "issues": {part: sections.describe_label_issues(of) for part, of in parts.items()},
                 "calibration": sections.describe_calibration(test.labels, test.probabilities),
                 "maps": sections.describe_maps(arrays, test.labels, names),
                 "cams": sections.describe_cams(arrays, test),

@@ -147,20 +147,10 @@ def describe_pairs(
     ]
 
 
-def find_validation_issues(
-    arrays: Mapping[str, np.ndarray], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the validation rows whose label may be wrong; none without arrays."""
-    if not arrays:
-        return []
-    labels, probabilities = arrays["val_labels"], arrays["val_probabilities"]
-    part = Part.of_arrays("val", labels, probabilities, arrays, names)
-    return part.tiles(analysis.find_label_issues(labels, probabilities, analysis.LABEL_ISSUES))
-
-
-def count_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> int:
-    """Return how many labels are suspected, shown or not."""
-    return len(analysis.find_label_issues(labels, probabilities, len(labels)))
+def describe_label_issues(part: Part) -> dict[str, Any]:
+    """Return how many labels of a split are suspected, and the surest of these suspects."""
+    suspects = analysis.find_label_issues(part.labels, part.probabilities, len(part.labels))
+    return {"total": len(suspects), "tiles": part.tiles(suspects[: analysis.LABEL_ISSUES])}
 
 
 def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
