@@ -12,11 +12,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from fmnist_tf import console, stopping
 from fmnist_tf.errors import FmnistError, printable
 
 _LONGEST_LINE = 4000  # a message quotes what it found, which may be anything
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the commands have that use one finished run: RUN, and where runs lie."""
+    parser.add_argument("run", metavar="RUN", help="name or folder of a finished run")
+    add_runs_dir(parser)
+
+
+def add_runs_dir(parser: argparse._ActionsContainer) -> None:
+    """Add --runs-dir to a parser or to a group of its flags."""
+    parser.add_argument(
+        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
+    )
 
 
 def add_terminal_flags(parser: argparse.ArgumentParser) -> None:

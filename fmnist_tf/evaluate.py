@@ -12,10 +12,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, Problem, UsageError, printable
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure a finished run on its own test data, or on any labelled CSV.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="name or folder of a finished run")
+    add_run_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="PATH",
@@ -46,9 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--label-column",
         metavar="NAME",
         help="name of the label's column in --data (default: as in the run)",
-    )
-    parser.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
     )
     add_terminal_flags(parser)
     return parser

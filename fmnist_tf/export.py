@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Export a finished run's model, and check the export against it.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's name, or its folder")
+    add_run_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
     parser.add_argument(
         "--out",
@@ -104,9 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--data",
         metavar="PATH",
         help="images to calibrate int8 and to check with (default: the run's own data)",
-    )
-    parser.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
     )
     add_terminal_flags(parser)
     return parser

@@ -28,6 +28,8 @@ from fmnist_tf.results.rundir import RunDir
 if TYPE_CHECKING:
     import keras
 
+    from fmnist_tf.model.backbones import BackboneCard
+
 MODEL = "model.keras"
 _PIXELS_PER_BATCH = 64 * 224 * 224  # after resizing; bounds the memory of a forward pass
 _LARGEST_BATCH = 1024
@@ -133,6 +135,24 @@ def load_weights(classifier: keras.Sequential, run: FinishedRun) -> None:
     classifier.load_weights(path)
 
 
+def build_configured(
+    config: RunConfig, backbone: keras.Model, card: BackboneCard, n_classes: int, name: str
+) -> keras.Sequential:
+    """Build the classifier that the settings ask for, on a backbone of this card."""
+    from fmnist_tf.model.classifier import build_classifier
+
+    return build_classifier(
+        backbone,
+        card,
+        head=config.head,
+        units=config.units,
+        dropout=config.dropout,
+        n_classes=n_classes,
+        seed=config.seed,
+        name=name,
+    )
+
+
 def build_finished(run: FinishedRun) -> keras.Sequential:
     """Build the run's classifier, (B, 28, 28) uint8 -> (B, K) float32, with its weights.
 
@@ -140,18 +160,10 @@ def build_finished(run: FinishedRun) -> keras.Sequential:
         UsageError: the model file was changed, or the run's backbone is not known here.
     """
     from fmnist_tf.model.backbones import find_card
-    from fmnist_tf.model.classifier import build_classifier
 
-    config = run.config
-    card, side = find_card(config.backbone, config.image_size)
-    classifier = build_classifier(
-        card.build(side),
-        card,
-        head=config.head,
-        units=config.units,
-        dropout=config.dropout,
-        n_classes=len(run.class_names),
-        seed=config.seed,
+    card, side = find_card(run.config.backbone, run.config.image_size)
+    classifier = build_configured(
+        run.config, card.build(side), card, len(run.class_names), "classifier"
     )
     load_weights(classifier, run)
     return classifier

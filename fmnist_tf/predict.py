@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the end, and the exit code is 2.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="name or folder of a finished run")
+    add_run_arguments(parser)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="CSV, PNG or JPEG")
     parser.add_argument(
         "--top", metavar="K", type=int, default=3, help="classes for each image (default: 3)"
@@ -64,9 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--label-column",
         metavar="NAME",
         help="name of the label's column in CSVs (default: found by the header)",
-    )
-    parser.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
     )
     add_terminal_flags(parser)
     return parser

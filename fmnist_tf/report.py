@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
 
 
@@ -27,9 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="runs or their folders (default: all, table only)"
     )
-    parser.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
-    )
+    add_runs_dir(parser)
     parser.add_argument(
         "--out",
         metavar="FILE.html",

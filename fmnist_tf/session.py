@@ -22,7 +22,13 @@ from fmnist_tf.console import progress_bar, say, warn
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import Splits
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.finished import MODEL, FinishedRun, load_weights, read_finished
+from fmnist_tf.finished import (
+    MODEL,
+    FinishedRun,
+    build_configured,
+    load_weights,
+    read_finished,
+)
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
@@ -97,7 +103,6 @@ def build_network(
     import keras
 
     from fmnist_tf.model.backbones import WeightsSource, find_card, read_backbone_weights
-    from fmnist_tf.model.classifier import build_classifier
     from fmnist_tf.model.phases import apply_plan, plan_phase, plan_unfreeze
 
     card, side = find_card(config.backbone, config.image_size)
@@ -112,16 +117,8 @@ def build_network(
         weights = WeightsSource(
             **{k: v for k, v in parent.provenance["weights"].items() if k in known}
         )
-    classifier = build_classifier(
-        backbone,
-        card,
-        head=config.head,
-        units=config.units,
-        dropout=config.dropout,
-        n_classes=len(dataset.train.class_names),
-        seed=config.seed,
-        name="".join(c if c.isalnum() else "_" for c in f"{card.name}_on_{dataset.name}"),
-    )
+    name = "".join(c if c.isalnum() else "_" for c in f"{card.name}_on_{dataset.name}")
+    classifier = build_configured(config, backbone, card, len(dataset.train.class_names), name)
     if parent is not None:
         load_weights(classifier, parent)
     plan = plan_phase(

@@ -12,10 +12,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, complete_config
 from fmnist_tf.errors import UsageError, printable
 
@@ -33,9 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser)
     group = parser.add_argument_group("where")
     group.add_argument("--run", metavar="NAME", help="name of the run (default: time and phase)")
-    group.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
-    )
+    add_runs_dir(group)
     group.add_argument(
         "--from",
         metavar="RUN",
