@@ -16,6 +16,7 @@ FLOORS = {
     "command": 1,
     "data": 2, "model": 3, "results": 3, "training": 4, "finished": 5, "run": 6, "conclusion": 7,
     "session": 8, "train": 9, "report": 9, "evaluate": 9, "predict": 9, "export": 9,
+    "benchmark": 5, "bench": 9,
 }  # fmt: skip
 BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
 HEAVY = ("tensorflow", "keras")
