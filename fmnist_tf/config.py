@@ -99,7 +99,8 @@ class RunConfig:
     )
     precision: str = _knob(
         "training",
-        "arithmetic of the frozen part; auto: bfloat16 where the processor computes in it",
+        "arithmetic while training (weights and the saved model are float32); auto: bfloat16 where "
+        "the processor computes in it",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
     )

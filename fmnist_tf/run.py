@@ -71,7 +71,7 @@ class Run:
         network: the classifier.
         directory: of the run, locked.
         parent: the frozen run that is continued, or None.
-        precision: of the frozen part, and why; None without a frozen part.
+        precision: of the arithmetic while training, and why.
         code: commit and versions, as they were when the run began.
         cache_dir: where the frozen part's output is stored.
         clock: of the stages so far.
@@ -85,7 +85,7 @@ class Run:
     network: Network
     directory: RunDir
     parent: FinishedRun | None
-    precision: tuple[str, str] | None
+    precision: tuple[str, str]
     code: dict[str, Any]
     cache_dir: Path
     clock: StageClock
@@ -163,7 +163,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "command": run.command,
         "code": run.code,
         "machine": {**describe_machine(), "devices": describe_devices()},
-        "precision": dict(zip(("frozen_part", "why"), run.precision or (None, None), strict=True)),
+        "precision": dict(zip(("compute", "why"), run.precision, strict=True)),
         "data": {
             "name": run.dataset.name,
             "kind": run.dataset.kind,

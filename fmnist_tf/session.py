@@ -195,9 +195,16 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     train_rows = np.searchsorted(pool, run.splits.train)
     val_rows = np.searchsorted(pool, run.splits.val)
     labels = run.dataset.train.labels[pool]
-    split = split_classifier(network.classifier, network.card, network.plan.lowest_stage)
-    source, prefix = _open_source(run, split, pool)
-    trainer = Trainer(network.classifier, split, build_optimizer(config.optimizer), prefix=prefix)
+    split = split_classifier(
+        network.classifier, network.card, network.plan.lowest_stage, run.precision[0]
+    )
+    source, compute_features = _open_source(run, split, pool)
+    trainer = Trainer(
+        network.classifier,
+        split,
+        build_optimizer(config.optimizer),
+        compute_features=compute_features,
+    )
 
     best: Best | None = None
     history: list[HistoryRow] = []
@@ -287,13 +294,11 @@ def _open_source(
     pixels = run.dataset.train.pixels
     if len(pool) != len(pixels):
         pixels = pixels[pool]
-    if split.prefix is None:
+    precision, why = run.precision
+    say(f"arithmetic: {precision} ({why})")
+    if not split.has_frozen_part:
         say("the whole network trains: there is no frozen part to store")
         return ArrayRows(pixels), None
-    if run.precision is None:
-        raise ValueError("a run with a frozen part needs its precision")
-    precision, why = run.precision
-    say(f"frozen part: {precision} ({why})")
     compute = features.build_prefix_function(split.prefix, precision)
     row_shape = split.prefix.output_shape[1:]
     n_bytes = features.stored_bytes(len(pixels), row_shape)

@@ -137,7 +137,6 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         say("dry run, no run was made; its settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
-    has_frozen_part = network.plan.lowest_stage != next(iter(network.card.stages))
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, dataset.name)
     with directory.locked():
         say(f"run: {directory.path}")
@@ -148,7 +147,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             network=network,
             directory=directory,
             parent=parent,
-            precision=choose_precision(config.precision) if has_frozen_part else None,
+            precision=choose_precision(config.precision),
             code=code,
             cache_dir=cache_dir,
             clock=clock,

@@ -93,7 +93,7 @@ def make_run(
         "command": "python -m fmnist_tf.train --data 'a & b.csv'",
         "code": {"commit": "c0ffee", "uncommitted_changes": True, "python": "3.11", "versions": {}},
         "machine": {"processor": "abacus", "cores": 2, "memory_bytes": 8e9, "system": "Linux"},
-        "precision": {"frozen_part": "float32", "why": "no reason"},
+        "precision": {"compute": "float32", "why": "no reason"},
         "data": {
             "name": "my|data", "kind": "csv", "decisions": ["line 1 is the header"],
             "files": [

@@ -33,8 +33,8 @@ def test_halves_compute_what_the_whole_computes(toy_card, head: str, lowest: str
         toy_card.build(16), toy_card, head=head, units=5, dropout=0.5, n_classes=3, seed=0
     )
     split = split_classifier(classifier, toy_card, lowest)
-    assert (split.prefix is None) == (lowest == "stem")
-    features = split.prefix(PIXELS, training=False) if split.prefix else PIXELS
+    assert split.has_frozen_part == (lowest != "stem")
+    features = split.prefix(PIXELS, training=False)
     probabilities = tf.nn.softmax(split.logits(features, training=False))
     expected = classifier(PIXELS, training=False)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)

@@ -28,7 +28,7 @@ def make_trainer(toy_classifier, toy_card):
         apply_plan(toy_classifier, toy_card, plan_phase(toy_classifier, toy_card, "frozen"))
         split = split_classifier(toy_classifier, toy_card, "head")
         prefix = build_prefix_function(split.prefix, "float32")
-        return Trainer(toy_classifier, split, build_optimizer(optimizer), prefix=prefix)
+        return Trainer(toy_classifier, split, build_optimizer(optimizer), compute_features=prefix)
 
     return make
 
@@ -51,7 +51,8 @@ def test_evaluation_counts_every_example_once(make_trainer, toy_classifier) -> N
     for batch_size in (3, 7, 23, 64):
         counts = trainer.evaluate(ArrayRows(PIXELS), LABELS, np.arange(23), batch_size)
         assert (counts.correct, counts.total) == (correct, 23)
-        assert counts.loss_sum == pytest.approx(loss_sum, rel=1e-4)
+        # The frozen part's output is rounded to 16 bits, stored or not.
+        assert counts.loss_sum == pytest.approx(loss_sum, rel=1e-3)
 
 
 def test_epoch_totals_are_the_split_sizes(make_trainer) -> None:
@@ -74,7 +75,7 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(
 
 def test_dropout_is_a_function_of_seed_and_epoch(make_trainer, toy_classifier) -> None:
     trainer = make_trainer()
-    state = toy_classifier.get_layer("dropout").seed_generator.state
+    state = trainer.split.body.get_layer("dropout").seed_generator.state
 
     def seeded(seed: int, epoch: int) -> tuple[int, ...]:
         trainer._seed_dropout(seed, epoch)
@@ -92,7 +93,7 @@ def test_it_learns(toy_card) -> None:
     apply_plan(classifier, toy_card, plan_phase(classifier, toy_card, "frozen"))
     split = split_classifier(classifier, toy_card, "head")
     prefix = build_prefix_function(split.prefix, "float32")
-    trainer = Trainer(classifier, split, build_optimizer("adam"), prefix=prefix)
+    trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=prefix)
     epochs = list(run(trainer, epochs=30, learning_rate=3e-3))
     assert epochs[-1].train.accuracy > 0.9
     assert epochs[-1].train.loss < 0.5 < epochs[0].train.loss
@@ -146,7 +147,7 @@ def test_nan_after_the_last_step_stops_too(make_trainer, toy_classifier) -> None
 def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:
     found = make_trainer().predict(ArrayRows(PIXELS), np.arange(17, 23), 4)
     expected = toy_classifier.predict(PIXELS[17:].reshape(-1, 28, 28), verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
 def test_counts_add_up() -> None:

@@ -17,6 +17,7 @@ from fmnist_tf.model.phases import (
     plan_unfreeze,
     prove_plan,
 )
+from fmnist_tf.training.features import FEATURE_DTYPE
 from fmnist_tf.training.loop import Trainer, build_optimizer
 
 HEAD = {"hidden/kernel", "hidden/bias", "probabilities/kernel", "probabilities/bias"}
@@ -77,8 +78,9 @@ def test_one_step_moves_exactly_the_planned_weights(case, toy_classifier, toy_ca
     split = split_classifier(toy_classifier, toy_card, plan.lowest_stage)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 784), np.uint8)
     source = pixels
-    if split.prefix is not None:
+    if split.has_frozen_part:
         source = split.prefix(pixels.reshape(-1, 28, 28), training=False).numpy()
+        source = source.astype(FEATURE_DTYPE)
     before = digest_weights(toy_classifier, toy_card)
     trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
     labels = np.arange(16) % 3

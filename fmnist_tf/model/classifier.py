@@ -1,7 +1,8 @@
 """Preprocessing, backbone and head as one plain Keras Sequential; and the same cut in two.
 
 In: a backbone with its card, and the head's knobs. Out: the classifier that is saved, and a
-`SplitClassifier` that shares its variables, so that what never trains can be computed once. This
+`SplitClassifier` that reads its variables, so that what never trains can be computed once and what
+trains is computed fast. This
 module must not know phases, data or training.
 
 Shape letters: B batch, H W C feature map, K classes.
@@ -15,6 +16,7 @@ from typing import Any
 import keras
 
 from fmnist_tf.model.backbones import BackboneCard
+from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE, build_preprocessing
 
 HEAD = "head"
@@ -79,15 +81,18 @@ def find_backbone(classifier: keras.Sequential) -> keras.Model:
 
 @dataclass(frozen=True)
 class SplitClassifier:
-    """A classifier cut below its lowest trained layer; both parts share its variables.
+    """A classifier cut below its lowest trained layer; both parts read its variables.
 
     Attributes:
-        prefix: (B, 28, 28) uint8 -> features, all frozen; None when the whole network trains.
-        body: features (or pixels, without a prefix) -> (B, units), up to the last layer.
+        prefix: (B, 28, 28) uint8 -> features; nothing in it trains.
+        has_frozen_part: whether the prefix reaches into the backbone, so that its output is worth
+            storing; else it is the preprocessing alone.
+        body: features -> (B, units) in the compute dtype, up to the last layer; the folded twin.
         output: the last layer; its kernel and bias give the logits.
     """
 
-    prefix: keras.Model | None
+    prefix: keras.Model
+    has_frozen_part: bool
     body: keras.Model
     output: keras.layers.Dense
 
@@ -101,12 +106,20 @@ class SplitClassifier:
 
 
 def split_classifier(
-    classifier: keras.Sequential, card: BackboneCard, lowest_stage: str
+    classifier: keras.Sequential,
+    card: BackboneCard,
+    lowest_stage: str,
+    precision: str = "float32",
 ) -> SplitClassifier:
     """Cut `classifier` below `lowest_stage` (a stage's name or `HEAD`).
 
-    Everything below the cut is the prefix. With the stem as lowest stage nothing that is worth
-    storing lies below, and there is no prefix.
+    Everything below the cut is the prefix.
+
+    Args:
+        classifier: its phase's plan is applied: what trains and what does not shapes the body.
+        card: its backbone's card.
+        lowest_stage: the lowest that trains.
+        precision: float32 or bfloat16, in which the body computes; its variables stay float32.
 
     Raises:
         ValueError: more than one tensor crosses the cut.
@@ -114,7 +127,6 @@ def split_classifier(
     backbone = find_backbone(classifier)
     position = classifier.layers.index(backbone)
     below, above = classifier.layers[:position], classifier.layers[position + 1 : -1]
-    output = classifier.layers[-1]
 
     def chain(layers: list[Any], shape: tuple[int, ...], dtype: str, name: str) -> keras.Model:
         inputs = keras.Input(shape, dtype=dtype)
@@ -123,22 +135,22 @@ def split_classifier(
             tensor = layer(tensor)
         return keras.Model(inputs, tensor, name=name)
 
-    def cut(layers_below: list[Any], layers_above: list[Any]) -> SplitClassifier:
-        prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
-        body = chain(layers_above, prefix.output_shape[1:], "float32", "body")
-        return SplitClassifier(prefix, body, output)
-
-    stages = list(card.stages)
-    if lowest_stage == HEAD:
+    first_trained = list(card.stages).index(lowest_stage) if lowest_stage != HEAD else None
+    if first_trained is None:
         # The pooling has no weights, and what it makes of the feature map is never larger.
-        return cut([*below, backbone, above[0]], above[1:])
-    if stages.index(lowest_stage) == 0:
-        pixels = chain([*below, backbone, *above], (SOURCE_SIDE, SOURCE_SIDE), "uint8", "body")
-        return SplitClassifier(None, pixels, output)
-    boundary = _boundary(backbone, card, stages.index(lowest_stage))
-    lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
-    upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
-    return cut([*below, lower], [upper, *above])
+        layers_below, layers_above = [*below, backbone, above[0]], above[1:]
+    elif first_trained == 0:
+        layers_below, layers_above = below, [backbone, *above]
+    else:
+        boundary = _boundary(backbone, card, first_trained)
+        lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
+        upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
+        layers_below, layers_above = [*below, lower], [upper, *above]
+    prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
+    body = chain(layers_above, prefix.output_shape[1:], "float32", "body")
+    return SplitClassifier(
+        prefix, first_trained != 0, fold_model(body, precision), classifier.layers[-1]
+    )
 
 
 def _boundary(backbone: keras.Model, card: BackboneCard, first_upper: int) -> Any:

@@ -1,12 +1,18 @@
-"""A frozen network -> the same function, cheaper to compute.
+"""A network -> the same function, cheaper to compute.
 
-In: the frozen prefix of a classifier. Out: a Keras model with every BatchNorm that follows a
-convolution folded into it, in the precision that the processor computes fast. Keras' BatchNorm in
-inference is four unfused operations in float32; folded, it costs nothing. This module must not
-know which network it is given.
+In: a functional Keras model, the precision to compute in. Out: its folded twin, a Keras model of
+the same inputs and outputs that reads the very same variables. A BatchNorm that stands still is
+folded into the convolution before it, zero padding into the convolution or pooling behind it, and
+everything computes in the asked precision, while the variables stay float32. What does not train
+is computed once and stands in the graph as a constant, which lets the kernels keep their own
+layout of it; what trains is folded anew in each step, so that gradients reach it. This module must
+not know which network it is given.
 
+Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
 Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
 `BN(conv(x, w) + b) = conv(x, w * s) + (b - mean) * s + beta`.
+
+Shape letters: B batch, H W C feature map.
 """
 
 from __future__ import annotations
@@ -15,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-
-FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
 def choose_precision(knob: str) -> tuple[str, str]:
-    """Return the prefix's compute dtype for `--precision`, and why in one clause."""
+    """Return the compute dtype for `--precision`, and why in one clause."""
     if knob != "auto":
         return knob, "as asked"
     gpus = tf.config.list_physical_devices("GPU")
@@ -41,92 +44,269 @@ def choose_precision(knob: str) -> tuple[str, str]:
     return "float32", "the processor has no bfloat16 units"
 
 
-def fold_prefix(prefix: keras.Model, precision: str) -> keras.Model:
-    """Return a model that computes what `prefix` computes, folded and in `precision`.
+def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> keras.Model:
+    """Return the folded twin of `model`.
 
     Args:
-        prefix: a functional model used in inference; models nested in it are folded too. It and
-            its variables are left as they are.
-        precision: float32 or bfloat16, of weights and arithmetic. What stands before the first
-            convolution of a nested model stays in float32.
+        model: functional; models nested in it are folded too. It is left as it is.
+        precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
+            does not know, and what turns a model's uint8 input into floats, keep to float32.
+        still: nothing trains, whatever the layers' `trainable` flags say.
 
     Returns:
-        A model of the same input and output shape that shares no variable with `prefix`.
+        A model of the same input and output shapes. A variable that trains is the model's own; of
+        one that does not, the twin holds a copy of its value now.
     """
-    return _fold(prefix, "float32", precision)
-
-
-def _fold(model: keras.Model, precision: str, nested_precision: str) -> keras.Model:
-    norm_of = _foldable_pairs(model)
-    folded_norms = {id(norm) for norm in norm_of.values()}
-    new_weights: dict[str, list[np.ndarray]] = {}
+    takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
+    own_precision = "float32" if takes_integers else precision
+    norm_of, padding_of = _foldable_pairs(model, still)
+    dissolved = {id(layer) for layer in (*norm_of.values(), *padding_of.values())}
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            return _fold(layer, nested_precision, nested_precision)
-        if id(layer) in folded_norms:
+            return fold_model(layer, precision, still=still)
+        trains = layer.trainable and not still
+        if id(layer) in dissolved:
             return keras.layers.Identity(name=layer.name)
-        config = {**layer.get_config(), "dtype": precision}
-        if layer.name in norm_of:
-            config["use_bias"] = True
-            new_weights[layer.name] = _fold_weights(layer, norm_of[layer.name])
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            # Its arithmetic is in float32 whatever its dtype, and so are its weights.
-            config["dtype"] = "float32"
-        if layer.weights and layer.name not in norm_of:
-            new_weights[layer.name] = layer.get_weights()
-        return type(layer).from_config(config)
+        norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
+        if _is_plain_convolution(layer):
+            return _FoldedConvolution(layer, own_precision, trains, norm, padding)
+        if type(layer) is keras.layers.Dense and own_precision != layer.compute_dtype:
+            return _FoldedDense(layer, own_precision, trains)
+        if type(layer) is keras.layers.BatchNormalization:
+            return (_FusedNorm if trains else _FoldedNorm)(layer, own_precision, trains)
+        if padding is not None:
+            return _PaddedMaxPool(layer, own_precision, trains, padding=padding)
+        if layer.weights:
+            return layer  # in float32; Keras casts its input
+        return type(layer).from_config({**layer.get_config(), "dtype": own_precision})
 
     def call(layer: Any, *inputs: Any, **words: Any) -> Any:
         if isinstance(layer, keras.layers.Identity):
-            return inputs[0]  # a folded BatchNorm leaves no trace in the graph
+            return inputs[0]  # what was folded away leaves no trace in the graph
+        if isinstance(layer, _Folded):
+            words.pop("mask", None)  # BatchNorm's; images have none
         return layer(*inputs, **words)
 
-    folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
-    for name, weights in new_weights.items():
-        folded.get_layer(name).set_weights(weights)
-    return folded
+    inputs = keras.Input(
+        batch_shape=model.input_shape,
+        dtype=model.inputs[0].dtype if takes_integers else own_precision,
+    )
+    return keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=clone, call_function=call
+    )
 
 
-def _foldable_pairs(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
-    """Return convolution's name -> the BatchNorm that alone consumes its output."""
+def _is_depthwise(layer: Any) -> bool:
+    """Return whether each input channel is convolved alone."""
+    if type(layer) is keras.layers.DepthwiseConv2D:
+        return True
+    # So does a Conv2D of as many groups as filters, whose kernel is (h, w, 1, C).
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.groups == layer.filters > 1
+        and layer.kernel.shape[2] == 1
+    )
+
+
+def _is_plain_convolution(layer: Any) -> bool:
+    """Return whether `_FoldedConvolution` can stand for the layer."""
+    return _is_depthwise(layer) or (type(layer) is keras.layers.Conv2D and layer.groups == 1)
+
+
+def _foldable_pairs(
+    model: keras.Model, still: bool
+) -> tuple[dict[str, keras.layers.BatchNormalization], dict[str, keras.layers.ZeroPadding2D]]:
+    """Return which layers take in another.
+
+    Returns:
+        Convolution's name -> the still BatchNorm that alone consumes its output, and convolution's
+        or pooling's name -> the padding that it alone consumes.
+    """
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     consumers: dict[str, list[Any]] = {}
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+    producer_of: dict[str, Any] = {}
+    by_name = {layer.name: layer for layer in layers}
+    for layer in layers:
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
         for tensor in inputs:
-            consumers.setdefault(tensor._keras_history.operation.name, []).append(layer)
+            producer = tensor._keras_history.operation
+            consumers.setdefault(producer.name, []).append(layer)
+            producer_of[layer.name] = by_name.get(producer.name)
     ends = {tensor._keras_history.operation.name for tensor in model.outputs}
-    pairs = {}
-    for layer in model.layers:
-        if type(layer) not in FOLDABLE or layer.name in ends:
-            continue
-        if layer.activation is not keras.activations.linear:
-            continue
+    norm_of, padding_of = {}, {}
+    for layer in layers:
         following = consumers.get(layer.name, [])
-        if len(following) == 1 and isinstance(following[0], keras.layers.BatchNormalization):
-            pairs[layer.name] = following[0]
-    return pairs
+        if layer.name in ends or len(following) != 1:
+            continue
+        after = following[0]
+        if (
+            _is_plain_convolution(layer)
+            and layer.activation is keras.activations.linear
+            and type(after) is keras.layers.BatchNormalization
+            and (still or not after.trainable)
+        ):
+            norm_of[layer.name] = after
+        if type(layer) is keras.layers.ZeroPadding2D and getattr(after, "padding", "") == "valid":
+            # A maximum over zeros is one over what lies outside only where nothing is negative.
+            is_maximum = type(after) is keras.layers.MaxPooling2D and _is_rectifier(
+                producer_of[layer.name]
+            )
+            if _is_plain_convolution(after) or is_maximum:
+                padding_of[after.name] = layer
+    return norm_of, padding_of
 
 
-def _fold_weights(
-    conv: keras.layers.Conv2D | keras.layers.DepthwiseConv2D,
-    norm: keras.layers.BatchNormalization,
-) -> list[np.ndarray]:
-    """Return [kernel, bias] of the convolution that does both, computed in float64."""
-    n_channels = norm.moving_mean.shape[0]
-    mean = np.asarray(norm.moving_mean, np.float64)
-    variance = np.asarray(norm.moving_variance, np.float64)
-    gamma = np.asarray(norm.gamma, np.float64) if norm.scale else np.ones(n_channels)
-    beta = np.asarray(norm.beta, np.float64) if norm.center else np.zeros(n_channels)
-    scale = gamma / np.sqrt(variance + norm.epsilon)
-    kernel = np.asarray(conv.kernel, np.float64)
-    bias = np.asarray(conv.bias, np.float64) if conv.use_bias else np.zeros(n_channels)
-    # A depthwise kernel is (h, w, inputs, multiplier); its output channels are the last two axes.
-    is_depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
-    by_channel = scale.reshape(kernel.shape[2:]) if is_depthwise else scale
-    return [
-        (kernel * by_channel).astype(np.float32),
-        ((bias - mean) * scale + beta).astype(np.float32),
-    ]
+def _is_rectifier(layer: Any) -> bool:
+    return (
+        isinstance(layer, keras.layers.ReLU) and not layer.negative_slope and not layer.threshold
+    ) or getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
+
+
+def _scale_and_shift(
+    norm: keras.layers.BatchNormalization, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return s and t of `BN(x) = x * s + t`, each (C,)."""
+    scale = tf.math.rsqrt(tf.cast(norm.moving_variance.value, dtype) + norm.epsilon)
+    if norm.scale:
+        scale *= tf.cast(norm.gamma.value, dtype)
+    shift = -tf.cast(norm.moving_mean.value, dtype) * scale
+    if norm.center:
+        shift += tf.cast(norm.beta.value, dtype)
+    return scale, shift
+
+
+class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Stands for a layer, and reads its weights; constant unless they train."""
+
+    def __init__(
+        self,
+        source: keras.layers.Layer,
+        precision: str,
+        trains: bool,
+        norm: keras.layers.BatchNormalization | None = None,
+        padding: keras.layers.ZeroPadding2D | None = None,
+    ) -> None:
+        super().__init__(name=source.name, dtype=precision)
+        self._source, self._norm, self._zero_padding = source, norm, padding
+        self._constants: list[Any] | None = None
+        if not trains:
+            # Folded once, in float64; copies, so that the twin stands when the source moves.
+            self._constants = [
+                tf.cast(weight, self.compute_dtype).numpy() for weight in self._fold(tf.float64)
+            ]
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        """Return the weights to compute with, in `dtype`."""
+        raise NotImplementedError
+
+    def _weights_now(self) -> list[tf.Tensor]:
+        if self._constants is not None:
+            return [tf.constant(weight) for weight in self._constants]
+        return [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float32)]
+
+    @property
+    def _padding(self) -> Any:
+        if self._zero_padding is None:
+            return self._source.padding.upper()
+        return [[0, 0], *map(list, self._zero_padding.padding), [0, 0]]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        if self._zero_padding is not None:
+            input_shape = self._zero_padding.compute_output_shape(input_shape)
+        return self._source.compute_output_shape(input_shape)
+
+
+class _FoldedConvolution(_Folded):
+    """Padding, convolution, still BatchNorm: one convolution and one addition per channel."""
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        source = self._source
+        kernel = tf.cast(source.kernel.value, dtype)
+        if _is_depthwise(source) and isinstance(source, keras.layers.Conv2D):
+            kernel = tf.transpose(kernel, (0, 1, 3, 2))
+        weights = [kernel]
+        if source.use_bias:
+            weights.append(tf.cast(source.bias.value, dtype))
+        if self._norm is not None:
+            scale, shift = _scale_and_shift(self._norm, dtype)
+            # A depthwise kernel is (h, w, C, multiplier); its outputs are the last two axes.
+            by_channel = tf.reshape(scale, kernel.shape[2:]) if _is_depthwise(source) else scale
+            bias = weights[1] * scale + shift if source.use_bias else shift
+            weights = [kernel * by_channel, bias]
+        return weights
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        kernel, *bias = self._weights_now()
+        source = self._source
+        if _is_depthwise(source):
+            convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
+        else:
+            convolve, strides = tf.nn.conv2d, source.strides
+        outputs = convolve(inputs, kernel, strides, self._padding, dilations=source.dilation_rate)
+        if bias:
+            # TensorFlow fuses this form with the convolution, and an activation and addition after.
+            outputs = tf.nn.bias_add(outputs, bias[0])
+        return source.activation(outputs)
+
+
+class _FoldedDense(_Folded):
+    """A dense layer whose float32 weights are cast where they are used."""
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        source = self._source
+        variables = [source.kernel, *([source.bias] if source.use_bias else [])]
+        return [tf.cast(variable.value, dtype) for variable in variables]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        kernel, *bias = self._weights_now()
+        outputs = keras.ops.matmul(inputs, kernel)
+        if bias:
+            outputs = tf.nn.bias_add(outputs, bias[0])
+        return self._source.activation(outputs)
+
+
+class _FoldedNorm(_Folded):
+    """A still BatchNorm that no convolution takes in: one product and one addition."""
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        return list(_scale_and_shift(self._source, dtype))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        scale, shift = self._weights_now()
+        return inputs * scale + shift
+
+
+class _FusedNorm(_Folded):
+    """A BatchNorm that trains, by TensorFlow's one fused operation; statistics in float32."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        source = self._source
+        mean, variance = source.moving_mean.value, source.moving_variance.value
+        n_channels = inputs.shape[-1]
+        gamma = source.gamma.value if source.scale else tf.ones(n_channels)
+        beta = source.beta.value if source.center else tf.zeros(n_channels)
+        if not training:
+            return tf.compat.v1.nn.fused_batch_norm(
+                inputs, gamma, beta, mean, variance, source.epsilon, is_training=False
+            )[0]
+        outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, gamma, beta, epsilon=source.epsilon, is_training=True
+        )
+        # The operation returns the unbiased variance; Keras keeps the biased one.
+        n = tf.cast(tf.size(inputs) // n_channels, tf.float32)
+        batch_variance *= (n - 1) / n
+        for statistic, new in ((mean, batch_mean), (variance, batch_variance)):
+            statistic.assign_sub((statistic - new) * (1 - source.momentum))
+        return outputs
+
+
+class _PaddedMaxPool(_Folded):
+    """Zero padding and a maximum over what is never negative."""
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        return []
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        source = self._source
+        return tf.nn.max_pool2d(inputs, source.pool_size, source.strides, self._padding)

@@ -26,6 +26,8 @@ import tensorflow as tf
 from fmnist_tf.data.batches import RowSource, make_batches, order_rows
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import SplitClassifier, find_backbone
+from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
+from fmnist_tf.training.features import FEATURE_DTYPE
 from fmnist_tf.training.schedules import rate_factor
 
 StepHook = Callable[[int, int], None]
@@ -98,9 +100,11 @@ class Trainer:
 
     Args:
         classifier: the whole network; its plan is applied.
-        split: the same network, cut; rows of the sources are what its body takes.
+        split: the same network, cut.
         optimizer: fresh.
-        prefix: applied to raw pixel rows first, where features are not stored; else None.
+        compute_features: raw pixel rows (B, 784) -> the frozen part's output, where the sources
+            hold pixels. None where they hold that output, or where there is no frozen part and
+            they hold pixels.
     """
 
     def __init__(
@@ -109,28 +113,32 @@ class Trainer:
         split: SplitClassifier,
         optimizer: keras.optimizers.Optimizer,
         *,
-        prefix: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        compute_features: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self.classifier = classifier
         self.split = split
         self.optimizer = optimizer
         self.strategy = tf.distribute.get_strategy()
-        self._prefix = prefix
+        self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         optimizer.build(self._variables)
-        self._seed_states = [
-            layer.seed_generator.state
-            for layer in classifier.layers
-            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0  # else it has no seed
-        ]
+        self._seed_states = list(_seed_states(split.body))
+        # Traced once, at the first batch: any batch size fits.
+        if compute_features is None and split.has_frozen_part:
+            row = tf.TensorSpec((None, *split.prefix.output_shape[1:]), FEATURE_DTYPE)
+        else:
+            row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
+        label = tf.TensorSpec((None,), tf.int64)
         self._train_step = tf.function(
-            self._train_step_eager, autograph=False, reduce_retracing=True
+            self._train_step_eager, autograph=False, input_signature=[row, label]
         )
-        self._eval_step = tf.function(self._eval_step_eager, autograph=False, reduce_retracing=True)
+        self._eval_step = tf.function(
+            self._eval_step_eager, autograph=False, input_signature=[row, label]
+        )
         self._predict_step = tf.function(
             lambda x: tf.nn.softmax(self.split.logits(self._features(x), training=False)),
             autograph=False,
-            reduce_retracing=True,
+            input_signature=[row],
         )
 
     def evaluate(
@@ -225,11 +233,11 @@ class Trainer:
             state.assign(words.astype(np.uint32))
 
     def _features(self, x: tf.Tensor) -> tf.Tensor:
-        if self._prefix is not None:
-            x = self._prefix(x)
-        elif self.split.prefix is None:
-            x = tf.reshape(x, (-1, *self.split.body.input_shape[1:]))
-        return x
+        if self._compute_features is not None:
+            x = self._compute_features(x)
+        elif not self.split.has_frozen_part:
+            x = self.split.prefix(tf.reshape(x, (-1, SOURCE_SIDE, SOURCE_SIDE)), training=False)
+        return tf.cast(x, self.split.body.inputs[0].dtype)
 
     def _train_step_eager(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -259,6 +267,15 @@ class Trainer:
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss_sum, axis=None),
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None),
         )
+
+
+def _seed_states(model: keras.Model) -> Iterator[tf.Variable]:
+    """Yield the state of every random generator in `model`, nested ones too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _seed_states(layer)
+        elif hasattr(layer, "seed_generator"):
+            yield layer.seed_generator.state
 
 
 def _non_finite(counts: Counts, epoch: int, where: str, rate: float) -> NonFiniteLossError:
