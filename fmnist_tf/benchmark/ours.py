@@ -59,11 +59,9 @@ class _Ours:
         load_weights(find_backbone(self._classifier), job.folder)
         plan = plan_phase(self._classifier, card, self._phase)
         apply_plan(self._classifier, card, plan)
-        self._split = split_classifier(self._classifier, card, plan.lowest_stage)
-        if self._split.prefix is None:
-            raise ValueError(f"{card.name} has no frozen part in {self._phase}")
-        self._row_shape = self._split.prefix.output_shape[1:]
         self._precision, _ = choose_precision("auto")
+        self._split = split_classifier(self._classifier, card, plan.lowest_stage, self._precision)
+        self._row_shape = self._split.prefix.output_shape[1:]
         self._compute = features.build_prefix_function(self._split.prefix, self._precision)
 
     def _store(self, rows: np.ndarray) -> features.FeatureStore:
@@ -77,8 +75,14 @@ class _Ours:
             lambda done, total: None,
         )
 
-    def _stored_bytes(self, n_rows: int) -> int:
-        return features.stored_bytes(n_rows, self._row_shape)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the row has to tell."""
+        return {
+            "precision": self._precision,
+            "batch_size": self._job.batch_size,
+            "stored_bytes_an_image": features.stored_bytes(1, self._row_shape),
+        }
 
     def probe(self) -> float | None:
         """Return None: its products are TensorFlow's, as plain Keras' are."""
@@ -91,11 +95,7 @@ class FeaturePass(_Ours):
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the row has to tell."""
-        return {
-            "precision": self._precision,
-            "batch_size": features.PREFIX_BATCH,
-            "stored_bytes_an_image": self._stored_bytes(1),
-        }
+        return {**super().facts, "batch_size": features.PREFIX_BATCH}
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' features as they are read back from the store."""
@@ -115,15 +115,6 @@ class Epoch(_Ours):
         super().__init__(job)
         self._trainer = Trainer(self._classifier, self._split, build_optimizer("adam"))
         self._source = self._store(np.arange(N_IMAGES))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return what the row has to tell; what trains is computed in float32."""
-        return {
-            "precision": "float32",
-            "batch_size": self._job.batch_size,
-            "stored_bytes_an_image": self._stored_bytes(1),
-        }
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' probabilities, from stored features."""

@@ -145,6 +145,7 @@ class Stage:
                 self._images[val], self._labels[val], batch_size, shuffled=False
             ),
             epochs=1,
+            shuffle=False,  # tf.data does
             verbose=0,
         )
         return len(train) + len(val)

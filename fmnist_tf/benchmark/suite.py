@@ -65,14 +65,15 @@ class _Turn:
     last: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def measure(self) -> None:
+        self.last = self.started.ask(ask="measure", units=self.units)
+        self.rates.append(self.last["images"] / self.last["seconds"])
+
+    @property
+    def started(self) -> Worker:
         if self.worker is None:
             raise WorkerError("the worker was not started")
-        return self.worker.ask(**request) if request else self.worker.receive()
-
-    def measure(self) -> None:
-        self.last = self.ask(ask="measure", units=self.units)
-        self.rates.append(self.last["images"] / self.last["seconds"])
+        return self.worker
 
     def conclude(self) -> Measurement:
         if self.reason is not None:
@@ -159,8 +160,8 @@ class _Suite:
         turn.worker = stack.enter_context(running(job, self.command))
 
     def _check(self, turn: _Turn) -> None:
-        turn.facts = turn.ask()["facts"]
-        path = Path(turn.ask(ask="outputs")["path"])
+        turn.facts = turn.started.receive()["facts"]
+        path = Path(turn.started.ask(ask="outputs")["path"])
         turn.outputs = np.load(path)
         path.unlink()
 
@@ -176,7 +177,7 @@ class _Suite:
         if turn.last["clock_mhz"] is not None:
             self.clocks_mhz.append(turn.last["clock_mhz"])
         if turn.task.stage == "feature_pass":
-            rate = turn.ask(ask="probe")["flop_per_second"]
+            rate = turn.started.ask(ask="probe")["flop_per_second"]
             if rate is not None:
                 precision = turn.facts["precision"]
                 self.reached[precision] = max(rate, self.reached.get(precision, 0.0))
