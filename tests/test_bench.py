@@ -523,20 +523,30 @@ def test_an_interruption_leaves_no_process_and_no_file(number, tmp_path: Path) -
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_worker_outlives_no_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["busy", "idle"])
+def test_a_worker_outlives_no_parent(state: str, tmp_path: Path) -> None:
+    stage = {"busy": "time.sleep(100)", "idle": "types.SimpleNamespace(facts={})"}[state]
+    worker = (
+        "import sys, time, types\n"
+        "slow = sys.modules['fmnist_tf.benchmark.slow'] = types.ModuleType('slow')\n"
+        f"slow.open_stage = lambda job: {stage}\n"
+        "from fmnist_tf.benchmark.worker import main\n"
+        "main()\n"
+    )
+    job = replace(JOB, kind="slow", folder=str(tmp_path))
     script = (
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from fmnist_tf.benchmark.plan import Job\n"
         "from fmnist_tf.benchmark.workers import running\n"
-        f"job = Job('ours', 'float32', 'feature_pass', None, 32, 16, 'toy', {str(tmp_path)!r})\n"
-        "with running(job, sys.argv[1:]) as worker:\n"
-        "    worker.receive()\n"
+        f"with running({job!r}, (sys.executable, '-c', {worker!r})) as worker:\n"
+        f"    worker.receive() if {state == 'idle'} else time.sleep(1)\n"
         "    print(worker._process.pid, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", script, *fake(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
     )
+    assert answer.stdout, answer.stderr
     assert wait_until(lambda: not is_alive(int(answer.stdout)))
 
 

@@ -2,7 +2,7 @@
 
 In: JSON lines on stdin: first a `Job`, then `{"ask": "outputs" | "measure" | "probe", ...}`. Out:
 one JSON line each on what was stdout; anything else that is printed goes to stderr. It ends with
-its stdin, so it outlives no parent. This module must not know what the answers are for.
+its stdin or its parent. This module must not know what the answers are for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import statistics
 import sys
 import threading
@@ -84,6 +85,17 @@ class Sampler:
             self.anonymous_bytes = max(self.anonymous_bytes or 0, int(found[1]) * 1024)
 
 
+def end_with_parent() -> None:
+    """Watch the parent; when it is gone, end this process and whatever it has started.
+
+    The end of stdin says so too, but only between two requests.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpid(), signal.SIGKILL)  # it leads the group it was started in
+
+
 def serve(requests: Any, answer: Callable[..., None]) -> None:
     """Do what the lines of `requests` ask, until they end.
 
@@ -118,6 +130,7 @@ def serve(requests: Any, answer: Callable[..., None]) -> None:
 
 def main() -> int:
     """Serve stdin until it ends; return the exit code."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # Libraries print to stdout as they like; the parent wants answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
