@@ -438,7 +438,11 @@ def test_the_command_prints_tables_and_writes_json(
     cells = [line.split() for line in printed.out.splitlines()]
     ours = next(line for line in cells if line[:3] == ["ours", "(float32)", "600"])
     assert ours[3:8] == ["0", "75.0x", "1.7", "min", "2"]
-    assert "60,000 / feature_pass's rate + 10 x 60,000" in printed.out
+    assert "seconds = 60,000 / feature_pass's rate + 10 x 60,000 /" in printed.out
+    assert printed.out.splitlines()[-2:] == [
+        "frozen phase, flatten head: ours 66.7 min, keras_float32 20.8 h (18.8x)",
+        "frozen phase, gap head: ours 51.7 min, keras_float32 18.5 h (21.5x)",
+    ]
     assert "LEFT OUT: all bfloat16 systems (the processor has no bfloat16 units)" in printed.out
     assert "QUICK: at 64 pixels" in printed.out
     assert "NOISY" not in printed.out

@@ -34,19 +34,25 @@ def format_result(result: Mapping[str, Any], width: int) -> str:
         tables.setdefault((row["stage"], row["head"]), []).append(row)
     for (stage, head), rows in tables.items():
         parts.append(_format_table(stage, head, rows, settings, width))
-    parts.append("\n".join(_wrap(note, width, "  ") for note in _write_notes(result)))
-    return "\n\n".join(parts)
+    for lines in (_write_notes(result), _write_conclusion(result["rows"])):
+        parts.append("\n".join(_wrap(line, width, "  ") for line in lines))
+    return "\n\n".join(filter(None, parts))
 
 
 def _write_notes(result: Mapping[str, Any]) -> list[str]:
     """Return what the columns mean on this machine, and what is not in the tables."""
     machine, settings, rows = result["machine"], result["settings"], result["rows"]
+    rules: dict[str, str] = {}
+    for row in rows:
+        if row["stage"] == "frozen_phase":
+            rules.setdefault(row["rule"], row["system"])
     notes = [
         "images/s: median of the rounds; +-%: half their spread. ratio: to keras_float32 in the "
         "same table, by images/s.",
         f"60,000: time for {N_PHASE:,} images; in the frozen phase for all {PHASE_EPOCHS} epochs. "
         "MB: largest resident memory of the system's own process.",
         *_write_bounds(machine),
+        *(f"frozen_phase, {system}: {rule}." for rule, system in rules.items()),
         "cos: least cosine of the features to those of keras_float32 on the same images and "
         "weights, mean image subtracted; with a head, of the logarithms of the probabilities.",
     ]
@@ -55,6 +61,8 @@ def _write_notes(result: Mapping[str, Any]) -> list[str]:
             f"LEFT OUT: all bfloat16 systems ({machine['precision_why']}). OpenVINO and "
             "torch.compile are measured in float32."
         )
+    if machine["gpus"]:
+        notes.append("OpenVINO computes on the processor, the others on the GPU.")
     stored = {
         row["head"]: row["stored_bytes_an_image"] * N_PHASE
         for row in rows
@@ -80,6 +88,26 @@ def _write_notes(result: Mapping[str, Any]) -> list[str]:
             "or give --image-size."
         )
     return notes
+
+
+def _write_conclusion(rows: list[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each head: the frozen phase in ours and in plain Keras."""
+    phases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["stage"] == "frozen_phase" and row["reason"] is None:
+            phases.setdefault(row["head"], []).append(row)
+    lines = []
+    for head, (ours, *others) in phases.items():
+        if ours["system"] != "ours" or not others:
+            continue
+        beside = ", ".join(
+            f"{row['system']} {format_seconds(row['seconds'])} "
+            f"({_figure(row['seconds'] / ours['seconds'])}x)"
+            for row in others
+        )
+        time = format_seconds(ours["seconds"])
+        lines.append(f"frozen phase, {head} head: ours {time}, {beside}")
+    return lines
 
 
 def _write_bounds(machine: Mapping[str, Any]) -> list[str]:
@@ -124,7 +152,10 @@ def _format_table(
     batches = sorted({row["batch_size"] for row in rows if row["batch_size"]})
     if batches:
         title += f", batch {' and '.join(map(str, batches))}"
-    lines = [_wrap(f"{stage}: {title}", width), _COLUMNS.format(*_NAMES)]
+    names = list(_NAMES)
+    if stage == "frozen_phase":
+        names[_NAMES.index(f"{N_PHASE:,}")] = f"{PHASE_EPOCHS} epochs"
+    lines = [_wrap(f"{stage}: {title}", width), _COLUMNS.format(*names)]
     for row in rows:
         name = row["system"]
         if name == "ours" and row["precision"]:
@@ -145,10 +176,6 @@ def _format_table(
                 "" if row["cosine"] is None else _cosine(row["cosine"]),
             ).rstrip()
         )
-    rules = {row["rule"]: row["system"] for row in reversed(rows)}
-    if stage == "frozen_phase":
-        for rule, system in reversed(rules.items()):
-            lines.append(_wrap(f"  {system}: {rule}", width, "    "))
     return "\n".join(lines)
 
 
