@@ -251,6 +251,19 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     assert row_of(result, "feature_pass", "torch_compile_float32")["ratio"] == 1.5
 
 
+def test_a_gpu_is_held_against_its_fastest_product_alone(tmp_path: Path) -> None:
+    facts = {**FACTS, "gpus": ["Fast"], "precision": "bfloat16"}
+    rates = {**RATES, "plain_keras/feature_pass/None": [10.0]}
+    settings = replace(SETTINGS, tasks=(PASS,))
+    result = run_fake(tmp_path, settings, facts=facts, rates=rates, probe={"plain_keras": 1e6})
+    assert result["machine"]["flop_per_second_arithmetic"] == {"float32": None, "bfloat16": None}
+    row = row_of(result, "feature_pass", "keras_bfloat16")
+    assert (row["percent_of_bound"], row["percent_of_reached"]) == (None, 2.0)
+    text = format_result(result, 80)
+    assert "not known for this machine" in text
+    assert "LEFT OUT" not in text
+
+
 def test_nothing_measured_is_an_error(tmp_path: Path) -> None:
     failed = dict.fromkeys(RATES, "no such thing")
     with pytest.raises(BenchError, match="nothing could be measured: no such thing"):
@@ -530,7 +543,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("state", ["busy", "idle"])
 def test_a_worker_outlives_no_parent(state: str, tmp_path: Path) -> None:
-    stage = {"busy": "time.sleep(100)", "idle": "types.SimpleNamespace(facts={})"}[state]
+    stage = {
+        "busy": "time.sleep(100)",
+        # What a library prints is no answer.
+        "idle": "print('noise', flush=True) or types.SimpleNamespace(facts={})",
+    }[state]
     worker = (
         "import sys, time, types\n"
         "slow = sys.modules['fmnist_tf.benchmark.slow'] = types.ModuleType('slow')\n"
@@ -591,6 +608,20 @@ def test_ours_and_plain_keras_compute_the_same(prepared, task: Task) -> None:
     if task.head:
         outputs = {kind: np.log(np.maximum(x, 1e-30)) for kind, x in outputs.items()}
     assert compare_outputs(outputs["ours"], outputs["plain_keras"]) > 0.99
+
+
+def test_plain_keras_trains_what_ours_trains(toy_card) -> None:
+    from fmnist_tf.benchmark.plain_keras import build_classifier
+
+    def shapes(finetune: bool) -> list[tuple[int, ...]]:
+        network = toy_card.build(16)
+        model = build_classifier(network, toy_card, 16, "gap", finetune=finetune)
+        return [tuple(weight.shape) for weight in model.trainable_weights]
+
+    head = [(8, 512), (512,), (512, 10), (10,)]
+    assert shapes(finetune=False) == head
+    # BatchNorm stands still
+    assert sorted(shapes(finetune=True)) == sorted([(1, 1, 4, 8), (8,), (3, 3, 4, 8), (8,), *head])
 
 
 def test_multiplications_of_the_toy(prepared) -> None:
