@@ -49,7 +49,7 @@ def _write_notes(result: Mapping[str, Any]) -> list[str]:
     notes = [
         "images/s: median of the rounds; +-%: half their spread. ratio: to keras_float32 in the "
         "same table, by images/s.",
-        f"60,000: time for {N_PHASE:,} images; in the frozen phase for all {PHASE_EPOCHS} epochs. "
+        f"{N_PHASE:,}: time for so many images; {PHASE_EPOCHS} epochs: for the whole phase. "
         "MB: largest resident memory of the system's own process.",
         *_write_bounds(machine),
         *(f"frozen_phase, {system}: {rule}." for rule, system in rules.items()),
