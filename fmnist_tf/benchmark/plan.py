@@ -81,7 +81,7 @@ class Settings:
 def plan_settings(*, quick: bool, image_size: int | None) -> Settings:
     """Return the settings of a full or a quick run; its usual side is 224 or 64 pixels."""
     if quick:
-        return Settings(True, image_size or 64, rounds=3, round_seconds=1.5)
+        return Settings(True, image_size or 64, rounds=3, round_seconds=1.0)
     return Settings(False, image_size or 224, rounds=5, round_seconds=10.0)
 
 
