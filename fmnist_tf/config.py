@@ -17,6 +17,8 @@ from typing import Any
 from fmnist_tf.errors import UsageError
 
 PHASES = ("frozen", "finetune", "scratch")
+FLIP = "flip"
+AUGMENTATIONS = (FLIP, "shift-crop", "erasing", "mixup")
 
 
 def _knob(group: str, text: str, *, default: Any = None, **argparse_words: Any) -> Any:
@@ -71,8 +73,8 @@ class RunConfig:
         default="flatten",
         choices=("flatten", "gap"),
     )
-    units: int = _knob("model", "width of the hidden dense layer", default=512)
-    dropout: float = _knob("model", "dropout after the hidden layer", default=0.5, metavar="P")
+    units: int = _knob("model", "width of the hidden dense layer; 0: none", default=512)
+    dropout: float = _knob("model", "dropout before the last layer", default=0.5, metavar="P")
     unfreeze: tuple[str, ...] = _knob(
         "model",
         "finetune: stages to train, e.g. conv5 or conv4,conv5 or all (default: the deepest)",
@@ -90,12 +92,64 @@ class RunConfig:
     optimizer: str = _knob(
         "training", "update rule", default="adam", choices=("adam", "adamw", "sgd")
     )
+    momentum: float = _knob("training", "of sgd, with Nesterov's look-ahead", default=0.9)
+    weight_decay: float | None = _knob(
+        "training",
+        "share of a kernel that adamw and sgd take off per step, times the rate (default: adamw "
+        "0.004, sgd 0)",
+    )
+    clip_norm: float | None = _knob("training", "largest norm of all gradients together")
     learning_rate: float | None = _knob("training", "peak learning rate", metavar="X")
     schedule: str = _knob(
         "training",
         "learning rate over the run",
         default="constant",
-        choices=("constant", "cosine"),
+        choices=("constant", "cosine", "triangular2", "plateau"),
+    )
+    least_rate: float = _knob(
+        "training",
+        "rate where cosine ends and warm-up and triangular2 begin, and that plateau keeps above",
+        default=0.0,
+    )
+    warmup_epochs: float = _knob(
+        "training", "constant, cosine: epochs in which the rate rises to its peak", default=0.0
+    )
+    cycle_epochs: float | None = _knob(
+        "training", "triangular2: epochs of one rise and fall (default: half the run)"
+    )
+    plateau_patience: int = _knob(
+        "training",
+        "plateau: epochs without a lower validation loss until the rate falls to a tenth",
+        default=2,
+    )
+    early_stopping: int | None = _knob(
+        "training", "stop after this many epochs without a better one", metavar="PATIENCE"
+    )
+    augment: tuple[str, ...] = _knob(
+        "training",
+        "changes of the training images: some of flip, shift-crop, erasing, mixup; flip is stored "
+        "as a second view, the others need the frozen part anew in each epoch",
+        default=(),
+        metavar="KIND[,KIND]",
+    )
+    label_smoothing: float = _knob(
+        "training", "share of the target spread over all classes", default=0.0, metavar="P"
+    )
+    class_weights: str = _knob(
+        "training",
+        "balanced: each class counts the same, however many rows it has",
+        default="none",
+        choices=("none", "balanced"),
+    )
+    stage_rate_factor: float = _knob(
+        "training",
+        "finetune: each stage below the head learns at this factor of the one above",
+        default=1.0,
+    )
+    average_decay: float = _knob(
+        "training",
+        "per step, of a moving average of the weights, which is validated and kept; 0: none",
+        default=0.0,
     )
     precision: str = _knob(
         "training",
@@ -124,7 +178,7 @@ class RunConfig:
             (0 < self.val_fraction < 1, "val-fraction", "a number above 0 and below 1"),
             (0 <= self.dropout < 1, "dropout", "a number from 0, below 1"),
             (0 <= self.seed < 2**31, "seed", "a whole number from 0 to 2147483647"),
-            (self.units >= 1, "units", "a whole number from 1"),
+            (self.units >= 0, "units", "a whole number from 0"),
             (self.limit is None or self.limit >= 2, "limit", "a whole number from 2"),
             (self.epochs is None or self.epochs >= 1, "epochs", "a whole number from 1"),
             (self.batch_size is None or self.batch_size >= 1, "batch-size", "a number from 1"),
@@ -138,10 +192,77 @@ class RunConfig:
                 "image-size",
                 "a whole number from 1 to 1024",
             ),
+            (0 <= self.momentum < 1, "momentum", "a number from 0, below 1"),
+            (
+                self.momentum == 0.9 or self.optimizer == "sgd",
+                "momentum",
+                f"with --optimizer sgd alone; {self.optimizer} has none",
+            ),
+            (
+                self.weight_decay is None or 0 <= self.weight_decay < 1,
+                "weight-decay",
+                "a number from 0, below 1",
+            ),
+            (
+                not self.weight_decay or self.optimizer != "adam",
+                "weight-decay",
+                "with --optimizer adamw or sgd",
+            ),
+            (
+                self.clip_norm is None or 0 < self.clip_norm < float("inf"),
+                "clip-norm",
+                "a finite number above 0",
+            ),
+            (
+                0 <= self.least_rate <= (self.learning_rate or float("inf")),
+                "least-rate",
+                "a number from 0 to --learning-rate",
+            ),
+            (
+                0 <= self.warmup_epochs <= (self.epochs or float("inf")),
+                "warmup-epochs",
+                "a number from 0 to --epochs",
+            ),
+            (
+                not self.warmup_epochs or self.schedule in ("constant", "cosine"),
+                "warmup-epochs",
+                "with --schedule constant or cosine",
+            ),
+            (
+                self.cycle_epochs is None or 0 < self.cycle_epochs < float("inf"),
+                "cycle-epochs",
+                "a finite number above 0",
+            ),
+            (
+                self.cycle_epochs is None or self.schedule == "triangular2",
+                "cycle-epochs",
+                "with --schedule triangular2",
+            ),
+            (self.plateau_patience >= 1, "plateau-patience", "a whole number from 1"),
+            (
+                self.early_stopping is None or self.early_stopping >= 1,
+                "early-stopping",
+                "a whole number from 1",
+            ),
+            (
+                set(self.augment) <= set(AUGMENTATIONS)
+                and len(set(self.augment)) == len(self.augment),
+                "augment",
+                f"some of {', '.join(AUGMENTATIONS)}, once each, or none",
+            ),
+            (0 <= self.label_smoothing < 1, "label-smoothing", "a number from 0, below 1"),
+            (0 < self.stage_rate_factor <= 1, "stage-rate-factor", "a number above 0, up to 1"),
+            (
+                self.stage_rate_factor == 1 or self.phase == "finetune",
+                "stage-rate-factor",
+                "with --phase finetune",
+            ),
+            (0 <= self.average_decay < 1, "average-decay", "a number from 0, below 1"),
         ]
         for holds, flag, expected in checks:
             if not holds:
                 found = getattr(self, flag.replace("-", "_"))
+                found = ",".join(found) if isinstance(found, tuple) else found
                 raise UsageError(f"--{flag} {found}: expected {expected}")
         if self.phase != "finetune" and (self.unfreeze or self.train_batch_norm):
             flag = (
@@ -185,7 +306,7 @@ class RunConfig:
         for name, value in values.items():
             if not _is_of(known[name], value):
                 raise UsageError(f"{name} in config.json is {value!r}; expected {known[name]}")
-        return cls(**{**values, "unfreeze": tuple(values.get("unfreeze", ()))})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _is_of(annotation: str, value: Any) -> bool:
@@ -244,7 +365,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if annotation == "bool":
             words["action"] = "store_true"
         elif annotation.startswith("tuple"):
-            words["type"] = lambda text: tuple(filter(None, text.split(",")))
+            words["type"] = _read_list
         else:
             words["type"] = types[annotation]
             if "choices" not in words:
@@ -255,6 +376,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             help=_help_with_default(knob),
             **words,
         )
+
+
+def _read_list(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(filter(None, text.split(",")))
 
 
 def _help_with_default(knob: dataclasses.Field[Any]) -> str:

@@ -65,6 +65,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     from fmnist_tf.console import boxed, say, warn
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.splits import plan_splits
+    from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
     from fmnist_tf.run import Run, StageClock, describe_devices
@@ -84,7 +85,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     for line in lines:
         say(line)
 
-    clock = StageClock()
+    clock, memory = StageClock(), MemoryWatch()
     with clock.stage("data"):
         dataset = read_dataset(
             config.data,
@@ -151,6 +152,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             code=code,
             cache_dir=cache_dir,
             clock=clock,
+            memory=memory,
             wandb_mode=flags.wandb,
             # Which run is the newest may differ when the command is repeated.
             command=command_line(

@@ -40,8 +40,8 @@ def build_classifier(
         backbone: as `card.build` returned it.
         card: its card; gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
-        units: width of the hidden layer.
-        dropout: rate in 0..1.
+        units: width of the hidden layer; 0 for none.
+        dropout: rate in 0..1, before the last layer.
         n_classes: K.
         seed: of the head's initial weights and of dropout.
         name: of the Keras model.
@@ -58,8 +58,10 @@ def build_classifier(
             *build_preprocessing(card.value_range, side),  # (B, S, S, 3)
             backbone,  # (B, H, W, C)
             pooling,  # (B, H*W*C) or (B, C)
-            keras.layers.Dense(
-                units, "relu", kernel_initializer=glorot(seed), name="hidden"
+            *(
+                [keras.layers.Dense(units, "relu", kernel_initializer=glorot(seed), name="hidden")]
+                if units
+                else []
             ),  # (B, units)
             keras.layers.Dropout(dropout, seed=seed, name="dropout"),
             keras.layers.Dense(
