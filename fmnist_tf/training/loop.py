@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.features import FEATURE_DTYPE
 from fmnist_tf.training.optimizers import update_averages
+from fmnist_tf.training.rangetest import HOPELESS
 from fmnist_tf.training.schedules import RatePlan, rate_at
 
 StepHook = Callable[[int, int], None]
@@ -232,6 +233,43 @@ class Trainer:
             val_losses.append(val.loss)
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
             _swap(averages, self._variables)
+
+    def run_range_test(
+        self,
+        source: RowSource,
+        labels: np.ndarray,
+        train_rows: np.ndarray,
+        plan: TrainingPlan,
+        rates: Sequence[float],
+    ) -> list[float]:
+        """Take a step at each rate in turn, and put network and optimizer back.
+
+        Args:
+            source: as in `run_epochs`; only its first view is used.
+            labels: as in `run_epochs`.
+            train_rows: as in `run_epochs`; gone through again where they do not suffice.
+            plan: gives batch size, seed and what shapes the loss.
+            rates: rising.
+
+        Returns:
+            The loss of each step's batch, before the step; fewer than `rates` where it exploded.
+        """
+        kept = [*self._moving_variables, *self.optimizer.variables]
+        values = [variable.numpy() for variable in kept]
+        train_step = self._build_train_step(plan, [])
+        self._seed_dropout(plan.seed, 0)
+        order = order_rows(train_rows, plan.seed, 0)
+        order = np.resize(order, len(rates) * plan.batch_size)
+        losses: list[float] = []
+        for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
+            self.optimizer.learning_rate.assign(rates[step])
+            counts = _to_counts(train_step(x, y, tf.constant([plan.seed, step], tf.int32)), len(y))
+            if not counts.loss <= HOPELESS * min([*losses, counts.loss]):  # NaN is hopeless too
+                break
+            losses.append(counts.loss)
+        for variable, value in zip(kept, values, strict=True):
+            variable.assign(value)
+        return losses
 
     def snapshot(self) -> list[np.ndarray]:
         """Return copies of all that training changes in the network."""
