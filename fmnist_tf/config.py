@@ -100,6 +100,12 @@ class RunConfig:
     )
     clip_norm: float | None = _knob("training", "largest norm of all gradients together")
     learning_rate: float | None = _knob("training", "peak learning rate", metavar="X")
+    range_test: bool = _knob(
+        "training",
+        "first take some steps at rising rates, draw rates.png, and use what it suggests where no "
+        "--learning-rate is given",
+        default=False,
+    )
     schedule: str = _knob(
         "training",
         "learning rate over the run",
@@ -306,7 +312,11 @@ class RunConfig:
         for name, value in values.items():
             if not _is_of(known[name], value):
                 raise UsageError(f"{name} in config.json is {value!r}; expected {known[name]}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        knobs: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**knobs)
 
 
 def _is_of(annotation: str, value: Any) -> bool:
@@ -404,7 +414,7 @@ def complete_config(
         parent_name: its directory's name, kept in the result.
 
     Returns:
-        The complete configuration, and one line per inherited or overridden value.
+        The complete configuration, its learning rate left open to a range test, and one line per inherited or overridden value.
 
     Raises:
         UsageError: a value is out of range, or contradicts the parent.
@@ -432,6 +442,7 @@ def complete_config(
     defaults = DEFAULTS.get(phase)
     if defaults:
         for name, value in dataclasses.asdict(defaults).items():
-            values.setdefault(name, value)
+            if name != "learning_rate" or not values.get("range_test"):
+                values.setdefault(name, value)
     values.setdefault("split_seed", values.get("seed", 0))
     return RunConfig(**values), lines

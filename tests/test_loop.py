@@ -130,7 +130,6 @@ def heads_after(trainer: Trainer, classifier: keras.Sequential, **changes) -> np
     [
         {"label_smoothing": 0.2},
         {"class_weights": (1.0, 1.0, 3.0)},
-        {"average_decay": 0.9},
         {"augment": ("erasing",)},
         {"augment": ("mixup",)},
         {"n_views": 2, "source": StackedRows((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))},
@@ -159,9 +158,9 @@ def test_smoothed_and_weighted_loss_by_hand(make_trainer, toy_classifier) -> Non
 
 
 def test_averaged_weights_validate_and_are_kept(make_trainer, toy_classifier) -> None:
-    trainer = make_trainer("sgd")
-    own = heads_after(make_trainer("sgd"), toy_classifier, rate=0.01)
-    epochs = run(trainer, rate=0.01, average_decay=0.9)
+    own = heads_after(make_trainer(), toy_classifier)
+    trainer = make_trainer()
+    epochs = run(trainer, average_decay=0.9)
     next(epochs)
     heard = trainer.snapshot()
     rows = np.arange(17, 23)

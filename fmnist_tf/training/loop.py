@@ -312,7 +312,8 @@ class Trainer:
 
         def step(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             targets = tf.one_hot(y, n_classes)
-            x, targets = augment(x, targets, seed, plan.augment, plan.background)
+            if plan.augment:  # of pixels; what is stored is past changing
+                x, targets = augment(x, targets, seed, plan.augment, plan.background)
             y = tf.argmax(targets, axis=-1)
             weights = tf.linalg.matvec(targets, class_weights)
             smooth = plan.label_smoothing
