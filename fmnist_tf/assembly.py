@@ -37,7 +37,7 @@ def plan_training(run: Run, train_labels: np.ndarray) -> TrainingPlan:
 
     config = run.config
     epochs, batch_size, rate = config.epochs, config.batch_size, config.learning_rate
-    if epochs is None or batch_size is None or rate is None:
+    if epochs is None or batch_size is None or (rate is None and not config.range_test):
         raise ValueError("the configuration is incomplete; see config.complete_config")
     steps = math.ceil(len(train_labels) / batch_size)
     cycle_epochs = config.cycle_epochs or max(1.0, epochs / 2)
@@ -50,7 +50,7 @@ def plan_training(run: Run, train_labels: np.ndarray) -> TrainingPlan:
     return TrainingPlan(
         rates=RatePlan(
             config.schedule,
-            peak=rate,
+            peak=rate or max(1.0, config.least_rate),  # until the range test has its own
             steps_per_epoch=steps,
             epochs=epochs,
             least=config.least_rate,

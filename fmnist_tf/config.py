@@ -414,7 +414,8 @@ def complete_config(
         parent_name: its directory's name, kept in the result.
 
     Returns:
-        The complete configuration, its learning rate left open to a range test, and one line per inherited or overridden value.
+        The complete configuration, and one line per inherited or overridden value. The learning
+        rate stays open to a range test.
 
     Raises:
         UsageError: a value is out of range, or contradicts the parent.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,13 @@ from fmnist_tf.finished import (
 )
 from fmnist_tf.memory import release_memory
 from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.results.figures import write_rates
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
 from fmnist_tf.run import Network, Run, Trained, describe_run
 
 if TYPE_CHECKING:
-    from fmnist_tf.training.loop import Counts, Trainer
+    from fmnist_tf.training.loop import Counts, Trainer, TrainingPlan
 
 
 def read_parent(directory: RunDir) -> FinishedRun:
@@ -187,6 +188,7 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     from fmnist_tf.model.phases import digest_weights, prove_plan
     from fmnist_tf.training.loop import Trainer
     from fmnist_tf.training.optimizers import build_optimizer
+    from fmnist_tf.training.rangetest import plan_rates
 
     config, network = run.config, run.network
     # Rows are numbered within the pool from here on: nothing else of the file is touched.
@@ -207,6 +209,10 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     )
     trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
     plan = plan_training(run, labels[train_rows])
+    if config.range_test:
+        with run.clock.stage("range_test"):
+            losses = trainer.run_range_test(source, labels, train_rows, plan, plan_rates())
+        plan = _use_suggestion(run, plan, losses)
     epochs, batch_size = plan.rates.epochs, plan.batch_size
 
     best: Best | None = None
@@ -268,6 +274,25 @@ def _train(run: Run, tracker: Tracker) -> Trained:
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise
     return Trained(best.epoch, tuple(history), val_probabilities)
+
+
+def _use_suggestion(run: Run, plan: TrainingPlan, losses: list[float]) -> TrainingPlan:
+    """Write what the range test found; return the plan with the rate that the run is to use."""
+    from fmnist_tf.training.rangetest import plan_rates, smooth_losses, suggest_rate
+
+    rates, smoothed = plan_rates(), smooth_losses(losses)
+    suggestion, said = suggest_rate(rates, losses), run.config.learning_rate
+    lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]
+    run.directory.write_text("rates.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
+    with run.directory.writing("rates.png") as path:
+        write_rates(path, rates, losses, smoothed, suggestion, run.title, banner=run.banner)
+    say(
+        f"range test: {len(losses)} steps suggest a learning rate of {suggestion:.3g}; the run uses "
+        + (f"{said:g}, as asked" if said else "it")
+    )
+    if said:
+        return plan
+    return replace(plan, rates=replace(plan.rates, peak=max(suggestion, plan.rates.least)))
 
 
 def _keep_best(run: Run, trainer: Trainer, best: Best) -> None:

@@ -12,6 +12,7 @@ from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_prefix_function
 from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.rangetest import plan_rates
 from fmnist_tf.training.schedules import RatePlan
 
 RNG = np.random.default_rng(0)
@@ -223,3 +224,16 @@ def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:
 def test_counts_add_up() -> None:
     total = Counts(1.5, 2, 4) + Counts(0.5, 1, 4)
     assert (total.loss, total.accuracy, total.total) == (0.25, 0.375, 8)
+
+
+def test_range_test_puts_everything_back(make_trainer, toy_classifier, toy_card) -> None:
+    trainer = make_trainer()
+    before = digest_weights(toy_classifier, toy_card)
+    rates = plan_rates(1e-5, 10.0, 12)
+    losses = trainer.run_range_test(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
+    assert 2 <= len(losses) <= 12
+    assert np.isfinite(losses).all()
+    assert digest_weights(toy_classifier, toy_card) == before
+    # Moments and step count are the fresh ones: training goes as if nothing had been.
+    after_test = heads_after(trainer, toy_classifier)
+    np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier), after_test)

@@ -16,10 +16,7 @@ import tensorflow as tf
 
 SIDE = 28
 # In the order in which they are applied.
-KINDS = ("flip", "shift", "erasing", "mixup")
-# Those with so few outcomes that each can be computed once and stored: the images as they are,
-# and all of them flipped.
-STORABLE = ("flip",)
+KINDS = ("shift-crop", "erasing", "mixup")
 
 # Pixels an image is moved by at most, each way: Zhong et al. 2020 pad Fashion-MNIST by 4 and crop.
 SHIFT = 4
@@ -41,8 +38,9 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the batch with each kind of change applied, in the order of `KINDS`.
 
-    - flip: left becomes right, with probability 1/2.
-    - shift: moved by a whole number of pixels, uniform in -SHIFT..SHIFT each way, and the
+    A flip has two outcomes only and is a view of the source instead; see `batches.StackedRows`.
+
+    - shift-crop: moved by a whole number of pixels, uniform in -SHIFT..SHIFT each way, and the
       uncovered border filled with the background: the padding and cropping of the literature.
     - erasing: with probability 1/2 a rectangle is filled with noise, each pixel uniform in 0..255
       (algorithm 1 of Zhong et al. 2020, the filling that does best there). Share of the area and
@@ -64,20 +62,13 @@ def augment(
     """
     images = tf.reshape(pixels, (-1, SIDE, SIDE))
     seeds = {kind: tf.random.fold_in(seed, number) for number, kind in enumerate(KINDS)}
-    if "flip" in kinds:
-        images = _flip(images, seeds["flip"])
-    if "shift" in kinds:
-        images = _shift(images, seeds["shift"], background)
+    if "shift-crop" in kinds:
+        images = _shift(images, seeds["shift-crop"], background)
     if "erasing" in kinds:
         images = _erase(images, seeds["erasing"])
     if "mixup" in kinds:
         images, targets = _mix(images, targets, seeds["mixup"])
     return tf.reshape(images, (-1, SIDE * SIDE)), targets
-
-
-def _flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    flipped = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1), seed) < 0.5
-    return tf.where(flipped, tf.reverse(images, [2]), images)
 
 
 def _shift(images: tf.Tensor, seed: tf.Tensor, background: int) -> tf.Tensor:
