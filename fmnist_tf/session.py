@@ -287,7 +287,7 @@ def _use_suggestion(run: Run, plan: TrainingPlan, losses: list[float]) -> Traini
     with run.directory.writing("rates.png") as path:
         write_rates(path, rates, losses, smoothed, suggestion, run.title, banner=run.banner)
     say(
-        f"range test: {len(losses)} steps suggest a learning rate of {suggestion:.3g}; the run uses "
+        f"range test: {len(losses)} steps suggest a rate of {suggestion:.3g}; the run uses "
         + (f"{said:g}, as asked" if said else "it")
     )
     if said:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fmnist_tf.training.rangetest import plan_rates, smooth_losses, suggest_rate
+from fmnist_tf.training.rangetest import is_hopeless, plan_rates, smooth_losses, suggest_rate
 
 
 def test_rates_rise_by_one_factor() -> None:
@@ -25,6 +25,14 @@ def test_a_tenth_of_the_lowest() -> None:
     suggestion = suggest_rate(rates, losses)
     # Smoothing sees the turn a few steps late.
     assert 1e-3 <= suggestion <= 1e-3 * (rates[1] / rates[0]) ** 10
+
+
+def test_one_bad_batch_is_not_hopeless_and_an_explosion_is() -> None:
+    assert not is_hopeless([2.0])
+    assert not is_hopeless([1.0] * 10 + [8.0])
+    assert is_hopeless([1.0] * 10 + [8.0] * 10)
+    assert is_hopeless([1.0, math.nan])
+    assert is_hopeless([math.inf])
 
 
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, math.nan]])

@@ -303,6 +303,7 @@ def write_rates(
         tried = rates[: len(losses)]
         axes.plot(tried, losses, color="#bbbbbb", linewidth=1, label="each step")
         axes.plot(tried, smoothed, color=BLUE, linewidth=2, label="smoothed")
+        axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         axes.axvline(suggestion, color=ORANGE, linestyle="--", label="suggested")
         # The range that matters: what explodes would flatten the rest.
         axes.set_ylim(top=1.5 * max(smoothed[0], min(smoothed)))

@@ -31,7 +31,7 @@ from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.features import FEATURE_DTYPE
 from fmnist_tf.training.optimizers import update_averages
-from fmnist_tf.training.rangetest import HOPELESS
+from fmnist_tf.training.rangetest import is_hopeless
 from fmnist_tf.training.schedules import RatePlan, rate_at
 
 StepHook = Callable[[int, int], None]
@@ -264,7 +264,7 @@ class Trainer:
         for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
             self.optimizer.learning_rate.assign(rates[step])
             counts = _to_counts(train_step(x, y, tf.constant([plan.seed, step], tf.int32)), len(y))
-            if not counts.loss <= HOPELESS * min([*losses, counts.loss]):  # NaN is hopeless too
+            if is_hopeless([*losses, counts.loss]):
                 break
             losses.append(counts.loss)
         for variable, value in zip(kept, values, strict=True):

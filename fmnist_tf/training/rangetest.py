@@ -13,9 +13,8 @@ import math
 from collections.abc import Sequence
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 120
-# A loss so many times the lowest one so far ends the test: from there on it only explodes.
-HOPELESS = 4.0
 _SMOOTHING = 0.9
+_HOPELESS = 4.0
 
 
 def plan_rates(least: float = LEAST, most: float = MOST, steps: int = STEPS) -> list[float]:
@@ -30,6 +29,15 @@ def smooth_losses(losses: Sequence[float]) -> list[float]:
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         smoothed.append(average / (1 - _SMOOTHING**number))
     return smoothed
+
+
+def is_hopeless(losses: Sequence[float]) -> bool:
+    """Return whether larger rates need not be tried: the smoothed loss is four times its lowest.
+
+    A loss that is not finite is hopeless too.
+    """
+    smoothed = smooth_losses(losses)
+    return not (math.isfinite(smoothed[-1]) and smoothed[-1] <= _HOPELESS * min(smoothed))
 
 
 def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
