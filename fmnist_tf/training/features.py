@@ -301,10 +301,9 @@ def run_prefix(
         return np.ascontiguousarray(compute(pixels.take(rows)), FEATURE_DTYPE)
 
     with _locked(store.path, say):
+        # A killed process left it; nobody else writes here now.
         for leftover in store.path.glob(".shard-*"):
-            leftover.unlink(
-                missing_ok=True
-            )  # a killed process left it; nobody else writes here now
+            leftover.unlink(missing_ok=True)
         missing = [(number, *store.shard_bounds[number]) for number in _unsound_shards(store)]
         batches = (
             np.arange(first, min(first + step, stop))
