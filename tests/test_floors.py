@@ -15,8 +15,8 @@ FLOORS = {
     "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "memory": 0,
     "config": 1, "console": 1, "command": 1,
     "data": 2, "model": 3, "results": 3, "training": 4, "finished": 5, "run": 6,
-    "assembly": 7, "conclusion": 7, "session": 8, "train": 9, "report": 9, "evaluate": 9,
-    "predict": 9, "export": 9,
+    "assembly": 7, "conclusion": 7, "session": 8, "benchmark": 8, "train": 9, "report": 9,
+    "evaluate": 9, "predict": 9, "export": 9, "bench": 9,
 }  # fmt: skip
 BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
 HEAVY = ("tensorflow", "keras")

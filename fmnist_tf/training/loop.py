@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -36,6 +36,7 @@ from fmnist_tf.training.schedules import RatePlan, rate_at
 
 StepHook = Callable[[int, int], None]
 _LABEL = tf.TensorSpec((None,), tf.int64)
+_NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
 
 class NonFiniteLossError(FmnistError):
@@ -151,6 +152,7 @@ class Trainer:
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         optimizer.build(self._variables)
+        self._train_steps: dict[TrainingPlan, Callable[..., tuple[tf.Tensor, tf.Tensor]]] = {}
         self._seed_states = list(_seed_states(split.body))
         self._row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
         if compute_features is None and split.has_frozen_part:
@@ -208,7 +210,7 @@ class Trainer:
         steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
         n_rows, labels = len(labels), np.tile(labels, plan.n_views)
         averages = [tf.Variable(v) for v in self._variables] if plan.average_decay else []
-        train_step = self._build_train_step(plan, averages)
+        train_step = self._find_train_step(plan, averages)
         val_losses: list[float] = []
         for number in range(1, plan.rates.epochs + 1):
             started = time.perf_counter()
@@ -256,7 +258,7 @@ class Trainer:
         """
         kept = [*self._moving_variables, *self.optimizer.variables]
         values = [variable.numpy() for variable in kept]
-        train_step = self._build_train_step(plan, [])
+        train_step = self._find_train_step(plan, [])
         self._seed_dropout(plan.seed, 0)
         order = order_rows(train_rows, plan.seed, 0)
         order = np.resize(order, len(rates) * plan.batch_size)
@@ -302,6 +304,17 @@ class Trainer:
         elif not self.split.has_frozen_part:
             x = self.split.prefix(tf.reshape(x, (-1, SOURCE_SIDE, SOURCE_SIDE)), training=False)
         return tf.cast(x, self.split.body.inputs[0].dtype)
+
+    def _find_train_step(
+        self, plan: TrainingPlan, averages: list[tf.Variable]
+    ) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        """Return the step for this plan, the same one where only rates, order or length differ."""
+        if averages:
+            return self._build_train_step(plan, averages)
+        alike = replace(plan, rates=_NO_RATES, batch_size=1, seed=0, average_decay=0.0)
+        if alike not in self._train_steps:
+            self._train_steps[alike] = self._build_train_step(alike, [])
+        return self._train_steps[alike]
 
     def _build_train_step(
         self, plan: TrainingPlan, averages: list[tf.Variable]
