@@ -71,7 +71,8 @@ def test_flags_are_these_and_no_others() -> None:
         "--backbone", "--weights", "--image-size", "--head", "--units", "--dropout", "--unfreeze",
         "--train-batch-norm", "--no-train-batch-norm",
         "--epochs", "--batch-size", "--optimizer", "--momentum", "--weight-decay", "--clip-norm",
-        "--learning-rate", "--range-test", "--no-range-test", "--schedule", "--least-rate", "--warmup-epochs", "--cycle-epochs",
+        "--learning-rate", "--range-test", "--no-range-test", "--schedule", "--least-rate",
+        "--warmup-epochs", "--cycle-epochs",
         "--plateau-patience", "--early-stopping", "--augment", "--label-smoothing",
         "--class-weights", "--stage-rate-factor", "--average-decay", "--precision", "--cache",
     }  # fmt: skip
