@@ -196,9 +196,15 @@ def test_without_a_network_auto_falls_back_aloud_and_imagenet_does_not(read, pub
 
 
 def test_no_published_weights(read, toy_card) -> None:
-    assert read(toy_card, "auto")[1].warning
+    warning = read(toy_card, "auto")[1].warning
+    assert "RANDOM weights: none are published" in warning
+    assert "--phase scratch" in warning
     with pytest.raises(UsageError, match="none are published for toy"):
         read(toy_card, "imagenet")
+
+
+def test_a_backbone_without_weights_needs_none(read) -> None:
+    assert read(BACKBONES["mlp"], "auto")[1].warning is None
 
 
 def test_unknown_backbone_and_too_small_a_side(read, toy_card) -> None:

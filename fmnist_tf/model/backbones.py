@@ -365,7 +365,14 @@ def read_backbone_weights(
     if card.pretrained is None:
         if choice == "imagenet":
             raise UsageError(f"--weights imagenet: none are published for {card.name}")
-        return WeightsSource("random", warning=_random_warning(card, "none are published"))
+        if not backbone.weights:
+            return WeightsSource("random")
+        return WeightsSource(
+            "random",
+            warning=f"The {card.name} backbone has RANDOM weights: none are published for it. "
+            "Frozen they are of little use: --phase scratch trains them, and --weights PATH names "
+            "a file of others.",
+        )
     try:
         path = find_or_fetch(
             card.pretrained.url,
@@ -378,12 +385,12 @@ def read_backbone_weights(
     except DownloadError as error:
         if choice == "imagenet":
             raise
-        return WeightsSource("random", warning=_random_warning(card, str(error)))
+        return WeightsSource("random", warning=_random_warning(card, error))
     _load(backbone, card, path)
     return WeightsSource("imagenet", str(path), file_digest(path), card.pretrained.trained_on)
 
 
-def _random_warning(card: BackboneCard, why: str) -> str:
+def _random_warning(card: BackboneCard, why: DownloadError) -> str:
     return (
         f"The {card.name} backbone has RANDOM weights: its pretrained weights could not be had "
         f"({why}). This run shows that the machinery works; its accuracy is not that of transfer "
