@@ -191,7 +191,7 @@ def test_rates_become_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         100 * (60_000 * 2000 + 600_000 * 2 * (50 + 0.9 * 60)) / 1.28e11 / 4000
     )
     assert row_of(result, "frozen_phase", "ours", "gap")["seconds"] == 3100.0
-    assert steps[-1] == (60, 60)
+    assert steps[-1] == (64, 64)
 
 
 MACHINE = {
@@ -204,15 +204,16 @@ MACHINE = {
 
 
 def test_systems_take_turns_and_sizes_follow_their_speed(tmp_path: Path) -> None:
-    run_fake(tmp_path, replace(SETTINGS, tasks=(FINETUNE,)))
+    rates = {**RATES, "plain_keras/finetune_epoch/flatten": [0.2]}
+    run_fake(tmp_path, replace(SETTINGS, tasks=(FINETUNE,)), rates=rates)
     log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     asked = [(name.split("/")[0], word) for name, word in log]
-    # Ten images at 12 and 4 a second: 10 s are 12 and 4 units.
+    # A unit of ten images at 12 a second: 12 of them take 10 s. One that takes 50 s is enough.
     assert asked == [
         ("ours", "outputs"), ("plain_keras", "outputs"),
         ("ours", "measure1"), ("ours", "measure1"),
-        ("plain_keras", "measure1"), ("plain_keras", "measure1"),
-        *[("ours", "measure12"), ("plain_keras", "measure4")] * 3,
+        ("plain_keras", "measure1"),
+        *[("ours", "measure12"), ("plain_keras", "measure1")] * 3,
     ]  # fmt: skip
 
 
