@@ -227,6 +227,7 @@ def compare_under_replicas() -> None:
             print(f"{name}: the same on {len(devices)}")
 
 
+@pytest.mark.slow
 def test_same_as_keras_under_one_and_two_replicas() -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_optimizers; "
