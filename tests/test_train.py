@@ -178,6 +178,7 @@ def test_best_epoch_is_chosen_on_val(folder: Path) -> None:
     assert evaluation["val"]["loss"] == pytest.approx(best.val_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
     runs = [frozen("--run", "a"), frozen("--run", "b")]
     runs = [Path("runs/a"), Path("runs/b")]

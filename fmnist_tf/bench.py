@@ -1,0 +1,96 @@
+"""`python -m fmnist_tf.bench`: what the stored, folded frozen part is worth on this machine.
+
+In: nothing but the machine; images and weights are made. Out: on stdout a table for each stage,
+ours beside plain Keras, OpenVINO and torch.compile, all measured in this one run; with --json the
+same as JSON. This module must not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.errors import UsageError, printable
+
+LEAST_SIDE, MOST_SIDE = 32, 1024
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmnist_tf.bench",
+        description="Measure the stages of training here, beside plain Keras, OpenVINO and "
+        "torch.compile (pip install -e '.[bench]') in alternating rounds. Takes about 20 minutes "
+        "on 2 cores.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few short rounds on smaller images; under 3 minutes on 2 cores",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write the result; an existing file is replaced"
+    )
+    parser.add_argument(
+        "--image-size",
+        metavar="N",
+        type=int,
+        help="side that images are resized to (default: 224, with --quick 64)",
+    )
+    add_terminal_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_bench, build_parser().parse_args(argv))
+
+
+def _bench(flags: argparse.Namespace) -> None:
+    side = flags.image_size
+    if side is not None and not LEAST_SIDE <= side <= MOST_SIDE:
+        raise UsageError(
+            f"--image-size {side}: expected a whole number from {LEAST_SIDE} to {MOST_SIDE}"
+        )
+    if flags.json is not None:
+        _check_target(flags.json)
+
+    import json
+    import tempfile
+
+    from fmnist_tf.benchmark.plan import plan_settings
+    from fmnist_tf.benchmark.suite import run_benchmark
+    from fmnist_tf.benchmark.table import format_result
+    from fmnist_tf.console import progress_bar, say
+    from fmnist_tf.files import write_atomically
+
+    settings = plan_settings(quick=flags.quick, image_size=side)
+    with tempfile.TemporaryDirectory(prefix="fmnist_tf-bench-") as folder:
+        with progress_bar("bench", "step") as show:
+            result = run_benchmark(settings, Path(folder), say=say, show=show)
+    if flags.json is not None:
+        with write_atomically(flags.json) as file:
+            file.write(json.dumps(result, indent=1).encode())
+    print(format_result(result, shutil.get_terminal_size().columns))
+
+
+def _check_target(path: Path) -> None:
+    """Refuse, before twenty minutes of work, a file that cannot be written in the end."""
+    where = f"--json {printable(str(path), 200)}"
+    if path.is_dir():
+        raise UsageError(f"{where}: expected the name of a file, found a folder")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"{where}: expected a file in an existing folder, found no {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{where}: expected a folder to write to; {folder} may not be written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
