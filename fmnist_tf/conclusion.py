@@ -10,8 +10,9 @@ Shape letters: N test images, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from fmnist_tf.console import progress_bar, warn
 from fmnist_tf.data.summary import summarize
 from fmnist_tf.errors import printable
 from fmnist_tf.files import file_digest
-from fmnist_tf.finished import MODEL, run_model
+from fmnist_tf.finished import MODEL, run_model, run_model_batches
 from fmnist_tf.results import analysis, figures
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.modelcard import write_model_card
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import keras
 
 N_MISTAKES = 100
+N_AGREEMENT = 256
+LEAST_AGREEMENT = 0.97
 FIGURES = ("curves.png", "confusion.png", "mistakes.png")
 
 
@@ -46,10 +49,13 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
 
     directory, dataset = run.directory, run.dataset
     test, names = dataset.test, dataset.train.class_names
+    # The file as it lies on disk: what is reported is then what anybody gets who loads it.
+    model = keras.saving.load_model(directory.file(MODEL), compile=False)
+    with run.clock.stage("agreement"):
+        agreement = _compare_with_training(run, trained, model)
+    map_rows = analysis.draw_rows(test.labels)
     with run.clock.stage("test"), progress_bar("test", "image") as show:
-        # The file as it lies on disk: what is reported is then what anybody gets who loads it.
-        model = keras.saving.load_model(directory.file(MODEL), compile=False)
-        probabilities, features = run_model(build_inspector(model), test.pixels, show)
+        probabilities, features = _test(build_inspector(model), test.pixels, map_rows, show)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(
         dataset.train.labels[run.splits.val], trained.val_probabilities
@@ -62,12 +68,14 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
             "weights": run.network.weights.kind,
             "chosen_epoch": trained.chosen_epoch,
             "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "val": {**val.to_json(), "computed_by": "the training loop"},
+            "val": {**val.to_json(), "computed_by": "the training loop", "agreement": agreement},
             "test": {**evaluation.to_json(), "computed_by": MODEL},
         },
     )
     with run.clock.stage("analysis"):
-        directory.write_arrays("report.npz", _analyse(run, trained, model, probabilities, features))
+        directory.write_arrays(
+            "report.npz", _analyse(run, trained, model, probabilities, map_rows, features)
+        )
     with run.clock.stage("figures"):
         _write_figures(run, trained, evaluation, probabilities)
     directory.write_json("provenance.json", describe_run(run))
@@ -107,11 +115,51 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
     return evaluation
 
 
+def _compare_with_training(run: Run, trained: Trained, model: keras.Sequential) -> dict[str, Any]:
+    """Compare the model on disk with the training loop, on val images.
+
+    The loop computes with the frozen part's output in 16 bits, and perhaps in bfloat16 throughout;
+    the model on disk is the ordinary float32 network. A disagreement would mean that another
+    network was saved than was trained.
+    """
+    rows = run.splits.val[:N_AGREEMENT]
+    (found,) = run_model(model, run.dataset.train.pixels[rows])
+    expected = trained.val_probabilities[: len(rows)]
+    same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    if same < LEAST_AGREEMENT * len(rows):
+        warn(
+            f"{MODEL} and the training loop name the same class for {same} of {len(rows)} val "
+            "images only: expected almost all. Trust the test figures, which are of the file"
+        )
+    return {
+        "images": len(rows),
+        "same_class": same,
+        "largest_difference": float(np.abs(found - expected).max()),
+    }
+
+
+def _test(
+    inspector: keras.Model,
+    pixels: np.ndarray,
+    map_rows: np.ndarray,
+    show: Callable[[int, int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities of all images, and the penultimate features of `map_rows`."""
+    probabilities, features, first = [], [], 0
+    for some, their_features in run_model_batches(inspector, pixels, show):
+        shown = map_rows[(first <= map_rows) & (map_rows < first + len(some))]
+        probabilities.append(some)
+        features.append(their_features[shown - first])
+        first += len(some)
+    return np.concatenate(probabilities), np.concatenate(features)
+
+
 def _analyse(
     run: Run,
     trained: Trained,
     model: keras.Sequential,
     probabilities: np.ndarray,
+    map_rows: np.ndarray,
     features: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return what the report shows and no other file holds.
@@ -121,7 +169,8 @@ def _analyse(
         trained: gives the predictions of val.
         model: as it was tested.
         probabilities: (N, K) float32, of the test images.
-        features: (N, D) float32, penultimate.
+        map_rows: M row numbers of test images.
+        features: (M, D) float32, penultimate, of those.
     """
     from fmnist_tf.model.classifier import find_backbone
     from fmnist_tf.model.explain import run_grad_cam
@@ -134,8 +183,7 @@ def _analyse(
     val_shown = np.sort(
         analysis.find_label_issues(val_labels, trained.val_probabilities, analysis.LABEL_ISSUES)
     )
-    map_rows = analysis.draw_rows(test.labels)
-    map_features, features_variance = analysis.project(features[map_rows])
+    map_features, features_variance = analysis.project(features)
     map_pixels, pixels_variance = analysis.project(test.pixels[map_rows])
     explained = test_selection.explained
     cams = run_grad_cam(

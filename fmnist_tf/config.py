@@ -8,20 +8,57 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, printable
 
 PHASES = ("frozen", "finetune", "scratch")
+FLIP = "flip"
+AUGMENTATIONS = (FLIP, "shift-crop", "erasing", "mixup")
+_MOST_SHOWN = 10  # unknown names of one file
+
+# What a knob may be, and the words for it.
+_Range = tuple[Callable[[Any], bool], str]
+_SHARE: _Range = (lambda x: 0 <= x < 1, "a number from 0, below 1")
+_FINITE: _Range = (lambda x: 0 < x < math.inf, "a finite number above 0")
+_COUNT: _Range = (lambda x: x >= 1, "a whole number from 1")
+_SEED: _Range = (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647")
 
 
-def _knob(group: str, text: str, *, default: Any = None, **argparse_words: Any) -> Any:
-    """Declare a knob once: its default, its place in --help and its argparse words."""
-    return field(default=default, metadata={"group": group, "help": text, "words": argparse_words})
+class SettingError(UsageError):
+    """A knob's value is out of range, or does not go with another knob's.
+
+    The message is that of a flag; `said_in` has it for a file.
+    """
+
+    def __init__(self, name: str, found: Any, expected: str) -> None:
+        self.name, self.found, self.expected = name, found, expected
+        shown = "" if found is True else f" {_shown(found)}"
+        super().__init__(f"{_flag(name)}{shown}: expected {expected}")
+
+    def said_in(self, where: str) -> UsageError:
+        """Return the error for a value that was said in the file or recipe `where`."""
+        return _wrong_value(self.name, self.found, self.expected, where)
+
+
+def _knob(
+    group: str,
+    text: str,
+    *,
+    default: Any = None,
+    within: _Range | None = None,
+    **argparse_words: Any,
+) -> Any:
+    """Declare a knob once: default, range, place in --help, argparse words. None is in range."""
+    words = {"group": group, "help": text, "within": within, "words": argparse_words}
+    return field(default=default, metadata=words)
 
 
 @dataclass(frozen=True)
@@ -48,12 +85,21 @@ class RunConfig:
     test_data: str | None = _knob("data", "labelled CSV that is read once, at the end")
     label_column: str | None = _knob("data", "name of the label's column", metavar="NAME")
     val_fraction: float = _knob(
-        "data", "share of the training rows held out for validation", default=0.1, metavar="F"
+        "data",
+        "share of the training rows held out for validation",
+        default=0.1,
+        within=(lambda x: 0 < x < 1, "a number above 0 and below 1"),
+        metavar="F",
     )
     limit: int | None = _knob(
-        "data", "use only N training and validation rows, stratified", metavar="N"
+        "data",
+        "use only N training and validation rows, stratified",
+        within=(lambda x: x >= 2, "a whole number from 2"),
+        metavar="N",
     )
-    seed: int = _knob("data", "decides split, order, initial weights and dropout", default=0)
+    seed: int = _knob(
+        "data", "decides split, order, initial weights and dropout", default=0, within=_SEED
+    )
 
     backbone: str = _knob("model", "the network under the head", default="resnet50", metavar="NAME")
     weights: str = _knob(
@@ -63,7 +109,10 @@ class RunConfig:
         metavar="{auto,imagenet,random,PATH}",
     )
     image_size: int | None = _knob(
-        "model", "side that images are resized to (default: the backbone's usual side)", metavar="N"
+        "model",
+        "side that images are resized to (default: the backbone's usual side)",
+        within=(lambda x: 1 <= x <= 1024, "a whole number from 1 to 1024"),
+        metavar="N",
     )
     head: str = _knob(
         "model",
@@ -71,8 +120,15 @@ class RunConfig:
         default="flatten",
         choices=("flatten", "gap"),
     )
-    units: int = _knob("model", "width of the hidden dense layer", default=512)
-    dropout: float = _knob("model", "dropout after the hidden layer", default=0.5, metavar="P")
+    units: int = _knob(
+        "model",
+        "width of the hidden dense layer; 0: none",
+        default=512,
+        within=(lambda x: x >= 0, "a whole number from 0"),
+    )
+    dropout: float = _knob(
+        "model", "dropout before the last layer", default=0.5, within=_SHARE, metavar="P"
+    )
     unfreeze: tuple[str, ...] = _knob(
         "model",
         "finetune: stages to train, e.g. conv5 or conv4,conv5 or all (default: the deepest)",
@@ -85,17 +141,102 @@ class RunConfig:
         default=False,
     )
 
-    epochs: int | None = _knob("training", "passes over the training rows", metavar="N")
-    batch_size: int | None = _knob("training", "examples per optimizer step", metavar="N")
+    epochs: int | None = _knob(
+        "training", "passes over the training rows", within=_COUNT, metavar="N"
+    )
+    batch_size: int | None = _knob(
+        "training", "examples per optimizer step", within=_COUNT, metavar="N"
+    )
     optimizer: str = _knob(
         "training", "update rule", default="adam", choices=("adam", "adamw", "sgd")
     )
-    learning_rate: float | None = _knob("training", "peak learning rate", metavar="X")
+    momentum: float = _knob(
+        "training", "of sgd, with Nesterov's look-ahead", default=0.9, within=_SHARE
+    )
+    weight_decay: float | None = _knob(
+        "training",
+        "share of a kernel that adamw and sgd take off per step, times the rate (default: adamw "
+        "0.004, sgd 0)",
+        within=_SHARE,
+    )
+    clip_norm: float | None = _knob(
+        "training", "largest norm of all gradients together", within=_FINITE
+    )
+    learning_rate: float | None = _knob(
+        "training", "peak learning rate", within=_FINITE, metavar="X"
+    )
+    range_test: bool = _knob(
+        "training",
+        "first take some steps at rising rates, draw rates.png, and use what it suggests where no "
+        "--learning-rate is given",
+        default=False,
+    )
     schedule: str = _knob(
         "training",
         "learning rate over the run",
         default="constant",
-        choices=("constant", "cosine"),
+        choices=("constant", "cosine", "triangular2", "plateau"),
+    )
+    least_rate: float = _knob(
+        "training",
+        "rate where cosine ends and warm-up and triangular2 begin, and that plateau keeps above",
+        default=0.0,
+    )
+    warmup_epochs: float = _knob(
+        "training", "constant, cosine: epochs in which the rate rises to its peak", default=0.0
+    )
+    cycle_epochs: float | None = _knob(
+        "training",
+        "triangular2: epochs of one rise and fall (default: half the run)",
+        within=_FINITE,
+    )
+    plateau_patience: int = _knob(
+        "training",
+        "plateau: epochs without a lower validation loss until the rate falls to a tenth",
+        default=2,
+        within=_COUNT,
+    )
+    early_stopping: int | None = _knob(
+        "training",
+        "stop after this many epochs without a better one",
+        within=_COUNT,
+        metavar="PATIENCE",
+    )
+    augment: tuple[str, ...] = _knob(
+        "training",
+        "changes of the training images: some of flip, shift-crop, erasing, mixup; flip is stored "
+        "as a second view, the others need the frozen part anew in each epoch",
+        default=(),
+        within=(
+            lambda x: set(x) <= set(AUGMENTATIONS) and len(set(x)) == len(x),
+            f"some of {', '.join(AUGMENTATIONS)}, once each, or none",
+        ),
+        metavar="KIND[,KIND]",
+    )
+    label_smoothing: float = _knob(
+        "training",
+        "share of the target spread over all classes",
+        default=0.0,
+        within=_SHARE,
+        metavar="P",
+    )
+    class_weights: str = _knob(
+        "training",
+        "balanced: each class counts the same, however many rows it has",
+        default="none",
+        choices=("none", "balanced"),
+    )
+    stage_rate_factor: float = _knob(
+        "training",
+        "finetune: each stage below the head learns at this factor of the one above",
+        default=1.0,
+        within=(lambda x: 0 < x <= 1, "a number above 0, up to 1"),
+    )
+    average_decay: float = _knob(
+        "training",
+        "per step, of a moving average of the weights, which is validated and kept; 0: none",
+        default=0.0,
+        within=_SHARE,
     )
     precision: str = _knob(
         "training",
@@ -113,56 +254,72 @@ class RunConfig:
     )
 
     parent: str | None = field(default=None, metadata={})
-    split_seed: int | None = field(default=None, metadata={})
+    split_seed: int | None = field(default=None, metadata={"within": _SEED})
 
     def cache_dir(self, runs_dir: Path) -> Path:
         """Return the folder for parsed files, downloads and the frozen part's output."""
         return runs_dir / ".cache" if self.cache in ("auto", "off") else Path(self.cache)
 
     def __post_init__(self) -> None:
-        checks: list[tuple[bool, str, str]] = [
-            (0 < self.val_fraction < 1, "val-fraction", "a number above 0 and below 1"),
-            (0 <= self.dropout < 1, "dropout", "a number from 0, below 1"),
-            (0 <= self.seed < 2**31, "seed", "a whole number from 0 to 2147483647"),
-            (self.units >= 1, "units", "a whole number from 1"),
-            (self.limit is None or self.limit >= 2, "limit", "a whole number from 2"),
-            (self.epochs is None or self.epochs >= 1, "epochs", "a whole number from 1"),
-            (self.batch_size is None or self.batch_size >= 1, "batch-size", "a number from 1"),
-            (
-                self.learning_rate is None or 0 < self.learning_rate < float("inf"),
-                "learning-rate",
-                "a finite number above 0",
-            ),
-            (
-                self.image_size is None or 1 <= self.image_size <= 1024,
-                "image-size",
-                "a whole number from 1 to 1024",
-            ),
-        ]
-        for holds, flag, expected in checks:
-            if not holds:
-                found = getattr(self, flag.replace("-", "_"))
-                raise UsageError(f"--{flag} {found}: expected {expected}")
-        if self.phase != "finetune" and (self.unfreeze or self.train_batch_norm):
-            flag = (
-                f"--unfreeze {','.join(self.unfreeze)}" if self.unfreeze else "--train-batch-norm"
-            )
-            trains = "everything" if self.phase == "scratch" else "nothing of the backbone"
-            raise UsageError(
-                f"{flag}: expected with --phase finetune alone; {self.phase} trains {trains}"
-            )
-        if self.phase == "scratch" and self.weights not in ("auto", "random"):
-            raise UsageError(
-                f"--weights {self.weights}: --phase scratch starts from random weights; leave it "
-                "out, or use --phase frozen"
-            )
         for knob in fields(self):
+            value = getattr(self, knob.name)
+            within = knob.metadata.get("within")
+            if within and value is not None and not within[0](value):
+                raise SettingError(knob.name, value, within[1])
             choices = knob.metadata.get("words", {}).get("choices")
-            if choices and getattr(self, knob.name) not in choices:
-                raise UsageError(
-                    f"{knob.name} is {getattr(self, knob.name)!r}; expected one of "
-                    f"{', '.join(choices)}"
-                )
+            if choices and value not in choices:
+                raise SettingError(knob.name, value, f"one of {', '.join(choices)}")
+        finetune, sgd = self.phase == "finetune", self.optimizer == "sgd"
+        trains = "everything" if self.phase == "scratch" else "nothing of the backbone"
+        finetune_alone = f"with --phase finetune alone; {self.phase} trains {trains}"
+        for holds, name, expected in (
+            (
+                self.momentum == 0.9 or sgd,
+                "momentum",
+                f"with --optimizer sgd alone; {self.optimizer} has none",
+            ),
+            (
+                not self.weight_decay or self.optimizer != "adam",
+                "weight_decay",
+                "with --optimizer adamw or sgd",
+            ),
+            (
+                0 <= self.least_rate <= (self.learning_rate or math.inf),
+                "least_rate",
+                "a number from 0 to --learning-rate",
+            ),
+            (
+                0 <= self.warmup_epochs <= (self.epochs or math.inf),
+                "warmup_epochs",
+                "a number from 0 to --epochs",
+            ),
+            (
+                not self.warmup_epochs or self.schedule in ("constant", "cosine"),
+                "warmup_epochs",
+                "with --schedule constant or cosine",
+            ),
+            (
+                self.cycle_epochs is None or self.schedule == "triangular2",
+                "cycle_epochs",
+                "with --schedule triangular2",
+            ),
+            (
+                self.stage_rate_factor == 1 or finetune,
+                "stage_rate_factor",
+                "with --phase finetune",
+            ),
+            (not self.unfreeze or finetune, "unfreeze", finetune_alone),
+            (not self.train_batch_norm or finetune, "train_batch_norm", finetune_alone),
+            (self.parent is None or finetune, "parent", "with --phase finetune alone"),
+            (
+                self.phase != "scratch" or self.weights in ("auto", "random"),
+                "weights",
+                "auto or random with --phase scratch, which starts from random weights; leave it "
+                "out, or use --phase frozen",
+            ),
+        ):
+            if not holds:
+                raise SettingError(name, getattr(self, name), expected)
 
     def to_json(self) -> dict[str, Any]:
         """Return the knobs as JSON values; `from_json` is its inverse."""
@@ -173,38 +330,99 @@ class RunConfig:
         """Read the knobs back.
 
         Raises:
-            UsageError: a key is unknown, or a value is out of range.
+            UsageError: a key is unknown, or a value is of another type or out of range.
         """
-        known = {knob.name: str(knob.type) for knob in fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise UsageError(
-                f"unknown setting {', '.join(unknown)} in config.json; expected "
-                f"{', '.join(sorted(known))}"
-            )
-        for name, value in values.items():
-            if not _is_of(known[name], value):
-                raise UsageError(f"{name} in config.json is {value!r}; expected {known[name]}")
-        return cls(**{**values, "unfreeze": tuple(values.get("unfreeze", ()))})
+        where = "config.json"
+        try:
+            return cls(**check_settings(values, where))
+        except SettingError as error:
+            raise error.said_in(where) from error
 
 
-def _is_of(annotation: str, value: Any) -> bool:
-    """Return whether a JSON value is of a knob's type; an integer is a float too."""
-    if value is None:
-        return annotation.endswith("| None")
-    kinds: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "float": (int, float),
-        "bool": bool,
-        "tuple": list,
-    }
-    kind = kinds[annotation.removesuffix(" | None").split("[")[0]]
-    if isinstance(value, bool) and kind is not bool:
+def check_settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return settings from JSON or TOML as a `RunConfig` takes them; null is left out.
+
+    Args:
+        values: knob -> value; lists become tuples, and whole numbers floats where a knob is one.
+        where: the file they stand in, as messages call it.
+
+    Raises:
+        UsageError: a key is no knob, or a value is of another type.
+    """
+    kinds = {knob.name: str(knob.type) for knob in fields(RunConfig)}
+    check_names(values, kinds, "setting", where)
+    settings = {}
+    for name, value in values.items():
+        kind = kinds[name].removesuffix(" | None").split("[")[0]
+        if value is None and kinds[name].endswith("| None"):
+            continue
+        if not _is_of(kind, value):
+            raise _wrong_value(name, value, _KINDS[kind][1], where)
+        if kind == "tuple":
+            value = tuple(value)
+        elif kind == "float":
+            value = float(value)
+        settings[name] = value
+    return settings
+
+
+def check_names(names: Collection[str], known: Collection[str], kind: str, where: str) -> None:
+    """Refuse names that are not known, and say which known ones are most like them.
+
+    Raises:
+        UsageError: with one line for each unknown name, or the first ten.
+    """
+    unknown = [name for name in names if name not in known]
+    lines = [
+        f"unknown {kind} {printable(name)} in {where}; {suggest(name, known)}"
+        for name in unknown[:_MOST_SHOWN]
+    ]
+    if len(unknown) > _MOST_SHOWN:
+        lines.append(f"... and {len(unknown) - _MOST_SHOWN} more")
+    if lines:
+        raise UsageError("\n".join(lines))
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return the known names that are most like `name`, as a hint; all if none is like it."""
+    near = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(known))}"
+
+
+# A knob's type -> the types of JSON and TOML, and the words for it. An integer is a float too.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "tuple": (list, "a list of texts"),
+}
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    """Return whether a JSON or TOML value is of a kind; true is no number, nor are 64 bits."""
+    if isinstance(value, list):
+        return kind == "tuple" and all(isinstance(item, str) for item in value)
+    if isinstance(value, int) and value.bit_length() >= 64:
         return False
-    return isinstance(value, kind) and (
-        kind is not list or all(isinstance(item, str) for item in value)
-    )
+    if isinstance(value, str) and "\0" in value:
+        return False  # which no flag can hold and no file name
+    return isinstance(value, _KINDS[kind][0]) and isinstance(value, bool) == (kind == "bool")
+
+
+def _wrong_value(name: str, found: Any, expected: str, where: str) -> UsageError:
+    found = printable(repr(list(found) if isinstance(found, tuple) else found), 100)
+    return UsageError(f"{name} in {where} is {found}; expected {expected}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as its flag takes it."""
+    text = ",".join(value) if isinstance(value, tuple) else str("" if value is None else value)
+    return printable(text, 200) or "none"
 
 
 @dataclass(frozen=True)
@@ -231,7 +449,10 @@ INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "label_column", "seed", "dro
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one flag per knob; a flag that is not given leaves no trace in the result."""
+    """Give `parser` one flag per knob; a flag that is not given leaves no trace in the result.
+
+    `none` is read as None where a knob can be None: it unsays what a recipe says.
+    """
     groups: dict[str, Any] = {}
     types = {"int": int, "float": float, "str": str}
     for knob in fields(RunConfig):
@@ -242,19 +463,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         words = dict(knob.metadata["words"])
         annotation = str(knob.type).removesuffix(" | None")
         if annotation == "bool":
-            words["action"] = "store_true"
+            words["action"] = argparse.BooleanOptionalAction
         elif annotation.startswith("tuple"):
-            words["type"] = lambda text: tuple(filter(None, text.split(",")))
+            words["type"] = _read_list
         else:
-            words["type"] = types[annotation]
+            read = types[annotation]
+            words["type"] = read if annotation == knob.type else _or_none(read)
             if "choices" not in words:
                 words.setdefault("metavar", {"int": "N", "float": "X"}.get(annotation, "PATH"))
         group.add_argument(
-            "--" + knob.name.replace("_", "-"),
-            default=argparse.SUPPRESS,
-            help=_help_with_default(knob),
-            **words,
+            _flag(knob.name), default=argparse.SUPPRESS, help=_help_with_default(knob), **words
         )
+
+
+def _read_list(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(filter(None, text.split(",")))
+
+
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    @functools.wraps(read)  # argparse tells the name when it refuses a value
+    def read_or_none(text: str) -> Any:
+        return None if text == "none" else read(text)
+
+    return read_or_none
 
 
 def _help_with_default(knob: dataclasses.Field[Any]) -> str:
@@ -269,44 +500,87 @@ def _help_with_default(knob: dataclasses.Field[Any]) -> str:
 
 
 def complete_config(
-    given: Mapping[str, Any], parent: RunConfig | None = None, parent_name: str | None = None
+    given: Mapping[str, Any],
+    parent: RunConfig | None = None,
+    parent_name: str | None = None,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    recipe_name: str = "",
 ) -> tuple[RunConfig, list[str]]:
-    """Fill what was not said: from the parent first, then from the phase's defaults.
+    """Fill what was not said: from the recipe first, then the parent, then the phase's defaults.
 
     Args:
-        given: the knobs that the person set, and no others.
+        given: the knobs that the person set by flags, and no others.
         parent: the frozen run that a finetune run continues.
         parent_name: its directory's name, kept in the result.
+        recipe: the knobs that a recipe sets; those of `check_settings`.
+        recipe_name: where they stand, as messages call it.
 
     Returns:
-        The complete configuration, and one line per inherited or overridden value.
+        The complete configuration, and one line per value that is inherited, overridden, or from
+        the recipe and not what it would have been without. The learning rate stays open to a range
+        test.
 
     Raises:
         UsageError: a value is out of range, or contradicts the parent.
     """
-    phase = given.get("phase", "frozen")
-    values = dict(given)
-    lines: list[str] = []
+    recipe = dict(recipe or {})
+    phase = given.get("phase", recipe.get("phase", "frozen"))
+    defaults = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
+    if given.get("range_test", recipe.get("range_test")):
+        defaults.pop("learning_rate", None)
+    usual = {knob.name: knob.default for knob in fields(RunConfig)} | defaults
+    seed = recipe.get("seed", usual["seed"])
+    if parent is not None or given.get("seed", seed) != seed or recipe.get("split_seed") == seed:
+        recipe.pop("split_seed", None)  # what counts is the parent's, or the seed
+    recipe_parent = recipe.pop("parent", None)
+    layers = [("", given), (recipe_name, recipe)]
     if parent is not None:
-        for name in INHERITED:
-            inherited = getattr(parent, name)
-            flag = "--" + name.replace("_", "-")
-            if name not in given:
-                values[name] = inherited
-                lines.append(f"{name} = {inherited}  (inherited from {parent_name})")
-            elif given[name] != inherited and name in FIXED_BY_PARENT:
-                raise UsageError(
-                    f"{flag} {given[name]}: expected {inherited}, which {parent_name} was trained "
-                    f"with; finetune continues that network on that split. Leave {flag} out, or "
-                    "train a new frozen run with it first"
-                )
-            elif given[name] != inherited:
-                lines.append(f"{name} = {given[name]}  (overrides {inherited} of {parent_name})")
-        values["parent"] = parent_name
+        inherited = {name: getattr(parent, name) for name in INHERITED}
+        layers.append((str(parent_name), inherited))
+
+    values: dict[str, Any] = {}
+    lines: list[str] = []
+    for name, default in usual.items():
+        said = [(where, layer[name]) for where, layer in layers if name in layer]
+        if not said:
+            continue
+        (where, value), *lower = said
+        values[name] = value
+        if parent is not None and name in FIXED_BY_PARENT and value != inherited[name]:
+            raise _contradiction(name, value, where, inherited[name], parent_name)
+        notes = [f"overrides {_shown(v)} of {w}" for w, v in lower if v != value][:1]
+        if name not in given and name not in recipe:
+            notes = [f"inherited from {where}"]
+        elif name not in given and (notes or value != default):
+            notes = [f"from {where}", *notes]
+        if notes:
+            lines.append(f"{name} = {_shown(value)}  ({', '.join(notes)})")
+    values["parent"] = recipe_parent if parent is None else parent_name
+    if parent is not None:
         values["split_seed"] = parent.split_seed
-    defaults = DEFAULTS.get(phase)
-    if defaults:
-        for name, value in dataclasses.asdict(defaults).items():
-            values.setdefault(name, value)
+    values = defaults | {name: value for name, value in values.items() if value is not None}
     values.setdefault("split_seed", values.get("seed", 0))
-    return RunConfig(**values), lines
+    try:
+        return RunConfig(**values), lines
+    except SettingError as error:
+        if error.name in given or error.name not in {*recipe, "parent"}:
+            raise
+        raise error.said_in(recipe_name) from error
+
+
+def _contradiction(
+    name: str, value: Any, where: str, expected: Any, parent_name: str | None
+) -> UsageError:
+    reason = (
+        f"{_shown(expected)}, which {parent_name} was trained with; finetune continues that "
+        "network on that split"
+    )
+    if where:
+        hint = "Name another run with --from, or train a new frozen run with this first"
+        return _wrong_value(name, value, f"{reason}. {hint}", where)
+    flag = _flag(name)
+    return UsageError(
+        f"{flag} {_shown(value)}: expected {reason}. Leave {flag} out, or train a new frozen run "
+        "with it first"
+    )

@@ -10,7 +10,7 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,17 @@ def build_finished(run: FinishedRun) -> keras.Sequential:
 def run_model(
     model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
 ) -> list[np.ndarray]:
-    """Return each output of the model for all images, in inference mode.
+    """Return each output of the model for all images; see `run_model_batches`."""
+    parts = list(run_model_batches(model, images, show))
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def run_model_batches(
+    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
+) -> Iterator[list[np.ndarray]]:
+    """Yield each output of the model, batch after batch, in inference mode.
+
+    The model computes as its folded twin in float32: what differs is the order of roundings.
 
     Args:
         model: (B, 28, 28) uint8 -> one or more tensors (B, ...).
@@ -182,22 +192,22 @@ def run_model(
     import tensorflow as tf
 
     from fmnist_tf.model.classifier import find_backbone
+    from fmnist_tf.model.folding import fold_model
 
     side = find_backbone(model).input_shape[1]
     size = min(_LARGEST_BATCH, max(1, _PIXELS_PER_BATCH // side**2))
+    folded = fold_model(model, "float32", still=True)
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, 28, 28), tf.uint8)])
     def predict(batch: Any) -> list[Any]:
-        # Without `training` Keras 3.15 may run nested BatchNorm in training mode.
-        return tf.nest.flatten(model(batch, training=False))
+        # Without `training` Keras 3.15 may run nested layers in training mode.
+        return tf.nest.flatten(folded(batch, training=False))
 
-    parts = []
     for first in range(0, len(images), size):
         batch = np.reshape(images[first : first + size], (-1, 28, 28))
-        parts.append([output.numpy() for output in predict(tf.constant(batch))])
+        yield [output.numpy() for output in predict(tf.constant(batch))]
         if show:
             show(first + len(batch), len(images))
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def read_run_dataset(run: FinishedRun, say: Callable[[str], None]) -> Dataset:

@@ -22,6 +22,7 @@ from fmnist_tf.data.splits import Splits
 from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import printable
 from fmnist_tf.finished import FinishedRun
+from fmnist_tf.memory import MemoryWatch
 from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats, peak_memory_bytes
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 
@@ -75,6 +76,7 @@ class Run:
         code: commit and versions, as they were when the run began.
         cache_dir: where the frozen part's output is stored.
         clock: of the stages so far.
+        memory: of this process.
         wandb_mode: auto, online, offline or disabled.
         command: the command line without secrets.
     """
@@ -89,6 +91,7 @@ class Run:
     code: dict[str, Any]
     cache_dir: Path
     clock: StageClock
+    memory: MemoryWatch
     wandb_mode: str
     command: str
 
@@ -183,4 +186,5 @@ def describe_run(run: Run) -> dict[str, Any]:
         **parent,
         "seconds": run.clock.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_anonymous_bytes": run.memory.peak_anonymous_bytes,
     }

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_tf.assembly import open_source, plan_rate_factors, plan_training
 from fmnist_tf.conclusion import conclude
 from fmnist_tf.config import RunConfig
 from fmnist_tf.console import progress_bar, say, warn
@@ -29,15 +29,15 @@ from fmnist_tf.finished import (
     load_weights,
     read_finished,
 )
+from fmnist_tf.memory import release_memory
 from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.results.figures import write_rates
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
 from fmnist_tf.run import Network, Run, Trained, describe_run
 
 if TYPE_CHECKING:
-    from fmnist_tf.data.batches import RowSource
-    from fmnist_tf.model.classifier import SplitClassifier
-    from fmnist_tf.training.loop import Counts, Trainer
+    from fmnist_tf.training.loop import Counts, Trainer, TrainingPlan
 
 
 def read_parent(directory: RunDir) -> FinishedRun:
@@ -154,7 +154,9 @@ def run_session(run: Run) -> Evaluation:
     )
     finished = False
     try:
-        test = conclude(run, tracker, _train(run, tracker))
+        trained = _train(run, tracker)
+        release_memory()
+        test = conclude(run, tracker, trained)
         finished = True
     finally:
         tracker.finish(finished)
@@ -184,12 +186,11 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     """Train all epochs and leave the best state in the network and on disk."""
     from fmnist_tf.model.classifier import split_classifier
     from fmnist_tf.model.phases import digest_weights, prove_plan
-    from fmnist_tf.training.loop import Trainer, build_optimizer
+    from fmnist_tf.training.loop import Trainer
+    from fmnist_tf.training.optimizers import build_optimizer
+    from fmnist_tf.training.rangetest import plan_rates
 
     config, network = run.config, run.network
-    epochs, batch_size, rate = config.epochs, config.batch_size, config.learning_rate
-    if epochs is None or batch_size is None or rate is None:
-        raise ValueError("the configuration is incomplete; see config.complete_config")
     # Rows are numbered within the pool from here on: nothing else of the file is touched.
     pool = np.sort(np.concatenate([run.splits.train, run.splits.val]))
     train_rows = np.searchsorted(pool, run.splits.train)
@@ -198,13 +199,21 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     split = split_classifier(
         network.classifier, network.card, network.plan.lowest_stage, run.precision[0]
     )
-    source, compute_features = _open_source(run, split, pool)
-    trainer = Trainer(
-        network.classifier,
-        split,
-        build_optimizer(config.optimizer),
-        compute_features=compute_features,
+    source, compute_features = open_source(run, split, pool)
+    optimizer = build_optimizer(
+        config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        rate_factors=plan_rate_factors(run),
     )
+    trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
+    plan = plan_training(run, labels[train_rows])
+    if config.range_test:
+        with run.clock.stage("range_test"):
+            losses = trainer.run_range_test(source, labels, train_rows, plan, plan_rates())
+        plan = _use_suggestion(run, plan, losses)
+    epochs, batch_size = plan.rates.epochs, plan.batch_size
 
     best: Best | None = None
     history: list[HistoryRow] = []
@@ -242,20 +251,16 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     try:
         with run.clock.stage("training"), progress_bar("training", "batch") as show:
             for epoch in trainer.run_epochs(
-                source,
-                labels,
-                train_rows,
-                val_rows,
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=rate,
-                schedule=config.schedule,
-                seed=config.seed,
-                on_step=show,
+                source, labels, train_rows, val_rows, plan, on_step=show
             ):
                 record(epoch.number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
                 if epoch.number == 1 and (still := prove()):
                     say(f"note: {len(still)} weights were to move and did not: {still[:3]}")
+                if best and config.early_stopping is not None:
+                    since = epoch.number - best.epoch
+                    if since >= config.early_stopping and epoch.number < epochs:
+                        say(f"stopped early: {since} epochs without a better one")
+                        break
         prove()
         if best is None:
             raise ValueError("no epoch was run")
@@ -271,56 +276,27 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     return Trained(best.epoch, tuple(history), val_probabilities)
 
 
+def _use_suggestion(run: Run, plan: TrainingPlan, losses: list[float]) -> TrainingPlan:
+    """Write what the range test found; return the plan with the rate that the run is to use."""
+    from fmnist_tf.training.rangetest import plan_rates, smooth_losses, suggest_rate
+
+    rates, smoothed = plan_rates(), smooth_losses(losses)
+    suggestion, said = suggest_rate(rates, losses), run.config.learning_rate
+    lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]
+    run.directory.write_text("rates.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
+    with run.directory.writing("rates.png") as path:
+        write_rates(path, rates, losses, smoothed, suggestion, run.title, banner=run.banner)
+    say(
+        f"range test: {len(losses)} steps suggest a rate of {suggestion:.3g}; the run uses "
+        + (f"{said:g}, as asked" if said else "it")
+    )
+    if said:
+        return plan
+    return replace(plan, rates=replace(plan.rates, peak=max(suggestion, plan.rates.least)))
+
+
 def _keep_best(run: Run, trainer: Trainer, best: Best) -> None:
     """Put the best state into the network and the network on disk."""
     trainer.restore(best.snapshot)
     with run.clock.stage("save"), run.directory.writing(MODEL) as temporary:
         run.network.classifier.save(temporary)
-
-
-def _open_source(
-    run: Run, split: SplitClassifier, pool: np.ndarray
-) -> tuple[RowSource, Callable[[Any], Any] | None]:
-    """Return what the trainer reads: stored features, or raw pixels and the prefix to apply.
-
-    Args:
-        run: its settings decide.
-        split: the classifier, cut.
-        pool: the rows of the train file that this run uses, ascending.
-    """
-    from fmnist_tf.data.batches import ArrayRows
-    from fmnist_tf.training import features
-
-    pixels = run.dataset.train.pixels
-    if len(pool) != len(pixels):
-        pixels = pixels[pool]
-    precision, why = run.precision
-    say(f"arithmetic: {precision} ({why})")
-    if not split.has_frozen_part:
-        say("the whole network trains: there is no frozen part to store")
-        return ArrayRows(pixels), None
-    compute = features.build_prefix_function(split.prefix, precision)
-    row_shape = split.prefix.output_shape[1:]
-    n_bytes = features.stored_bytes(len(pixels), row_shape)
-    folder = run.cache_dir / "features"
-    if run.config.cache == "off":
-        return ArrayRows(pixels), compute
-    with run.clock.stage("features"):
-        key = features.feature_key(pixels, split.prefix, precision)
-        store = features.read_features(folder, key, len(pixels), row_shape)
-        if store:
-            say(f"frozen part: found its output for {len(pixels):,} images in {store.path}")
-            return store, None
-        if not features.fits_on_disk(folder, key, n_bytes):
-            say(
-                f"frozen part: its output, {n_bytes / 1e9:.2g} GB, does not fit on the disk of "
-                f"{folder}; it is computed anew in every epoch. --cache DIR names another disk"
-            )
-            return ArrayRows(pixels), compute
-        say(f"frozen part: computing its output for {len(pixels):,} images, {n_bytes / 1e9:.2g} GB")
-        started = time.perf_counter()
-        with progress_bar("frozen part", "image") as show:
-            store = features.run_prefix(folder, key, pixels, compute, row_shape, show)
-        seconds = time.perf_counter() - started
-        say(f"frozen part: {seconds:.1f} s, {len(pixels) / seconds:.1f} images/s, in {store.path}")
-    return store, None

@@ -12,11 +12,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, complete_config
 from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.recipe import describe_recipes, read_recipe
 
 if TYPE_CHECKING:
     from fmnist_tf.finished import FinishedRun
@@ -28,6 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m fmnist_tf.train",
         description="Train an image classifier from CSV rows of a label and 784 grey pixels.",
         allow_abbrev=False,  # an abbreviation would change its meaning as flags are added
+    )
+    group = parser.add_argument_group("settings from a file")
+    group.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="settings from a recipe, a TOML file, or a run's config.json; flags override, and "
+        "`none` unsays what has no value by default",
+    )
+    group.add_argument(
+        "--list-recipes", action="store_true", help="show the recipes and what they reach"
     )
     add_flags(parser)
     group = parser.add_argument_group("where")
@@ -59,23 +70,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda flags: _train(flags, arguments), flags)
 
 
+def read_settings(flags: argparse.Namespace) -> tuple[RunConfig, FinishedRun | None, list[str]]:
+    """Return what the flags ask for, the frozen run that it continues, and what came from where.
+
+    Raises:
+        UsageError: a flag, the recipe or the run to continue is at fault.
+    """
+    known = {knob.name for knob in dataclasses.fields(RunConfig)}
+    given = {name: value for name, value in vars(flags).items() if name in known}
+    recipe, source = {}, ""
+    if flags.recipe is not None:
+        read = read_recipe(flags.recipe)
+        recipe, source = read.settings_of(given.get("phase")), read.name
+    parent = None
+    if {**recipe, **given}.get("phase") == "finetune":
+        parent = _find_parent(flags, recipe.get("parent"), source)
+    elif flags.from_run:
+        raise UsageError("--from RUN: expected with --phase finetune alone")
+    config, lines = complete_config(
+        given,
+        parent.config if parent else None,
+        parent.directory.path.name if parent else None,
+        recipe=recipe,
+        recipe_name=source,
+    )
+    return config, parent, lines
+
+
 def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
+    if flags.list_recipes:
+        print(describe_recipes())
+        return
     # What is cheap to check comes first; importing TensorFlow takes seconds and comes last.
+    config, parent, lines = read_settings(flags)
     from fmnist_tf import session
     from fmnist_tf.console import boxed, say, warn
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.splits import plan_splits
+    from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
     from fmnist_tf.run import Run, StageClock, describe_devices
     from fmnist_tf.startup import import_tensorflow
 
-    known = {knob.name for knob in dataclasses.fields(RunConfig)}
-    given = {name: value for name, value in vars(flags).items() if name in known}
-    parent = _find_parent(flags, given)
-    config, lines = complete_config(
-        given, parent.config if parent else None, parent.directory.path.name if parent else None
-    )
     if flags.run is not None:
         check_name(flags.runs_dir, flags.run)
     cache_dir = config.cache_dir(flags.runs_dir)
@@ -84,7 +121,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     for line in lines:
         say(line)
 
-    clock = StageClock()
+    clock, memory = StageClock(), MemoryWatch()
     with clock.stage("data"):
         dataset = read_dataset(
             config.data,
@@ -151,6 +188,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             code=code,
             cache_dir=cache_dir,
             clock=clock,
+            memory=memory,
             wandb_mode=flags.wandb,
             # Which run is the newest may differ when the command is repeated.
             command=command_line(
@@ -168,19 +206,29 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     )
 
 
-def _find_parent(flags: argparse.Namespace, given: dict[str, Any]) -> FinishedRun | None:
-    """Return the frozen run that a finetune run continues; None in the other phases."""
+def _find_parent(flags: argparse.Namespace, named: str | None, source: str) -> FinishedRun:
+    """Return the frozen run that a finetune run continues.
+
+    Args:
+        flags: --from has the first word.
+        named: the parent that the recipe names, if any.
+        source: where it is named.
+    """
     from fmnist_tf.console import say
     from fmnist_tf.finished import find_run
     from fmnist_tf.results.rundir import find_newest_complete_run
     from fmnist_tf.session import read_parent
 
-    if given.get("phase") != "finetune":
-        if flags.from_run:
-            raise UsageError("--from RUN: expected with --phase finetune alone")
-        return None
     if flags.from_run:
         return read_parent(find_run(flags.from_run, flags.runs_dir))
+    if named is not None:
+        try:
+            directory = find_run(named, flags.runs_dir)
+        except UsageError as error:
+            hint = f"{source} names it as the parent; --from names another"
+            raise UsageError(f"{error}. {hint}") from error
+        say(f"finetune continues {directory.path}, the parent in {source}")
+        return read_parent(directory)
     newest = find_newest_complete_run(flags.runs_dir, "frozen")
     if newest is None:
         raise UsageError(

@@ -110,6 +110,7 @@ def make_run(
         "parent": "first" if finetune else None,
         "seconds": {"data": 1.0, "training": 90.0, "test": 29.0},
         "peak_memory_bytes": 2_000_000_000,
+        "peak_anonymous_bytes": 1_500_000_000,
         "trained": {
             "stem": {"trained": 0, "updated": 0, "frozen": 12},
             "head": {"trained": 3456, "updated": 78, "frozen": 0},

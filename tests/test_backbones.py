@@ -15,12 +15,14 @@ import pytest
 
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
+from fmnist_tf.model import backbones
 from fmnist_tf.model.backbones import (
     BACKBONES,
     PretrainedWeights,
     find_card,
     read_backbone_weights,
 )
+from fmnist_tf.model.networks import rebuild
 
 
 @pytest.fixture
@@ -136,7 +138,6 @@ def published(toy_card, weights_file: Path, tmp_path: Path, monkeypatch: pytest.
         pretrained=PretrainedWeights(
             url=f"http://127.0.0.1:{server.server_port}/toy_notop.weights.h5",
             digest="md5:" + hashlib.md5(content).hexdigest(),
-            n_bytes=len(content),
             trained_on="nothing",
             licence="none",
         ),
@@ -195,9 +196,15 @@ def test_without_a_network_auto_falls_back_aloud_and_imagenet_does_not(read, pub
 
 
 def test_no_published_weights(read, toy_card) -> None:
-    assert read(toy_card, "auto")[1].warning
+    warning = read(toy_card, "auto")[1].warning
+    assert "RANDOM weights: none are published" in warning
+    assert "--phase scratch" in warning
     with pytest.raises(UsageError, match="none are published for toy"):
         read(toy_card, "imagenet")
+
+
+def test_a_backbone_without_weights_needs_none(read) -> None:
+    assert read(BACKBONES["mlp"], "auto")[1].warning is None
 
 
 def test_unknown_backbone_and_too_small_a_side(read, toy_card) -> None:
@@ -208,22 +215,67 @@ def test_unknown_backbone_and_too_small_a_side(read, toy_card) -> None:
     assert find_card("toy", None) == (toy_card, 16)
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_every_layer_has_its_stage(name: str) -> None:
-    card = BACKBONES[name]
-    backbone = card.build(card.least_side)
-    order = list(card.stages)
-    unnamed = [
-        layer.name
-        for layer in backbone.layers
-        if not layer.name.startswith(
-            tuple(p for prefixes in card.stages.values() for p in prefixes)
-        )
-        and not isinstance(layer, keras.layers.InputLayer)
-    ]
-    assert unnamed == []
-    ranks = [order.index(card.stage_of(layer.name)) for layer in backbone.layers]
-    assert set(ranks) == set(range(len(order)))
+@pytest.fixture
+def rebuilt_card(toy_card):
+    """A card whose network is rebuilt from another, which has the layout of its weights files."""
+
+    def build_published(side: int) -> keras.Model:
+        inputs = keras.Input((side, side, 3))
+        stem = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+        x = stem(inputs)
+        y = keras.layers.Conv2D(4, 5, padding="same", groups=4)(x)
+        return keras.Model(inputs, keras.layers.Dropout(0.5)(x + y), name="toy")
+
+    def label(names):
+        return (("stem", "") for _ in names)
+
+    return replace(
+        toy_card,
+        build=lambda side: rebuild(build_published(side), label),
+        build_published=build_published,
+        stages={"stem": ("stem_",)},
+    )
+
+
+@pytest.mark.parametrize("name", ["new.weights.h5", "old.h5"])
+def test_a_rebuilt_network_reads_its_publishers_layout(
+    read, rebuilt_card, tmp_path: Path, name: str
+) -> None:
+    published = rebuilt_card.build_published(16)
+    rng = np.random.default_rng(0)
+    published.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in published.weights])
+    save = published.save_weights if name == "new.weights.h5" else published.save
+    save(tmp_path / name)
+    backbone, source = read(rebuilt_card, str(tmp_path / name))
+    assert source.kind == "file"
+    images = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    expected = np.asarray(published(images, training=False))
+    np.testing.assert_allclose(backbone(images, training=False), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_rebuilt_network_refuses_another_networks_file(
+    read, rebuilt_card, weights_file: Path
+) -> None:
+    with pytest.raises(UsageError, match="that is 8 arrays; found 15 arrays"):
+        read(rebuilt_card, str(weights_file))
+
+
+def test_what_is_larger_than_the_network_is_not_downloaded(
+    read, published, weights_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_bytes = weights_file.stat().st_size
+    assert backbones._most_bytes(published.build(16)) > n_bytes
+    monkeypatch.setattr(backbones, "_most_bytes", lambda backbone: n_bytes - 1)
+    with pytest.raises(DownloadError, match=f"at most {n_bytes - 1} expected"):
+        read(published, "imagenet")
+
+
+def test_the_bound_on_a_download_is_that_of_the_published_file() -> None:
+    class ResNet50:
+        def count_params(self) -> int:
+            return 23_587_712
+
+    assert 94_765_736 < backbones._most_bytes(ResNet50()) < 1.2 * 94_765_736
 
 
 @pytest.mark.real

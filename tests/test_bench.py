@@ -599,7 +599,7 @@ def test_ours_and_plain_keras_compute_the_same(prepared, task: Task) -> None:
         assert stage.facts["precision"] == "float32"
         outputs[kind] = np.asarray(stage.outputs(), np.float32)
         assert len(outputs[kind]) == N_CHECKED
-        batch_size = stage.facts["batch_size"]
+        batch_size = stage.facts["batch_size"] * stage.facts.get("streams", 1)
         expected = 2 * batch_size + (round(2 * batch_size / 9) if task.head else 0)
         assert stage.measure(2) == expected
         if task.head:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import fcntl
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
+import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from fmnist_tf import stopping
+from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, StackedRows, make_batches
 from fmnist_tf.model.classifier import split_classifier
 from fmnist_tf.training import features
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 784), np.uint8)
+SIDE_OF_FOURS = 512  # its batches are of 4 rows
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +52,38 @@ def compute_and_store(folder: Path, prefix, pixels=PIXELS, counted: list[int] | 
             counted.append(len(batch))
         return compute(batch)
 
-    key = features.feature_key(pixels, prefix, "float32")
+    key = features.feature_key(ArrayRows(pixels), prefix, "float32")
     shape = prefix.output_shape[1:]
     store = features.read_features(folder, key, len(pixels), shape)
     if store is None:
-        store = features.run_prefix(folder, key, pixels, counting, shape, lambda done, total: None)
+        store = store_rows(folder, pixels, counting, key=key, row_shape=shape)
     return store
+
+
+def store_rows(
+    folder: Path,
+    pixels: np.ndarray,
+    compute: Callable,
+    *,
+    key: str = "key",
+    row_shape: tuple[int, ...] = (784,),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> features.FeatureStore:
+    """Run any function as the prefix; it may return plain arrays."""
+    return features.run_prefix(
+        folder, key, ArrayRows(pixels), compute, row_shape, SIDE_OF_FOURS,
+        progress=progress, say=say,
+    )  # fmt: skip
+
+
+def as_they_are(batch: np.ndarray) -> np.ndarray:
+    """The cheapest prefix: 0..255 are exact in bfloat16."""
+    return batch
+
+
+def files_in(entry: Path) -> list[str]:
+    return sorted(path.name for path in entry.iterdir())
 
 
 def test_stored_features_are_the_prefix_output(prefix, tmp_path: Path) -> None:
@@ -50,9 +91,89 @@ def test_stored_features_are_the_prefix_output(prefix, tmp_path: Path) -> None:
     rows = np.array([49, 0, 16, 15, 33, 0])
     expected = np.asarray(prefix(PIXELS[rows].reshape(-1, 28, 28), training=False))
     found = store.take(rows)
-    assert found.dtype == features.FEATURE_DTYPE
+    assert found.dtype == store.dtype == ml_dtypes.bfloat16
+    assert store.row_shape == expected.shape[1:]
     # bfloat16 keeps eight bits of the mantissa
     np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["head", "deep"])
+def test_batches_are_the_same_bits_with_and_without_the_store(
+    toy_classifier, toy_card, tmp_path: Path, stage: str
+) -> None:
+    prefix = split_classifier(toy_classifier, toy_card, stage).prefix
+    store = compute_and_store(tmp_path, prefix)
+    compute = features.build_prefix_function(prefix, "float32")
+    inside_a_step = tf.function(lambda x: compute(x), autograph=False)
+    rows = np.random.default_rng(1).permutation(50)
+    for batch_size in (1, 3, 49):
+        stored = make_batches(store, np.zeros(50, np.int64), rows, batch_size)
+        pixels = make_batches(ArrayRows(PIXELS), np.zeros(50, np.int64), rows, batch_size)
+        assert stored.element_spec[0].dtype == tf.bfloat16
+        for (from_disk, _), (raw, _) in zip(stored, pixels, strict=True):
+            computed = inside_a_step(raw)
+            assert from_disk.dtype == computed.dtype == tf.bfloat16
+            np.testing.assert_array_equal(
+                from_disk.numpy().view(np.uint16), computed.numpy().view(np.uint16)
+            )
+
+
+class BatchSize(keras.layers.Layer):
+    """Says how many images are computed together."""
+
+    def call(self, x):
+        return keras.ops.zeros_like(x) + keras.ops.cast(keras.ops.shape(x)[0], x.dtype)
+
+
+def test_no_image_is_computed_alone() -> None:
+    inputs = keras.Input((28, 28), dtype="uint8")
+    together = keras.Model(inputs, BatchSize()(keras.layers.Rescaling(1.0)(inputs)))
+    compute = features.build_prefix_function(together, "float32")
+    for size, expected in ((1, 2), (2, 2), (5, 5)):
+        found = compute(PIXELS[:size])
+        assert (found.shape, found.dtype) == ((size, 28, 28), tf.bfloat16)
+        assert np.all(found.numpy() == expected)
+
+
+@pytest.mark.slow
+def test_resnet50_is_nearly_the_same_bits_with_and_without_the_store(tmp_path: Path) -> None:
+    """Kernels may round by the batch; what they differ by must be rare and the last bit."""
+    from fmnist_tf.model.backbones import BACKBONES
+    from fmnist_tf.model.classifier import build_classifier
+
+    card = BACKBONES["resnet50"]
+    keras.utils.set_random_seed(0)
+    classifier = build_classifier(
+        card.build(64), card, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
+    )
+    prefix = split_classifier(classifier, card, "head").prefix
+    compute = features.build_prefix_function(prefix, "float32")
+    stored = compute_and_store(tmp_path, prefix).take(np.arange(50)).view(np.int16)
+    for size in (1, 7, 50):
+        parts = [compute(PIXELS[start : start + size]) for start in range(0, 50, size)]
+        bits = np.concatenate([np.asarray(part) for part in parts]).view(np.int16)
+        assert np.abs(bits - stored).max() <= 1
+        assert np.mean(bits != stored) < 1e-3
+
+
+def test_a_flipped_view_is_another_entry_of_the_same_function(prefix, tmp_path: Path) -> None:
+    compute = features.build_prefix_function(prefix, "float32")
+    shape = prefix.output_shape[1:]
+    picked = PickedRows(ArrayRows(PIXELS), np.arange(0, 50, 2))
+    views = []
+    for view in (picked, FlippedRows(picked)):
+        key = features.feature_key(view, prefix, "float32")
+        views.append(
+            features.run_prefix(
+                tmp_path, key, view, compute, shape, 28, progress=lambda *_: None, say=print
+            )
+        )
+    stacked = StackedRows(tuple(views))
+    found = stacked.take(np.array([3, 25 + 3]))
+    images = PIXELS[6].reshape(1, 28, 28)
+    expected = compute(np.concatenate([images, images[:, :, ::-1]]).reshape(2, 784))
+    np.testing.assert_array_equal(found, expected.numpy())
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_second_start_computes_nothing(prefix, tmp_path: Path) -> None:
@@ -64,47 +185,35 @@ def test_second_start_computes_nothing(prefix, tmp_path: Path) -> None:
     assert again.take(np.array([1])).shape == (1, *prefix.output_shape[1:])
 
 
-def _cut_short(shard: Path, manifest: Path) -> None:
-    shard.write_bytes(shard.read_bytes()[:-1])
-
-
-def _flip_bit(shard: Path, manifest: Path) -> None:
-    content = bytearray(shard.read_bytes())
-    content[7] ^= 4
-    shard.write_bytes(content)
+def test_row_counts_around_a_shard(prefix, tmp_path: Path) -> None:
+    for n_rows in (1, 15, 16, 17, 32):
+        store = compute_and_store(tmp_path, prefix, PIXELS[:n_rows])
+        assert store.take(np.arange(n_rows)).shape == (n_rows, *prefix.output_shape[1:])
 
 
 @pytest.mark.parametrize(
-    ("damage", "recomputed"),
-    [
-        (lambda shard, manifest: shard.unlink(), 16),
-        (_cut_short, 16),
-        (_flip_bit, 16),
-        (lambda shard, manifest: manifest.unlink(), 50),
-        (lambda shard, manifest: manifest.write_text("[]"), 50),
-        (lambda shard, manifest: manifest.write_text(manifest.read_text()[:-20]), 50),
-    ],
-    ids=["shard gone", "cut short", "bit flipped", "manifest gone", "foreign", "torn manifest"],
+    ("row_shape", "rows"),
+    [((2048,), 1024), ((14, 14, 1024), 128), ((100352,), 256), ((8192, 8192), 1), ((), 1024)],
 )
-def test_what_cannot_be_trusted_is_computed_again_and_nothing_else(
-    prefix, tmp_path: Path, damage, recomputed: int
+def test_shards_are_bounded_in_bytes_and_rows(
+    monkeypatch: pytest.MonkeyPatch, row_shape: tuple[int, ...], rows: int
 ) -> None:
-    store = compute_and_store(tmp_path, prefix)
-    expected = store.take(np.arange(50))
-    damage(features.shard_path(store.path, 1), store.path / "manifest.json")
-    counted: list[int] = []
-    repaired = compute_and_store(tmp_path, prefix, counted=counted)
-    assert sum(counted) == recomputed
-    np.testing.assert_array_equal(repaired.take(np.arange(50)), expected)
-    compute_and_store(tmp_path, prefix, counted=counted)
-    assert sum(counted) == recomputed
+    monkeypatch.setattr(features, "SHARD_ROWS", 1024)
+    assert features.rows_per_shard(row_shape) == rows
+    bounds = features.FeatureStore(Path(), 2 * rows + 1, row_shape).shard_bounds
+    assert bounds == [(0, rows), (rows, 2 * rows), (2 * rows, 2 * rows + 1)]
+
+
+def test_batches_hold_no_more_pixels_at_224_and_starve_no_small_side() -> None:
+    sides = (28, 64, 96, 128, 160, 224, 448, 5000)
+    assert [features.rows_per_batch(side) for side in sides] == [128, 128, 128, 64, 32, 32, 8, 1]
 
 
 def test_key_depends_on_pixels_weights_precision_and_graph(
     prefix, toy_classifier, toy_card
 ) -> None:
     def key(pixels=PIXELS, network=prefix, precision="float32") -> str:
-        return features.feature_key(pixels, network, precision)
+        return features.feature_key(ArrayRows(pixels), network, precision)
 
     base = key()
     assert key() == base
@@ -112,75 +221,359 @@ def test_key_depends_on_pixels_weights_precision_and_graph(
     changed[-1, -1] ^= 1
     deeper = split_classifier(toy_classifier, toy_card, "deep").prefix
     others = {key(pixels=changed), key(precision="bfloat16"), key(network=deeper)}
+    others.add(key(pixels=PIXELS[:-1]))
     kernel = toy_classifier.get_layer("toy").get_layer("deep_conv").kernel
     kernel.assign(kernel * 1.0001)
     others.add(key())
-    assert len(others | {base}) == 5
+    assert len(others | {base}) == 6
+
+
+def test_key_is_that_of_the_pixels_however_they_are_held(prefix, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", np.concatenate([PIXELS, PIXELS]))
+    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    picked = PickedRows(ArrayRows(mapped), np.arange(50, 100))
+    assert features.feature_key(picked, prefix, "float32") == features.feature_key(
+        ArrayRows(PIXELS), prefix, "float32"
+    )
+
+
+def test_key_depends_on_connections() -> None:
+    """The same layers in the same order with the same weights, put together otherwise."""
+
+    def build(wiring: str) -> keras.Model:
+        inputs = tensor = keras.Input((28, 28))
+        one, two, three = [tensor := keras.layers.Rescaling(2.0)(tensor) for _ in range(3)]
+        ends = {
+            "3 + 1": lambda: keras.layers.Add()([three, one]),
+            "3 + 2": lambda: keras.layers.Add()([three, two]),
+            "3, 1": lambda: [three, one],
+            "3, 2": lambda: [three, two],
+        }
+        inner = keras.Model(inputs, ends[wiring]())
+        outer = keras.Input((28, 28))
+        return keras.Model(outer, inner(outer))
+
+    def key(wiring: str) -> str:
+        return features.feature_key(ArrayRows(PIXELS), build(wiring), "float32")
+
+    wirings = ["3 + 1", "3 + 2", "3, 1", "3, 2"]
+    keys = [key(wiring) for wiring in wirings]
+    assert len(set(keys)) == len(wirings)
+    assert [key(wiring) for wiring in wirings] == keys  # whatever names Keras gave this time
+
+
+def test_key_depends_on_what_chooses_the_kernels(prefix, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        return features.feature_key(ArrayRows(PIXELS), prefix, "float32")
+
+    keys = {key()}
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    keys.add(key())
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    keys.add(key())
+    monkeypatch.setattr(features, "_VECTOR_UNITS", ())
+    keys.add(key())
+    assert len(keys) == 4
 
 
 def test_key_is_the_same_in_another_process() -> None:
     # Keras numbers its automatic names per process; the key must not see them.
-    import keras
-
     keras.layers.ReLU(), keras.layers.Flatten()
     inputs = keras.Input((28, 28))
     model = keras.Model(inputs, keras.layers.ReLU()(keras.layers.Flatten()(inputs)))
     script = (
         "import keras, numpy as np\n"
+        "from fmnist_tf.data.batches import ArrayRows\n"
         "from fmnist_tf.training.features import feature_key\n"
         "inputs = keras.Input((28, 28))\n"
         "model = keras.Model(inputs, keras.layers.ReLU()(keras.layers.Flatten()(inputs)))\n"
-        "print(feature_key(np.zeros((2, 784), np.uint8), model, 'float32'))\n"
+        "print(feature_key(ArrayRows(np.zeros((2, 784), np.uint8)), model, 'float32'))\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    own = features.feature_key(np.zeros((2, 784), np.uint8), model, "float32")
+    own = features.feature_key(ArrayRows(np.zeros((2, 784), np.uint8)), model, "float32")
     assert answer.stdout.strip() == own
 
 
-def _write_until_killed(folder: Path) -> None:
-    """Store shards of a slow fake prefix, for ever; the parent kills this process."""
-    import tensorflow as tf
+def test_two_batches_are_in_work_and_the_results_in_order(tmp_path: Path) -> None:
+    both = threading.Barrier(features.STREAMS, timeout=10)
 
-    def slow(batch):
+    def together(batch: np.ndarray) -> np.ndarray:
+        both.wait()  # breaks unless the other stream comes too
+        if batch[0, 0] < 100:
+            time.sleep(0.02)  # the later batch is done first
+        return batch
+
+    pixels = PIXELS[:48]  # an even number of batches
+    store = store_rows(tmp_path, pixels, together)
+    np.testing.assert_array_equal(store.take(np.arange(48)), pixels)
+
+
+def test_computing_never_runs_ahead_of_writing(tmp_path: Path) -> None:
+    begun = 0
+    ahead = []
+
+    def count(batch: np.ndarray) -> np.ndarray:
+        nonlocal begun
+        begun += len(batch)
+        return batch
+
+    def slow_writer(done: int, total: int) -> None:
+        time.sleep(0.01)
+        ahead.append(begun - done)
+
+    store_rows(tmp_path, PIXELS, count, progress=slow_writer)
+    assert max(ahead) <= 4 * features.STREAMS
+
+
+def test_progress_counts_what_is_kept_and_ends_at_all(tmp_path: Path) -> None:
+    store = store_rows(tmp_path, PIXELS, as_they_are)
+    for number in (1, 3):
+        store.shard_path(number).unlink()
+    seen: list[tuple[int, int]] = []
+    store_rows(tmp_path, PIXELS, as_they_are, progress=lambda *now: seen.append(now))
+    assert seen == [(done, 50) for done in (32, 36, 40, 44, 48, 50)]
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(features, "SHARD_ROWS", 1024)
+    n_rows = 100_000
+    pixels = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=(n_rows, 784))
+    view = FlippedRows(PickedRows(ArrayRows(pixels), np.arange(n_rows)))
+
+    def corner(batch: np.ndarray) -> np.ndarray:
+        return batch[:, :2]
+
+    tiny = keras.Model(inputs := keras.Input((28, 28)), keras.layers.Flatten()(inputs))
+    tracemalloc.start()
+    try:
+        features.feature_key(view, tiny, "float32")
+        features.run_prefix(
+            tmp_path, "key", view, corner, (2,), 28, progress=lambda *_: None, say=print
+        )
+        assert features.read_features(tmp_path, "key", n_rows, (2,)) is not None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6e6  # all pixels are 78 MB
+
+
+def test_a_stop_costs_the_shard_in_work_and_comes_at_once(tmp_path: Path) -> None:
+    computed = []
+
+    def slow(batch: np.ndarray) -> np.ndarray:
+        if len(computed) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        computed.append(len(batch))
         time.sleep(0.02)
-        return tf.cast(batch, tf.float32)
+        return batch
 
-    features.SHARD_ROWS = 16
-    features.run_prefix(folder, "key", PIXELS, slow, (784,), lambda done, total: None)
+    with pytest.raises(stopping.StoppedError), stopping.listening():
+        store_rows(tmp_path, PIXELS, slow)
+    assert sum(computed) <= 4 * (6 + 1 + features.STREAMS)
+    assert files_in(tmp_path / "key") == [".lock", "shard-00000.bin"]
+    with stopping.listening():  # which forgets the signal
+        store = store_rows(tmp_path, PIXELS, as_they_are)
+    np.testing.assert_array_equal(store.take(np.arange(50)), PIXELS)
 
 
-@pytest.mark.parametrize("writers", [1, 2])
-def test_killed_writers_leave_only_whole_shards(tmp_path: Path, writers: int) -> None:
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_write_until_killed, args=(tmp_path,)) for _ in range(writers)
-    ]
-    for process in processes:
-        process.start()
-    entry, deadline = tmp_path / "key", time.monotonic() + 30
-    while not features.shard_path(entry, 0).exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+def in_child(body: Callable[[], None]) -> multiprocessing.Process:
+    """Start a process that does this; it must not touch TensorFlow, whose threads do not fork."""
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return process
+
+
+class Children:
+    """Processes that each store PIXELS, 20 ms a batch, and write down what they did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[multiprocessing.Process] = []
+
+    def start(self) -> multiprocessing.Process:
+        number = len(self.processes)
+
+        def note(what: str, text: str) -> None:
+            with (self.folder / f"{what}-{number}").open("a") as file:
+                file.write(text + "\n")
+
+        def slow(batch: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            note("computed", str(len(batch)))
+            return batch
+
+        def body() -> None:
+            try:
+                with stopping.listening():
+                    store_rows(self.folder, PIXELS, slow, say=lambda line: note("said", line))
+            except stopping.StoppedError as stopped:
+                os._exit(stopped.exit_code)
+
+        self.processes.append(in_child(body))
+        return self.processes[-1]
+
+    def noted(self, what: str, number: int) -> list[str]:
+        path = self.folder / f"{what}-{number}"
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+    def rows_computed(self, number: int) -> int:
+        return sum(map(int, self.noted("computed", number)))
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not is_so():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(features, "WAIT_SECONDS", 0.02)
+    made = Children(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
         process.join()
-    whole = features.shard_path(entry, 0)
-    assert whole.stat().st_size == 16 * 784 * 2
-    stored = features.FeatureStore(entry, 16, (784,)).take(np.arange(16))
-    np.testing.assert_array_equal(stored, PIXELS[:16])  # 0..255 are exact in bfloat16
 
 
-def test_row_counts_around_a_shard(prefix, tmp_path: Path) -> None:
-    for n_rows in (1, 15, 16, 17, 32):
-        store = compute_and_store(tmp_path, prefix, PIXELS[:n_rows])
-        assert store.take(np.arange(n_rows)).shape == (n_rows, *prefix.output_shape[1:])
+def test_the_second_of_two_processes_waits_and_finds_it_done(children: Children) -> None:
+    first = children.start()
+    children.wait_until(lambda: bool(children.noted("computed", 0)))
+    second = children.start()
+    first.join()
+    second.join()
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    assert (children.rows_computed(0), children.rows_computed(1)) == (50, 0)
+    said = children.noted("said", 1)
+    assert len(said) == 1
+    assert "another process" in said[0]
+    assert str(children.folder / "key") in said[0]
+    assert children.noted("said", 0) == []
+
+
+@pytest.mark.parametrize("rows_before_the_kill", [1, 17, 40])
+def test_the_second_goes_on_where_a_killed_one_stopped(
+    children: Children, rows_before_the_kill: int
+) -> None:
+    first = children.start()
+    children.wait_until(lambda: bool(children.noted("computed", 0)))
+    second = children.start()
+    children.wait_until(lambda: children.rows_computed(0) >= rows_before_the_kill)
+    first.kill()
+    first.join()
+    second.join()
+    assert second.exitcode == 0
+    kept = 50 - children.rows_computed(1)
+    ahead = 4 * (features.STREAMS + 1)
+    assert kept % 16 == 0
+    assert (rows_before_the_kill - ahead) // 16 * 16 <= kept <= children.rows_computed(0)
+    assert files_in(children.folder / "key") == [
+        ".lock",
+        *(f"shard-0000{number}.bin" for number in range(4)),
+    ]
+    store = features.read_features(children.folder, "key", 50, (784,))
+    assert store is not None
+    np.testing.assert_array_equal(store.take(np.arange(50)), PIXELS)
+
+
+def test_a_waiting_process_can_be_stopped(children: Children) -> None:
+    children.start()
+    children.wait_until(lambda: bool(children.noted("computed", 0)))
+    second = children.start()
+    children.wait_until(lambda: bool(children.noted("said", 1)))
+    os.kill(second.pid, signal.SIGTERM)
+    second.join(5)
+    assert second.exitcode == 128 + signal.SIGTERM
+    assert children.noted("computed", 1) == []
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["waiting", "computing"])
+def test_a_stop_that_got_lost_is_heard(tmp_path: Path, is_held: bool) -> None:
+    (tmp_path / "key").mkdir()
+    with (tmp_path / "key/.lock").open("wb") as other, stopping.listening():
+        if is_held:
+            fcntl.flock(other, fcntl.LOCK_EX)
+        release = threading.Timer(5, fcntl.flock, (other, fcntl.LOCK_UN))
+        release.start()
+        with contextlib.suppress(stopping.StoppedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stopping.StoppedError):
+            store_rows(tmp_path, PIXELS, as_they_are)
+        assert release.is_alive()
+        release.cancel()
+    assert files_in(tmp_path / "key") == [".lock"]
+
+
+def _mount_small_disk(folder: Path, n_bytes: int) -> None:
+    """Mount a memory disk that this process alone sees; OSError where that is forbidden."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_users, private, recursive = 0x20000, 0x10000000, 1 << 18, 1 << 14
+    spaces = new_mounts if os.geteuid() == 0 else new_mounts | new_users
+    for answer in (
+        libc.unshare(spaces),
+        libc.mount(None, b"/", None, private | recursive, None),
+        libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, f"size={n_bytes}".encode()),
+    ):
+        if answer != 0:
+            raise OSError(ctypes.get_errno(), "no mount of our own")
+
+
+def _limit_files(folder: Path, n_bytes: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.parametrize(
+    ("make_small", "n_bytes", "number", "n_stored"),
+    [
+        # A shard of 16 rows has 25,120 bytes, which a memory disk rounds up to whole pages.
+        (_mount_small_disk, 4 * 4096, errno.ENOSPC, 0),
+        (_mount_small_disk, 8 * 4096, errno.ENOSPC, 16),
+        (_mount_small_disk, 18 * 4096, errno.ENOSPC, 32),
+        (_limit_files, 25119, errno.EFBIG, 0),
+    ],
+)
+def test_a_disk_that_fills_up_keeps_what_is_stored_and_is_said(
+    tmp_path: Path, make_small: Callable[[Path, int], None], n_bytes: int, number, n_stored: int
+) -> None:
+    answer_end, child_end = multiprocessing.Pipe()
+
+    def body() -> None:
+        try:
+            make_small(tmp_path, n_bytes)
+        except OSError:
+            child_end.send(None)
+            return
+        try:
+            store_rows(tmp_path, PIXELS, as_they_are)
+        except OSError as error:
+            left = files_in(tmp_path / "key")
+            seen: list[tuple[int, int]] = []
+            with contextlib.suppress(OSError):
+                store_rows(tmp_path, PIXELS, as_they_are, progress=lambda *now: seen.append(now))
+            child_end.send((error.errno, error.strerror, error.filename, left, seen[0]))
+
+    process = in_child(body)
+    assert answer_end.poll(30)
+    answer = answer_end.recv()
+    process.join()
+    if answer is None:
+        pytest.skip("this process may not mount a disk of its own")
+    found_number, text, path, left, first_progress = answer
+    assert found_number == number
+    assert text.startswith(os.strerror(number))
+    assert f"{n_stored} of 50 images" in text
+    assert "--cache DIR" in text
+    assert str(tmp_path / "key") in path
+    assert left == [".lock", *(f"shard-0000{shard}.bin" for shard in range(n_stored // 16))]
+    assert first_progress == (n_stored, 50)
 
 
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1100})
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert features.fits_on_disk(tmp_path, "key", 999)
     assert not features.fits_on_disk(tmp_path, "key", 1000)
     (tmp_path / "key").mkdir()

@@ -6,11 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_tf.data.batches import ArrayRows
+from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_prefix_function
-from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, build_optimizer
+from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
+from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.rangetest import plan_rates
+from fmnist_tf.training.schedules import RatePlan
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(23) % 3
@@ -33,13 +36,18 @@ def make_trainer(toy_classifier, toy_card):
     return make
 
 
-def run(trainer: Trainer, **changes):
-    settings = {
-        "epochs": 2, "batch_size": 5, "learning_rate": 1e-3, "schedule": "constant", "seed": 0,
-    }  # fmt: skip
+def plan(
+    *, epochs: int = 2, rate: float = 1e-3, schedule: str = "constant", seed: int = 0, **options
+) -> TrainingPlan:
+    """Return a plan for 17 training rows in batches of 5."""
+    return TrainingPlan(RatePlan(schedule, rate, 4, epochs), 5, seed, **options)
+
+
+def run(trainer: Trainer, *, source=None, on_step=lambda step, steps: None, **changes):
+    source = source or ArrayRows(PIXELS)
     rows = np.arange(17)
     return trainer.run_epochs(
-        ArrayRows(PIXELS), LABELS, rows, np.arange(17, 23), **(settings | changes)
+        source, LABELS, rows, np.arange(17, 23), plan(**changes), on_step=on_step
     )
 
 
@@ -94,7 +102,7 @@ def test_it_learns(toy_card) -> None:
     split = split_classifier(classifier, toy_card, "head")
     prefix = build_prefix_function(split.prefix, "float32")
     trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=prefix)
-    epochs = list(run(trainer, epochs=30, learning_rate=3e-3))
+    epochs = list(run(trainer, epochs=30, rate=3e-3))
     assert epochs[-1].train.accuracy > 0.9
     assert epochs[-1].train.loss < 0.5 < epochs[0].train.loss
 
@@ -104,6 +112,69 @@ def test_schedule_reaches_the_optimizer(make_trainer) -> None:
     rates = [epoch.learning_rate for epoch in run(make_trainer(), schedule="cosine")]
     expected = [1e-3 * (1 + np.cos(np.pi * step / steps)) / 2 for step in (3, 7)]
     assert rates == pytest.approx(expected)
+
+
+def test_plateau_hears_the_validation_losses(make_trainer) -> None:
+    epochs = list(run(make_trainer(), epochs=6, rate=1e-7, schedule="plateau"))
+    assert epochs[0].learning_rate == pytest.approx(1e-7)
+    assert epochs[-1].learning_rate < 1e-8  # so low a rate gains nothing after the first epoch
+
+
+def heads_after(trainer: Trainer, classifier: keras.Sequential, **changes) -> np.ndarray:
+    """Return the head's last kernel after two epochs."""
+    list(run(trainer, **changes))
+    return classifier.get_layer("probabilities").kernel.numpy()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"label_smoothing": 0.2},
+        {"class_weights": (1.0, 1.0, 3.0)},
+        {"augment": ("erasing",)},
+        {"augment": ("mixup",)},
+        {"n_views": 2, "source": StackedRows((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_an_option_changes_what_is_learned_and_repeats_itself(
+    make_trainer, toy_classifier, option
+) -> None:
+    without = heads_after(make_trainer(), toy_classifier)
+    first = heads_after(make_trainer(), toy_classifier, **option)
+    assert (first != without).any()
+    np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier, **option), first)
+
+
+def test_smoothed_and_weighted_loss_by_hand(make_trainer, toy_classifier) -> None:
+    probabilities = toy_classifier.predict(PIXELS[:17].reshape(-1, 28, 28), verbose=0)
+    weights = np.array([1.0, 0.5, 4.0])
+    targets = np.full((17, 3), 0.1 / 3)
+    targets[np.arange(17), LABELS[:17]] += 0.9
+    expected = (weights[LABELS[:17]] * -(targets * np.log(probabilities)).sum(axis=1)).mean()
+    toy_classifier.get_layer("dropout").rate = 0.0
+    options = {"label_smoothing": 0.1, "class_weights": tuple(weights), "rate": 1e-9}
+    (epoch,) = run(make_trainer(), epochs=1, **options)
+    assert epoch.train.loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_averaged_weights_validate_and_are_kept(make_trainer, toy_classifier) -> None:
+    own = heads_after(make_trainer(), toy_classifier)
+    trainer = make_trainer()
+    epochs = run(trainer, average_decay=0.9)
+    next(epochs)
+    heard = trainer.snapshot()
+    rows = np.arange(17, 23)
+    while_heard = trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5)
+    second = next(epochs)
+    kernel = toy_classifier.get_layer("probabilities").kernel.numpy()
+    assert (kernel != own).any()  # the average trails behind
+    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == second.val
+    assert list(epochs) == []
+    # Left alone the network would have gone the same way as without averages.
+    np.testing.assert_array_equal(toy_classifier.get_layer("probabilities").kernel, own)
+    trainer.restore(heard)
+    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == while_heard
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -155,6 +226,14 @@ def test_counts_add_up() -> None:
     assert (total.loss, total.accuracy, total.total) == (0.25, 0.375, 8)
 
 
-def test_optimizer_is_fresh_for_each_phase() -> None:
-    assert build_optimizer("adam") is not build_optimizer("adam")
-    assert isinstance(build_optimizer("sgd"), keras.optimizers.SGD)
+def test_range_test_puts_everything_back(make_trainer, toy_classifier, toy_card) -> None:
+    trainer = make_trainer()
+    before = digest_weights(toy_classifier, toy_card)
+    rates = plan_rates(1e-5, 10.0, 12)
+    losses = trainer.run_range_test(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
+    assert 2 <= len(losses) <= 12
+    assert np.isfinite(losses).all()
+    assert digest_weights(toy_classifier, toy_card) == before
+    # Moments and step count are the fresh ones: training goes as if nothing had been.
+    after_test = heads_after(trainer, toy_classifier)
+    np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier), after_test)

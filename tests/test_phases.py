@@ -18,7 +18,9 @@ from fmnist_tf.model.phases import (
     prove_plan,
 )
 from fmnist_tf.training.features import FEATURE_DTYPE
-from fmnist_tf.training.loop import Trainer, build_optimizer
+from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.schedules import RatePlan
 
 HEAD = {"hidden/kernel", "hidden/bias", "probabilities/kernel", "probabilities/bias"}
 STEM = {"stem_conv/kernel"}
@@ -86,7 +88,7 @@ def test_one_step_moves_exactly_the_planned_weights(case, toy_classifier, toy_ca
     labels = np.arange(16) % 3
     one_step = trainer.run_epochs(
         ArrayRows(source), labels, np.arange(16), np.arange(16),
-        epochs=1, batch_size=16, learning_rate=1e-3, schedule="constant", seed=0,
+        TrainingPlan(RatePlan("constant", 1e-3, 1, 1), 16, seed=0),
     )  # fmt: skip
     next(one_step)
     after = digest_weights(toy_classifier, toy_card)
@@ -122,7 +124,7 @@ def test_snapshot_brings_back_trained_weights_and_moving_statistics(
     next(
         trainer.run_epochs(
             ArrayRows(pixels), np.arange(8) % 3, np.arange(8), np.arange(8),
-            epochs=1, batch_size=4, learning_rate=0.1, schedule="constant", seed=0,
+            TrainingPlan(RatePlan("constant", 0.1, 2, 1), 4, seed=0),
         )
     )  # fmt: skip
     assert digest_weights(toy_classifier, toy_card) != before

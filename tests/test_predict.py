@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -207,7 +208,13 @@ def test_blocks_of_a_large_csv_are_one_table(
     monkeypatch.setattr(module, "_PROBABILITIES_AT_ONCE", 12 * 3)
     assert predict("toy_test.csv", "--out", "parts.csv") == 0
     assert capsys.readouterr().out == whole
-    assert Path("parts.csv").read_text() == Path("whole.csv").read_text()
+    # The sixth digit may differ: kernels are chosen by the size of the batch.
+    without_last_digits = re.compile(r"(\d\.\d{4})\d\d")
+    texts = [
+        without_last_digits.sub(r"\1", Path(name).read_text())
+        for name in ("parts.csv", "whole.csv")
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_negated_rows_and_random_weights_are_said_even_when_quiet(folder: Path, capsys) -> None:

@@ -178,6 +178,7 @@ def test_best_epoch_is_chosen_on_val(folder: Path) -> None:
     assert evaluation["val"]["loss"] == pytest.approx(best.val_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
     runs = [frozen("--run", "a"), frozen("--run", "b")]
     runs = [Path("runs/a"), Path("runs/b")]
@@ -192,6 +193,48 @@ def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
     stored, streamed = (RunDir(Path(f"runs/{name}")).read_history() for name in "ad")
     for one, other in zip(stored, streamed, strict=True):
         assert one.val_loss == pytest.approx(other.val_loss, rel=0.02)
+
+
+def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
+    run = frozen(
+        "--epochs", "9", "--early-stopping", "1", "--range-test", "--augment", "flip",
+        "--class-weights", "balanced", "--label-smoothing", "0.1", "--average-decay", "0.9",
+        "--schedule", "cosine", "--warmup-epochs", "1", "--optimizer", "sgd", "--clip-norm", "1",
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    # A flip is a second view of all images, stored like the first.
+    assert len(list(Path("runs/.cache/features").iterdir())) == 2
+    assert said.count("computing its output for 60 images") == 2
+    suggested = float(re.search(r"suggest a rate of (\S+);", said)[1])
+    history = RunDir(run).read_history()
+    stopped = re.search(r"stopped early: 1 epochs without a better one", said)
+    assert (len(history) < 9) == bool(stopped)
+    assert history[0].learning_rate == pytest.approx(suggested, rel=0.3)  # the end of warm-up
+    assert read(run, "config.json")["learning_rate"] is None
+    lines = (run / "rates.csv").read_text().splitlines()
+    assert lines[0] == "rate,loss,smoothed"
+    assert len(lines) > 10
+    assert (run / "rates.png").stat().st_size > 1000
+    # What can be fed back gives the same run, its range test too.
+    assert train("--recipe", "runs/first/config.json", "--run", "b", "--wandb", "disabled") == 0
+    again = RunDir(Path("runs/b")).read_history()
+    assert [row.loss for row in again] == [row.loss for row in history]
+
+
+def test_what_cannot_be_stored_is_not_stored_aloud(folder: Path, capsys) -> None:
+    frozen("--epochs", "1", "--augment", "erasing")
+    said = capsys.readouterr().err
+    assert "--augment erasing changes the images anew in each epoch" in said
+    assert not Path("runs/.cache/features").exists()
+
+
+def test_model_and_training_loop_are_compared(folder: Path) -> None:
+    run = copy_frozen()
+    agreement = read(run, "evaluation.json")["val"]["agreement"]
+    assert agreement["images"] == agreement["same_class"] == 6
+    assert 0 <= agreement["largest_difference"] < 0.01
+    provenance = read(run, "provenance.json")
+    assert 1e8 < provenance["peak_anonymous_bytes"] <= provenance["peak_memory_bytes"] * 1.01
 
 
 def test_scratch_trains_everything(folder: Path) -> None:

@@ -7,6 +7,7 @@ stands in this module.
 
 from __future__ import annotations
 
+import math
 import shutil
 import uuid
 from pathlib import Path
@@ -28,12 +29,15 @@ from fmnist_tf.benchmark.plan import (
     plan_epoch,
 )
 from fmnist_tf.config import DEFAULTS
+from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.backbones import find_card
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.folding import choose_precision
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.training import features
-from fmnist_tf.training.loop import Trainer, build_optimizer
+from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.schedules import RatePlan
 
 
 class _Ours:
@@ -43,7 +47,7 @@ class _Ours:
         self._job = job
         self._phase = "finetune" if job.stage == "finetune_epoch" else "frozen"
         with np.load(Path(job.folder) / IMAGES) as arrays:
-            self._pixels = arrays["images"].reshape(len(arrays["images"]), -1)
+            self._pixels = ArrayRows(arrays["images"].reshape(len(arrays["images"]), -1))
             self._labels = arrays["labels"]
         card, side = find_card(job.backbone, job.image_size)
         keras.utils.set_random_seed(SEED)
@@ -69,10 +73,12 @@ class _Ours:
         return features.run_prefix(
             Path(self._job.folder),
             uuid.uuid4().hex,
-            self._pixels[rows],
+            PickedRows(self._pixels, rows),
             self._compute,
             self._row_shape,
-            lambda done, total: None,
+            self._job.image_size,
+            progress=lambda done, total: None,
+            say=lambda line: None,
         )
 
     @property
@@ -95,15 +101,19 @@ class FeaturePass(_Ours):
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the row has to tell."""
-        return {**super().facts, "batch_size": features.PREFIX_BATCH}
+        return {**super().facts, "batch_size": self._batch_size, "streams": features.STREAMS}
+
+    @property
+    def _batch_size(self) -> int:
+        return features.rows_per_batch(self._job.image_size)
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' features as they are read back from the store."""
         return self._store(np.arange(N_CHECKED)).take(np.arange(N_CHECKED))
 
     def measure(self, units: int) -> int:
-        """Compute and store `units` batches."""
-        rows = np.arange(units * features.PREFIX_BATCH) % N_IMAGES
+        """Compute and store `units` batches in each stream."""
+        rows = np.arange(units * features.STREAMS * self._batch_size) % N_IMAGES
         shutil.rmtree(self._store(rows).path)
         return len(rows)
 
@@ -123,16 +133,14 @@ class Epoch(_Ours):
     def measure(self, units: int) -> int:
         """Train a short epoch and validate it."""
         train, val = plan_epoch(units, self._job.batch_size)
+        steps = math.ceil(len(train) / self._job.batch_size)
+        rates = RatePlan("constant", DEFAULTS[self._phase].learning_rate, steps, epochs=1)
         for _ in self._trainer.run_epochs(
             self._source,
             self._labels,
             train,
             val,
-            epochs=1,
-            batch_size=self._job.batch_size,
-            learning_rate=DEFAULTS[self._phase].learning_rate,
-            schedule="constant",
-            seed=SEED,
+            TrainingPlan(rates, self._job.batch_size, SEED),
         ):
             pass
         return len(train) + len(val)

@@ -2,9 +2,10 @@
 
 In: a source of rows (raw pixels, or a network's stored features) and labels. Out: a `tf.data`
 dataset of known cardinality. Nothing is hidden in an iterator: epoch `e` of seed `s` can be made
-again anywhere. This module must not know what the rows mean.
+again anywhere. Sources are read a batch at a time and nest: the flipped view of some rows of a
+mapped file is three of them, and no copy of it. This module must not know what the rows mean.
 
-Shape letters: N rows, B batch.
+Shape letters: N rows, B batch, V views.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from fmnist_tf.data.csvlayout import PIXELS, SIDE
+
+# Keeps the draw of views apart from the orders, which are drawn from (seed, epoch).
+_VIEW_STREAM = (0, 0x76696577)
+
 
 class RowSource(Protocol):
-    """Anything that yields rows by number."""
+    """Anything that yields rows by number, 0..N-1."""
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -38,6 +48,11 @@ class ArrayRows:
     array: np.ndarray
 
     @property
+    def n_rows(self) -> int:
+        """N."""
+        return len(self.array)
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row."""
         return self.array.shape[1:]
@@ -52,9 +67,122 @@ class ArrayRows:
         return np.asarray(self.array[rows])
 
 
+@dataclass(frozen=True)
+class _RowsOfAnother:
+    """What a source has in common with the one it is made of."""
+
+    source: RowSource
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return self.source.n_rows
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.source.row_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the rows."""
+        return self.source.dtype
+
+
+@dataclass(frozen=True)
+class PickedRows(_RowsOfAnother):
+    """Some rows of another source: row r is row `picked[r]` there."""
+
+    picked: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        """How many are picked."""
+        return len(self.picked)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return these rows, (B, *row_shape)."""
+        return self.source.take(self.picked[rows])
+
+
+@dataclass(frozen=True)
+class FlippedRows(_RowsOfAnother):
+    """The images of another source, (784,) uint8 a row, left and right exchanged when taken."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return these images, (B, 784), flipped."""
+        return flip_pixels(self.source.take(rows))
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """V views of the same N things, one above the other: row v*N + r is row r of view v.
+
+    Raises:
+        ValueError: no view, or views of different length, row shape or dtype.
+    """
+
+    sources: tuple[RowSource, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [(source.n_rows, source.row_shape, source.dtype) for source in self.sources]
+        if len(set(kinds)) != 1:
+            raise ValueError(f"expected views of one length, row shape and dtype, found {kinds}")
+
+    @property
+    def n_rows(self) -> int:
+        """V * N."""
+        return len(self.sources) * self.sources[0].n_rows
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.sources[0].row_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the rows."""
+        return self.sources[0].dtype
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return these rows, (B, *row_shape), each from its view."""
+        taken = np.empty((len(rows), *self.row_shape), self.dtype)
+        views, rows_within = np.divmod(rows, self.sources[0].n_rows)
+        for view in np.unique(views):
+            here = np.flatnonzero(views == view)
+            taken[here] = self.sources[view].take(rows_within[here])
+        return taken
+
+
+def flip_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Return a copy of these images, (B, 784), with left and right exchanged.
+
+    For more of them than memory should hold there is `FlippedRows`.
+    """
+    return pixels.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, PIXELS)
+
+
 def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return `rows` in the order of this epoch: a permutation that (seed, epoch) alone decide."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def draw_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers in `StackedRows` of these rows' views in this epoch.
+
+    Each row's first view is drawn; from then on its views take turns, so that after V epochs it
+    was seen in each of them. With a flip as second view this is alternating flip (Jordan 2024, "94%
+    on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
+
+    Args:
+        rows: row numbers 0..N-1; a row's view does not depend on the others here.
+        n_rows: N.
+        n_views: V.
+        seed: of the draw.
+        epoch: 1-based.
+    """
+    drawn = np.random.default_rng([seed, *_VIEW_STREAM]).integers(n_views, size=n_rows)
+    return (drawn[rows] + epoch) % n_views * n_rows + rows
 
 
 def make_batches(

@@ -2,22 +2,34 @@
 
 In: a card's name and a choice of weights. Out: a Keras model without top, with verified weights,
 and a record of where they came from. This module must not know data, heads, phases or runs.
+
+Shape letters: B batch, S side of the input, H W C feature map.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import keras
 
 from fmnist_tf.data.downloads import DownloadError, find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError
 from fmnist_tf.files import file_digest
-from fmnist_tf.model.preprocessing import CAFFE, ValueRange
+from fmnist_tf.model.networks import (
+    applications_builder,
+    build_mlp,
+    build_small_resnet,
+    copy_weights,
+    label_convnext,
+    label_efficientnet,
+    label_inception,
+    label_mobilenet,
+    rebuild,
+)
+from fmnist_tf.model.preprocessing import CAFFE, TORCH, UNIT, UNIT_SIGNED, ValueRange
+from fmnist_tf.model.weightsfile import read_weights_file
 
 
 @dataclass(frozen=True)
@@ -26,15 +38,13 @@ class PretrainedWeights:
 
     Attributes:
         url: where it is published.
-        digest: `algorithm:hex`, as its publisher states it.
-        n_bytes: its size.
+        digest: as its publisher states it, for `downloads.find_or_fetch`.
         trained_on: the data it was trained on.
         licence: its licence.
     """
 
     url: str
     digest: str
-    n_bytes: int
     trained_on: str
     licence: str
 
@@ -45,13 +55,17 @@ class BackboneCard:
 
     Attributes:
         name: what `--backbone` calls it.
-        build: side in pixels -> Keras model (B, S, S, 3) float32 -> (B, H, W, C) float32 without
-            top, with fresh random weights.
+        build: side in pixels -> Keras model (B, S, S, channels of `value_range`) float32 ->
+            (B, H, W, C) float32 without top, with fresh random weights; the names of its layers
+            with weights do not depend on what the process built before.
         least_side: smallest input side in pixels that the network accepts.
-        usual_side: the side it was trained at.
+        usual_side: the side it was trained at, or is meant for.
         value_range: grey 0..255 -> the input that its weights expect.
-        stages: stage name -> prefixes of its layers' names, from the stem to the deepest.
+        stages: stage name -> prefixes of its layers' names, from the stem to the deepest; one
+            tensor passes from each stage to the next.
         pretrained: the published weights, or None.
+        build_published: the network in the layout of its weights files, where `build` rebuilds
+            that one; else None.
     """
 
     name: str
@@ -61,6 +75,7 @@ class BackboneCard:
     value_range: ValueRange
     stages: dict[str, tuple[str, ...]]
     pretrained: PretrainedWeights | None
+    build_published: Callable[[int], keras.Model] | None = None
 
     def stage_of(self, layer_name: str) -> str:
         """Return the stage that a layer of this backbone belongs to; its input is of the stem."""
@@ -89,15 +104,13 @@ class WeightsSource:
     warning: str | None = None
 
 
-def _build_resnet50(side: int) -> keras.Model:
-    return keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(side, side, 3), name="resnet50"
-    )
-
+# keras.applications states the digests below, MD5 where it states nothing stronger; the SHA-256 of
+# the file that was read goes into provenance.json.
+_PUBLISHED = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 RESNET50 = BackboneCard(
     name="resnet50",
-    build=_build_resnet50,
+    build=applications_builder(keras.applications.ResNet50, "resnet50"),
     least_side=32,
     usual_side=224,
     value_range=CAFFE,
@@ -109,18 +122,200 @@ RESNET50 = BackboneCard(
         "conv5": ("conv5_",),
     },
     pretrained=PretrainedWeights(
-        url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        # keras.applications.resnet.WEIGHTS_HASHES states MD5 and nothing stronger; the SHA-256 of
-        # the file that was read goes into provenance.json.
+        url=f"{_PUBLISHED}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         digest="md5:4d473c1dd8becc155b73f8504c6f6626",
-        n_bytes=94_765_736,
         trained_on="ImageNet",
         licence="MIT (He et al., https://github.com/KaimingHe/deep-residual-networks)",
     ),
 )
 
-BACKBONES = {card.name: card for card in (RESNET50,)}
+VGG16 = BackboneCard(
+    name="vgg16",
+    build=applications_builder(keras.applications.VGG16, "vgg16"),
+    least_side=32,
+    usual_side=224,
+    value_range=CAFFE,
+    stages={
+        "stem": ("block1_",),  # the first two convolutions: the paper has no other stem
+        "block2": ("block2_",),
+        "block3": ("block3_",),
+        "block4": ("block4_",),
+        "block5": ("block5_",),
+    },
+    pretrained=PretrainedWeights(
+        url=f"{_PUBLISHED}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        digest="md5:6d6bbae143d832006294945121d1f1fc",
+        trained_on="ImageNet",
+        licence="CC BY (VGG, Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/)",
+    ),
+)
+
+_build_efficientnet = applications_builder(
+    keras.applications.EfficientNetV2B0, "efficientnetv2-b0", include_preprocessing=False
+)
+EFFICIENTNETV2_B0 = BackboneCard(
+    name="efficientnetv2-b0",
+    build=lambda side: rebuild(_build_efficientnet(side), label_efficientnet),
+    build_published=_build_efficientnet,
+    least_side=32,
+    usual_side=224,
+    value_range=TORCH,
+    stages={
+        "stem": ("stem_",),
+        "block1": ("block1",),
+        "block2": ("block2",),
+        "block3": ("block3",),
+        "block4": ("block4",),
+        "block5": ("block5",),
+        "block6": ("block6", "top_"),  # the top alone is one 1x1 convolution
+    },
+    pretrained=PretrainedWeights(
+        url=f"{_PUBLISHED}/efficientnet_v2/efficientnetv2-b0_notop.h5",
+        digest="md5:893217f2bb855e2983157299931e43ff",
+        trained_on="ImageNet",
+        licence="Apache-2.0 (Tan and Le, https://github.com/google/automl)",
+    ),
+)
+
+_build_inception = applications_builder(keras.applications.InceptionV3, "inceptionv3")
+INCEPTIONV3 = BackboneCard(
+    name="inceptionv3",
+    build=lambda side: rebuild(_build_inception(side), label_inception),
+    build_published=_build_inception,
+    least_side=75,
+    usual_side=299,
+    value_range=UNIT_SIGNED,
+    # One stage for each size of the map: 35, 17 and 8 pixels of the usual side.
+    stages={
+        "stem": ("stem_",),
+        "mixed0-2": ("mixed0_", "mixed1_", "mixed2_"),
+        "mixed3-7": ("mixed3_", "mixed4_", "mixed5_", "mixed6_", "mixed7_"),
+        "mixed8-10": ("mixed8_", "mixed9_", "mixed10_"),
+    },
+    pretrained=PretrainedWeights(
+        url=f"{_PUBLISHED}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        digest="md5:bcbd6486424b2319ff4ef7d526e38f63",
+        trained_on="ImageNet",
+        licence="Apache-2.0 (Szegedy et al., https://github.com/tensorflow/models)",
+    ),
+)
+
+# For small machines: the small one of the two, a quarter of the large one's work. EfficientNetV2-B0
+# takes the place that the large one would have.
+_build_mobilenet = applications_builder(
+    keras.applications.MobileNetV3Small, "mobilenetv3", include_preprocessing=False
+)
+MOBILENETV3 = BackboneCard(
+    name="mobilenetv3",
+    build=lambda side: rebuild(_build_mobilenet(side), label_mobilenet),
+    build_published=_build_mobilenet,
+    least_side=32,
+    usual_side=224,
+    value_range=UNIT_SIGNED,
+    # One stage for each size of the map.
+    stages={
+        "stem": ("stem_",),
+        "block0": ("block0_",),
+        "block1-2": ("block1_", "block2_"),
+        "block3-7": ("block3_", "block4_", "block5_", "block6_", "block7_"),
+        "block8-10": ("block8_", "block9_", "block10_", "top_"),
+    },
+    pretrained=PretrainedWeights(
+        url=f"{_PUBLISHED}/mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
+        digest="md5:d3e8ec802a04aa4fc771ee12a9a9b836",
+        trained_on="ImageNet",
+        licence="Apache-2.0 (Howard et al., https://github.com/tensorflow/models)",
+    ),
+)
+
+_build_convnext = applications_builder(
+    keras.applications.ConvNeXtTiny, "convnext-tiny", include_preprocessing=False
+)
+CONVNEXT_TINY = BackboneCard(
+    name="convnext-tiny",
+    build=lambda side: rebuild(_build_convnext(side), label_convnext),
+    build_published=_build_convnext,
+    least_side=32,
+    usual_side=224,
+    value_range=TORCH,
+    stages={
+        "stem": ("stem_",),
+        "stage0": ("stage0_",),
+        "stage1": ("stage1_",),
+        "stage2": ("stage2_",),
+        "stage3": ("stage3_",),
+    },
+    pretrained=PretrainedWeights(
+        url=f"{_PUBLISHED}/convnext/convnext_tiny_notop.h5",
+        digest="d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
+        trained_on="ImageNet",
+        licence="MIT (Liu et al., https://github.com/facebookresearch/ConvNeXt)",
+    ),
+)
+
+# The cards below are for training from scratch on the images as they are, 28x28 and grey. None has
+# published weights: keras.applications has no such network, and KerasHub's ResNet-18 is the
+# ImageNet network of 224 pixels, behind an installation of 300 MB.
+
+RESNET8 = BackboneCard(
+    name="resnet8",
+    # He et al. 2016, section 4.2, with n = 1; MLPerf Tiny's image classifier has the same widths
+    # (Banbury et al. 2021, arXiv:2106.07597).
+    build=lambda side: build_small_resnet("resnet8", side, widths=(16, 32, 64), blocks=1),
+    least_side=4,
+    usual_side=28,
+    value_range=UNIT,
+    stages={
+        "stem": ("stem_",),
+        "conv2": ("conv2_",),
+        "conv3": ("conv3_",),
+        "conv4": ("conv4_",),
+    },
+    pretrained=None,
+)
+
+RESNET18 = BackboneCard(
+    name="resnet18",
+    # Depth and widths of He et al. 2016, table 1, on the stem for small images.
+    build=lambda side: build_small_resnet("resnet18", side, widths=(64, 128, 256, 512), blocks=2),
+    least_side=8,
+    usual_side=28,
+    value_range=UNIT,
+    stages={
+        "stem": ("stem_",),
+        "conv2": ("conv2_",),
+        "conv3": ("conv3_",),
+        "conv4": ("conv4_",),
+        "conv5": ("conv5_",),
+    },
+    pretrained=None,
+)
+
+MLP = BackboneCard(
+    name="mlp",
+    # No weights: the head is the network. It gives no feature map, so its head is `flatten`.
+    build=build_mlp,
+    least_side=1,
+    usual_side=28,
+    value_range=UNIT,
+    stages={"stem": ("stem_",)},
+    pretrained=None,
+)
+
+BACKBONES = {
+    card.name: card
+    for card in (
+        RESNET50,
+        VGG16,
+        EFFICIENTNETV2_B0,
+        INCEPTIONV3,
+        MOBILENETV3,
+        CONVNEXT_TINY,
+        RESNET8,
+        RESNET18,
+        MLP,
+    )
+}
 
 
 def find_card(name: str, side: int | None) -> tuple[BackboneCard, int]:
@@ -165,30 +360,37 @@ def read_backbone_weights(
         return WeightsSource("random")
     if choice not in ("auto", "imagenet"):
         path = Path(choice)
-        _load_checked(backbone, card, path)
+        _load(backbone, card, path)
         return WeightsSource("file", str(path), file_digest(path))
     if card.pretrained is None:
         if choice == "imagenet":
             raise UsageError(f"--weights imagenet: none are published for {card.name}")
-        return WeightsSource("random", warning=_random_warning(card, "none are published"))
+        if not backbone.weights:
+            return WeightsSource("random")
+        return WeightsSource(
+            "random",
+            warning=f"The {card.name} backbone has RANDOM weights: none are published for it. "
+            "Frozen they are of little use: --phase scratch trains them, and --weights PATH names "
+            "a file of others.",
+        )
     try:
         path = find_or_fetch(
             card.pretrained.url,
             card.pretrained.digest,
             cache_dir=keras_home() / "models",
             download_dir=download_dir,
-            max_bytes=card.pretrained.n_bytes,
+            max_bytes=_most_bytes(backbone),
             say=say,
         )
     except DownloadError as error:
         if choice == "imagenet":
             raise
-        return WeightsSource("random", warning=_random_warning(card, str(error)))
-    _load_checked(backbone, card, path)
+        return WeightsSource("random", warning=_random_warning(card, error))
+    _load(backbone, card, path)
     return WeightsSource("imagenet", str(path), file_digest(path), card.pretrained.trained_on)
 
 
-def _random_warning(card: BackboneCard, why: str) -> str:
+def _random_warning(card: BackboneCard, why: DownloadError) -> str:
     return (
         f"The {card.name} backbone has RANDOM weights: its pretrained weights could not be had "
         f"({why}). This run shows that the machinery works; its accuracy is not that of transfer "
@@ -196,46 +398,15 @@ def _random_warning(card: BackboneCard, why: str) -> str:
     )
 
 
-def _load_checked(backbone: keras.Model, card: BackboneCard, path: Path) -> None:
-    """Load a weights file after comparing the shapes of its arrays with the network's."""
-    hint = (
-        f"expected weights of {card.name} without top in Keras' layout, as "
-        "`model.save_weights('NAME.weights.h5')` writes them"
-    )
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file; {hint}")
-    if path.suffix != ".h5":
-        raise UsageError(f"--weights {path}: the name does not end in .h5; {hint}")
-    expected = Counter(tuple(weight.shape) for weight in backbone.weights)
-    found: Counter[tuple[int, ...]] = Counter()
+def _load(backbone: keras.Model, card: BackboneCard, path: Path) -> None:
+    if card.build_published is None:
+        read_weights_file(backbone, path, card.name)
+    else:
+        published = card.build_published(backbone.input_shape[1])
+        read_weights_file(published, path, card.name)
+        copy_weights(published, backbone)
 
-    def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        # An optimizer's state and a compiled model's counters are no weights.
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
-            found[tuple(item.shape)] += 1
 
-    try:
-        with h5py.File(path, "r") as file:
-            file.visititems(count)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--weights {path}: not a readable HDF5 file; {hint}") from error
-    if found != expected:
-        missing, surplus = expected - found, found - expected
-        difference = "; ".join(
-            f"{word} {next(iter(shapes))}"
-            + (f" and {shapes.total() - 1} more" if shapes.total() > 1 else "")
-            for word, shapes in (
-                ("lacks an array of shape", missing),
-                ("has one too many of shape", surplus),
-            )
-            if shapes
-        )
-        raise UsageError(
-            f"--weights {path}: {hint}, that is {expected.total()} arrays; found "
-            f"{found.total()} arrays, of which it {difference}"
-        )
-    try:
-        backbone.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--weights {path}: {hint}; Keras says: {reason}") from error
+def _most_bytes(backbone: keras.Model) -> int:
+    """Return a size in bytes that no file of its weights exceeds: 4 a number, and HDF5's part."""
+    return int(1.1 * 4 * backbone.count_params()) + (4 << 20)

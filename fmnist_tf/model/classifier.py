@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BackboneCard
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE, build_preprocessing
@@ -40,12 +41,19 @@ def build_classifier(
         backbone: as `card.build` returned it.
         card: its card; gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
-        units: width of the hidden layer.
-        dropout: rate in 0..1.
+        units: width of the hidden layer; 0 for none.
+        dropout: rate in 0..1, before the last layer.
         n_classes: K.
         seed: of the head's initial weights and of dropout.
         name: of the Keras model.
+
+    Raises:
+        UsageError: a backbone without a feature map is asked for one.
     """
+    if head == "gap" and len(backbone.output_shape) != 4:
+        raise UsageError(
+            f"--head gap: expected flatten, for {card.name} has no feature map to average over"
+        )
     side = backbone.input_shape[1]
     pooling = {
         "flatten": keras.layers.Flatten(name="flatten"),
@@ -55,11 +63,13 @@ def build_classifier(
     return keras.Sequential(
         [
             keras.Input((SOURCE_SIDE, SOURCE_SIDE), dtype="uint8", name="pixels"),
-            *build_preprocessing(card.value_range, side),  # (B, S, S, 3)
+            *build_preprocessing(card.value_range, side),  # (B, S, S, 3), or of one channel
             backbone,  # (B, H, W, C)
             pooling,  # (B, H*W*C) or (B, C)
-            keras.layers.Dense(
-                units, "relu", kernel_initializer=glorot(seed), name="hidden"
+            *(
+                [keras.layers.Dense(units, "relu", kernel_initializer=glorot(seed), name="hidden")]
+                if units
+                else []
             ),  # (B, units)
             keras.layers.Dropout(dropout, seed=seed, name="dropout"),
             keras.layers.Dense(
@@ -149,7 +159,10 @@ def split_classifier(
     prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
     body = chain(layers_above, prefix.output_shape[1:], "float32", "body")
     return SplitClassifier(
-        prefix, first_trained != 0, fold_model(body, precision), classifier.layers[-1]
+        prefix,
+        bool(backbone.weights) and first_trained != 0,
+        fold_model(body, precision),
+        classifier.layers[-1],
     )
 
 

@@ -48,7 +48,8 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
     """Return the folded twin of `model`.
 
     Args:
-        model: functional; models nested in it are folded too. It is left as it is.
+        model: functional or sequential, with one input; models nested in it are folded too. It is
+            left as it is.
         precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
             does not know, and what turns a model's uint8 input into floats, keep to float32.
         still: nothing trains, whatever the layers' `trainable` flags say.
@@ -57,6 +58,8 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
         A model of the same input and output shapes. A variable that trains is the model's own; of
         one that does not, the twin holds a copy of its value now.
     """
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
     own_precision = "float32" if takes_integers else precision
     norm_of, padding_of = _foldable_pairs(model, still)

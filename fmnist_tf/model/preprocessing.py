@@ -1,10 +1,10 @@
 """Raw grey pixels -> what a backbone was trained on, as ordinary Keras layers inside the model.
 
-In: uint8 images as they stand in the CSV. Out: float32 RGB (or BGR) at the backbone's side and
+In: uint8 images as they stand in the CSV. Out: float32 grey, RGB or BGR at the backbone's side and
 value range. Because these layers are saved with the model, training and serving cannot disagree,
 and the saved model loads with Keras alone. This module must not know any particular backbone.
 
-Shape letters: B batch, S side of the resized image.
+Shape letters: B batch, S side of the resized image, C channels.
 """
 
 from __future__ import annotations
@@ -20,39 +20,57 @@ N_PIXELS = SOURCE_SIDE * SOURCE_SIDE
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The affine map from grey 0..255 to each of a backbone's three input channels.
+    """The affine map from grey 0..255 to each of a backbone's input channels.
 
     Attributes:
         scale: factor per channel, in the backbone's channel order.
         offset: what is added after scaling, per channel.
     """
 
-    scale: tuple[float, float, float]
-    offset: tuple[float, float, float]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @property
+    def n_channels(self) -> int:
+        """C, the backbone's input channels: 1 or 3."""
+        return len(self.scale)
 
 
-# keras.applications.imagenet_utils.preprocess_input, mode "caffe": BGR, ImageNet means, unscaled.
+# keras.applications.imagenet_utils.preprocess_input, modes "caffe" (BGR, ImageNet means, unscaled),
+# "tf" (-1..1) and "torch" (0..1, then ImageNet means and deviations).
 CAFFE = ValueRange(scale=(1.0, 1.0, 1.0), offset=(-103.939, -116.779, -123.68))
+UNIT_SIGNED = ValueRange(scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3)
+_MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TORCH = ValueRange(
+    scale=tuple(1 / (255 * deviation) for deviation in _DEVIATIONS),
+    offset=tuple(-mean / deviation for mean, deviation in zip(_MEANS, _DEVIATIONS, strict=True)),
+)
+# One grey channel, 0..1, for networks without pretrained weights: with black at zero, the zeros
+# that a convolution pads with continue the black around a garment. No constant is of a data set.
+UNIT = ValueRange(scale=(1 / 255,), offset=(0.0,))
 
 
 def build_preprocessing(value_range: ValueRange, side: int) -> list[keras.Layer]:
-    """Return the layers from (B, 28, 28) uint8 to (B, S, S, 3) float32.
+    """Return the layers from (B, 28, 28) uint8 to (B, S, S, C) float32.
 
-    Grey to RGB and the value range are one fixed 1x1 convolution: each channel is
+    Grey to colour and the value range are one fixed 1x1 convolution: each channel is
     `scale * grey + offset`. It follows the resize, so that one channel is resized and not three.
+    At the images' own side nothing is resized.
     """
-    value_range_layer = keras.layers.Conv2D(3, 1, name="value_range", trainable=False)
+    n_channels = value_range.n_channels
+    value_range_layer = keras.layers.Conv2D(n_channels, 1, name="value_range", trainable=False)
     value_range_layer.build((None, side, side, 1))
     value_range_layer.set_weights(
         [
-            np.asarray(value_range.scale, np.float32).reshape(1, 1, 1, 3),
+            np.asarray(value_range.scale, np.float32).reshape(1, 1, 1, n_channels),
             np.asarray(value_range.offset, np.float32),
         ]
     )
+    resize = keras.layers.Resizing(side, side, interpolation="bilinear", name="resize")
     return [
         keras.layers.Reshape((SOURCE_SIDE, SOURCE_SIDE, 1), name="channel"),
         # Casts to float32; Keras layers leave integers as they are.
         keras.layers.Rescaling(1.0, name="to_float"),
-        keras.layers.Resizing(side, side, interpolation="bilinear", name="resize"),
+        *([] if side == SOURCE_SIDE else [resize]),
         value_range_layer,
     ]

@@ -276,6 +276,40 @@ def write_mistakes(
             figure.text(0.5, 0.4, "no mistakes", ha="center", fontsize=16, color=FAINT)
 
 
+def write_rates(
+    path: Path,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestion: float,
+    title: str,
+    *,
+    banner: str | None = None,
+) -> None:
+    """Draw the range test: loss over the learning rate, and the rate that it suggests.
+
+    Args:
+        path: where the PNG goes.
+        rates: rising, above 0.
+        losses: of the first steps at these rates; as many or fewer.
+        smoothed: the same number, smoothed.
+        suggestion: gets a line.
+        title: one line above the figure.
+        banner: a warning that has to be seen.
+    """
+    subtitle = f"one step at each rate; suggested: {suggestion:.3g}"
+    with _figure(path, title, subtitle, banner, width=6.4, height=4.0) as figure:
+        axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+        tried = rates[: len(losses)]
+        axes.plot(tried, losses, color="#bbbbbb", linewidth=1, label="each step")
+        axes.plot(tried, smoothed, color=BLUE, linewidth=2, label="smoothed")
+        axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+        axes.axvline(suggestion, color=ORANGE, linestyle="--", label="suggested")
+        # The range that matters: what explodes would flatten the rest.
+        axes.set_ylim(top=1.5 * max(smoothed[0], min(smoothed)))
+        axes.legend()
+
+
 @contextlib.contextmanager
 def _figure(
     path: Path, title: str, subtitle: str, banner: str | None, *, width: float, height: float

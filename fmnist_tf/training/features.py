@@ -1,50 +1,82 @@
 """The frozen prefix's output: computed once, stored on disk, found again by its content.
 
-In: pixels, a frozen prefix, a folder. Out: a source of feature rows, mapped from disk. Two runs
-that would compute the same features share them; any change of pixels, prefix, weights or precision
-gives another key. This module must not know heads, labels or runs.
+In: a source of pixels, a frozen prefix, a folder. Out: a source of feature rows, mapped from disk.
+Two runs that would compute the same features share them, also at the same time; any change of
+pixels, prefix, weights, precision or processor gives another key. This module must not know heads,
+labels or runs.
 
-Layout of one entry: `<key>/shard-00000.bin`, ... raw little-endian bfloat16, `SHARD_ROWS` rows
-each, and `<key>/manifest.json` with the SHA-256 of the shards so far. A shard counts once the
-manifest names it and its bytes agree, so a killed computation goes on at the next shard, and a
-damaged shard is computed again.
+Layout of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and an empty `.lock`. A
+shard is `rows_per_shard` rows, the last one what is left, of little-endian bfloat16 and then its
+seal: 32 bytes, the SHA-256 of the entry's name, the shard's number and its rows. A shard counts if
+its seal is right, whatever else lies in the folder; so a killed computation goes on at the next
+shard, and a damaged or foreign shard is computed again.
 
 Shape letters: N rows, B batch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
+import os
+import platform
 import shutil
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.files import file_digest, write_atomically
+from fmnist_tf import stopping
+from fmnist_tf.data.batches import RowSource
+from fmnist_tf.files import write_atomically
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
-FORMAT = 1
+# Raise it with every change of the layout, of the batches, or of what folding computes.
+FORMAT = 2
+# Batches in work at once: one computes while another starts, ends or is copied.
+STREAMS = 2
+# A kill costs the shard in work, so a shard is bounded in bytes and in rows.
+SHARD_BYTES = 64 << 20
 SHARD_ROWS = 1024
-PREFIX_BATCH = 32
+READ_BYTES = 1 << 20
+WAIT_SECONDS = 0.2
 # The disk also has to take the run directory and whatever else the machine does meanwhile.
 FREE_SPACE_MARGIN = 1.1
 FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 
+# Names in /proc/cpuinfo that begin so decide which kernels compute.
+_VECTOR_UNITS = ("amx", "asimd", "avx", "bf16", "fma", "sve")
+_KERNEL_SETTINGS = (
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TF_ENABLE_ONEDNN_OPTS",
+)
+
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class FeatureStore:
     """Features of N rows on disk, 16 bits a number: bfloat16 has float32's range.
+
+    They stay 16 bits wide until the device has them.
 
     Attributes:
         path: the entry's folder.
@@ -62,39 +94,58 @@ class FeatureStore:
         return FEATURE_DTYPE
 
     @cached_property
+    def shard_bounds(self) -> list[tuple[int, int]]:
+        """The first row and the end of each shard."""
+        step = rows_per_shard(self.row_shape)
+        return [(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)]
+
+    def shard_path(self, number: int) -> Path:
+        """Return the path of one shard."""
+        return self.path / f"shard-{number:05d}.bin"
+
+    @cached_property
     def _shards(self) -> list[np.ndarray]:
+        # NumPy copies plain integers faster than bfloat16.
         return [
             np.memmap(
-                shard_path(self.path, number),
-                np.uint16,
-                "r",
-                shape=(stop - start, *self.row_shape),
-            )
-            for number, (start, stop) in enumerate(shard_bounds(self.n_rows))
+                self.shard_path(number), np.uint16, "r", shape=(stop - start, *self.row_shape)
+            ).view(np.ndarray)
+            for number, (start, stop) in enumerate(self.shard_bounds)
         ]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of these rows, (B, *row_shape) bfloat16."""
+        step = rows_per_shard(self.row_shape)
         taken = np.empty((len(rows), *self.row_shape), np.uint16)
-        shard_of = rows // SHARD_ROWS
-        for number in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == number)
-            taken[here] = self._shards[number][rows[here] - number * SHARD_ROWS]
+        for place, row in enumerate(rows.tolist()):
+            number, row_within = divmod(row, step)
+            taken[place] = self._shards[number][row_within]
         return taken.view(FEATURE_DTYPE)
 
 
-def shard_bounds(n_rows: int) -> list[tuple[int, int]]:
-    """Return the first row and the end of each shard."""
-    return [(start, min(start + SHARD_ROWS, n_rows)) for start in range(0, n_rows, SHARD_ROWS)]
+def rows_per_shard(row_shape: tuple[int, ...]) -> int:
+    """Return the rows of a shard: a power of two, which batches divide, within both bounds."""
+    return _power_of_two_below(min(SHARD_ROWS, SHARD_BYTES // stored_bytes(1, row_shape)))
 
 
-def shard_path(entry: Path, number: int) -> Path:
-    """Return the path of one shard."""
-    return entry / f"shard-{number:05d}.bin"
+def rows_per_batch(input_side: int) -> int:
+    """Return the rows that one stream computes at once, a power of two.
+
+    That many images of `input_side` have the pixels of 32 at 224, whose activations two streams
+    can hold; beyond 128 small images gain nothing.
+    """
+    return _power_of_two_below(min(128, 32 * 224**2 // input_side**2))
 
 
-def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the folded prefix as one graph: (B, 28*28) uint8 -> (B, *features) bfloat16."""
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[Any], tf.Tensor]:
+    """Return the folded prefix as one graph: (B, 28*28) uint8 -> (B, *features) bfloat16.
+
+    It rounds as the store does, so that features are the same numbers stored or not.
+    """
     folded = fold_model(prefix, precision, still=True)
 
     @tf.function(
@@ -102,17 +153,22 @@ def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[tf.T
         autograph=False,
     )
     def compute(pixels: tf.Tensor) -> tf.Tensor:
-        images = tf.reshape(pixels, (-1, SOURCE_SIDE, SOURCE_SIDE))
-        return tf.cast(folded(images, training=False), FEATURE_DTYPE)
+        n_rows = tf.shape(pixels)[0]
+        # oneDNN has other kernels for a single image, which round otherwise.
+        filled = tf.pad(pixels, [[0, tf.maximum(2 - n_rows, 0)], [0, 0]])
+        images = tf.reshape(filled, (-1, SOURCE_SIDE, SOURCE_SIDE))
+        return tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
 
     return compute
 
 
-def feature_key(pixels: np.ndarray, prefix: keras.Model, precision: str) -> str:
+def feature_key(pixels: RowSource, prefix: keras.Model, precision: str) -> str:
     """Return the SHA-256 that names the features of these pixels under this prefix.
 
-    It covers the pixels' bytes, the prefix's layers in order with their settings, its weights'
-    bytes, the precision, this module's format and the versions of Keras and TensorFlow.
+    It covers the pixels' bytes, the prefix's layers with their settings and connections, its
+    weights' bytes, the precision, this module's format, the versions of Keras and TensorFlow, and
+    the processor with the settings that choose its kernels: all that is known to change a bit of a
+    feature.
     """
     digest = hashlib.sha256()
     head = {
@@ -120,33 +176,69 @@ def feature_key(pixels: np.ndarray, prefix: keras.Model, precision: str) -> str:
         "precision": precision,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
-        "rows": list(pixels.shape),
-        "graph": _describe_graph(prefix),
+        "processor": _describe_processor(),
+        "rows": [pixels.n_rows, *pixels.row_shape],
+        "graph": _describe_graph(prefix.get_config()),
     }
     digest.update(json.dumps(head, sort_keys=True, default=str).encode())
     for weight in prefix.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).data)
-    for start in range(0, len(pixels), 1 << 16):
-        digest.update(np.ascontiguousarray(pixels[start : start + (1 << 16)]).data)
+    for start in range(0, pixels.n_rows, SHARD_ROWS):
+        rows = np.arange(start, min(start + SHARD_ROWS, pixels.n_rows))
+        digest.update(np.ascontiguousarray(pixels.take(rows)).data)
     return digest.hexdigest()
 
 
-def _describe_graph(model: keras.Model) -> list[Any]:
-    """Return the layers' classes and settings; names, which a process counts up, are left out."""
-    described: list[Any] = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            described.append(_describe_graph(layer))
+def _describe_graph(config: dict[str, Any]) -> list[Any]:
+    """Return each layer's class, settings and inputs, and what is the output of all.
+
+    A layer is called by its place: a process counts up the names that it gives.
+    """
+    place_of = {entry["config"]["name"]: place for place, entry in enumerate(config["layers"])}
+
+    def without_names(value: Any) -> Any:
+        match value:
+            case {"keras_history": tensor}:
+                return without_names(tensor)
+            case dict():
+                return {key: without_names(part) for key, part in value.items()}
+            case [str(name), int(call), int(output)]:
+                return place_of.get(name, name), call, output
+            case list() | tuple():
+                return [without_names(part) for part in value]
+        return value
+
+    described: list[Any] = [without_names(config.get("output_layers"))]
+    for entry in config["layers"]:
+        settings = entry["config"]
+        if "layers" in settings:
+            settings = _describe_graph(settings)
         else:
-            config = layer.get_config()
-            settings = {key: config[key] for key in config if key not in ("name", "trainable")}
-            described.append([type(layer).__name__, settings])
+            settings = {k: v for k, v in settings.items() if k not in ("name", "trainable")}
+        inputs = without_names(entry.get("inbound_nodes"))
+        described.append([entry["class_name"], settings, inputs])
     return described
 
 
+def _describe_processor() -> list[Any]:
+    """Return what decides by which kernels TensorFlow computes."""
+    settings = [os.environ.get(name) for name in _KERNEL_SETTINGS]
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        is_tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+        return [details.get("device_name"), is_tf32, *settings]
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
+    units = sorted(flag for flag in flags if flag.startswith(_VECTOR_UNITS))
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    n_threads = tf.config.threading.get_intra_op_parallelism_threads() or n_cores
+    return [platform.machine(), units, n_threads, *settings]
+
+
 def stored_bytes(n_rows: int, row_shape: tuple[int, ...]) -> int:
-    """Return the size of an entry on disk."""
-    return n_rows * int(np.prod(row_shape)) * FEATURE_DTYPE.itemsize
+    """Return the size of N rows on disk; seals, 32 bytes a shard, are not worth counting."""
+    return n_rows * math.prod(row_shape) * FEATURE_DTYPE.itemsize
 
 
 def fits_on_disk(folder: Path, key: str, n_bytes: int) -> bool:
@@ -162,69 +254,154 @@ def fits_on_disk(folder: Path, key: str, n_bytes: int) -> bool:
 def read_features(
     folder: Path, key: str, n_rows: int, row_shape: tuple[int, ...]
 ) -> FeatureStore | None:
-    """Return the stored entry, or None unless every shard is there and unharmed."""
+    """Return the stored entry, or None unless every shard is there and unharmed.
+
+    Every byte is read and hashed, `STREAMS` shards at a time.
+    """
     store = FeatureStore(folder / key, n_rows, row_shape)
-    return store if len(_sound_shards(store)) == len(shard_bounds(n_rows)) else None
+    return None if _unsound_shards(store) else store
 
 
 def run_prefix(
     folder: Path,
     key: str,
-    pixels: np.ndarray,
-    compute: Callable[[tf.Tensor], tf.Tensor],
+    pixels: RowSource,
+    compute: Callable[[Any], Any],
     row_shape: tuple[int, ...],
+    input_side: int,
+    *,
     progress: Progress,
+    say: Callable[[str], None],
 ) -> FeatureStore:
     """Compute and store the features of `pixels`; shards that are there already are kept.
+
+    Two processes that want the same entry do not compute it twice: the second waits, and goes on
+    where the first one stopped, finished or not. Memory holds `STREAMS` + 1 batches, however many
+    rows there are. Whatever stops the work, an interruption or a full disk, costs the shard in work
+    and leaves no other trace.
 
     Args:
         folder: of all entries.
         key: as `feature_key` returned it.
         pixels: (N, 784) uint8.
-        compute: as `build_prefix_function` returned it.
+        compute: as `build_prefix_function` returned it; called from several threads.
         row_shape: of one row's features.
-        progress: called with rows done and N.
+        input_side: of the images that the prefix computes with; decides the batch.
+        progress: called with the rows that are stored or computed, and N.
+        say: told when another process is waited for.
 
     Raises:
-        OSError: the disk does not take the features; what is stored already stays.
+        OSError: the disk does not take the features; the message says what is stored.
+        StoppedError: somebody stopped the program.
     """
-    entry = folder / key
-    entry.mkdir(parents=True, exist_ok=True)
-    store = FeatureStore(entry, len(pixels), row_shape)
-    sound = _sound_shards(store)
-    for number, (start, stop) in enumerate(shard_bounds(len(pixels))):
-        path = shard_path(entry, number)
-        if path.name in sound:
-            continue
-        shard = np.empty((stop - start, *row_shape), FEATURE_DTYPE)
-        for first in range(start, stop, PREFIX_BATCH):
-            batch = np.ascontiguousarray(pixels[first : min(first + PREFIX_BATCH, stop)])
-            shard[first - start : first - start + len(batch)] = compute(batch).numpy()
-            progress(first + len(batch), len(pixels))
-        content = shard.view(np.uint8).data
-        with write_atomically(path) as file:
-            file.write(content)
-        sound[path.name] = hashlib.sha256(content).hexdigest()
-        with write_atomically(entry / "manifest.json") as file:
-            file.write(
-                json.dumps({"dtype": FEATURE_DTYPE.name, "sha256": sound}, indent=1).encode()
-            )
+    store = FeatureStore(folder / key, pixels.n_rows, row_shape)
+    n_rows, step = store.n_rows, min(rows_per_batch(input_side), rows_per_shard(row_shape))
+
+    def compute_rows(rows: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(compute(pixels.take(rows)), FEATURE_DTYPE)
+
+    with _locked(store.path, say):
+        # A killed process left it; nobody else writes here now.
+        for leftover in store.path.glob(".shard-*"):
+            leftover.unlink(missing_ok=True)
+        missing = [(number, *store.shard_bounds[number]) for number in _unsound_shards(store)]
+        batches = (
+            np.arange(first, min(first + step, stop))
+            for _, start, stop in missing
+            for first in range(start, stop, step)
+        )
+        done = stored = n_rows - sum(stop - start for _, start, stop in missing)
+        progress(done, n_rows)
+        with closing(_in_streams(compute_rows, batches)) as computed:
+            for number, start, stop in missing:
+                path, seal = store.shard_path(number), _begin_seal(store, number)
+                try:
+                    with write_atomically(path) as file:
+                        for features in islice(computed, math.ceil((stop - start) / step)):
+                            content = features.view(np.uint8).data
+                            seal.update(content)
+                            file.write(content)
+                            done += len(features)
+                            progress(done, n_rows)
+                        file.write(seal.digest())
+                except OSError as error:
+                    raise OSError(
+                        error.errno,
+                        f"{error.strerror or error}; the frozen part's output for {stored:,} of "
+                        f"{n_rows:,} images is stored and will be found again. --cache DIR names "
+                        "another disk",
+                        str(error.filename or path),
+                    ) from error
+                stored += stop - start
     return store
 
 
-def _sound_shards(store: FeatureStore) -> dict[str, str]:
-    """Return the SHA-256 of each shard whose bytes are those that the manifest names."""
+def _in_streams(
+    work: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
+    """Yield `work` of each item in the items' order, `STREAMS` of them in work at once.
+
+    While the receiver is busy with one result, no more than `STREAMS` others come to be. Closing
+    waits for those in work and begins no other.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(STREAMS) as threads:
+        running = deque(threads.submit(work, item) for item in islice(waiting, STREAMS))
+        while running:
+            result = running.popleft().result()
+            running.extend(threads.submit(work, item) for item in islice(waiting, 1))
+            stopping.check()
+            yield result
+
+
+@contextmanager
+def _locked(entry: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the entry for this process alone; the kernel lets go when the process ends, however.
+
+    The lock file stays for ever: were it deleted, two processes could each lock their own.
+    """
+    entry.mkdir(parents=True, exist_ok=True)
+    with (entry / ".lock").open("ab") as file:
+        is_said = False
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if not is_said:
+                say(f"frozen part: another process computes its output; waiting for {entry}")
+                is_said = True
+            time.sleep(WAIT_SECONDS)
+            stopping.check()
+        yield
+
+
+def _unsound_shards(store: FeatureStore) -> list[int]:
+    """Return the numbers of the shards that are not there or not as they were written."""
+    numbers = range(len(store.shard_bounds))
+    with closing(_in_streams(lambda number: _is_sound(store, number), numbers)) as answers:
+        return [number for number, is_sound in zip(numbers, answers, strict=True) if not is_sound]
+
+
+def _is_sound(store: FeatureStore, number: int) -> bool:
+    start, stop = store.shard_bounds[number]
+    left = stored_bytes(stop - start, store.row_shape)
+    seal, buffer = _begin_seal(store, number), memoryview(bytearray(READ_BYTES))
     try:
-        recorded = json.loads((store.path / "manifest.json").read_text())["sha256"]
-        named = {str(name): str(digest) for name, digest in recorded.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-    sound = {}
-    for number, (start, stop) in enumerate(shard_bounds(store.n_rows)):
-        path = shard_path(store.path, number)
-        n_bytes = stored_bytes(stop - start, store.row_shape)
-        # The size first: it tells a foreign shard without reading it.
-        if path.name in named and path.is_file() and path.stat().st_size == n_bytes:
-            if file_digest(path) == named[path.name]:
-                sound[path.name] = named[path.name]
-    return sound
+        with store.shard_path(number).open("rb", buffering=0) as file:
+            # The size first: it tells a torn shard without reading it.
+            if os.fstat(file.fileno()).st_size != left + seal.digest_size:
+                return False
+            while left:
+                n_read = file.readinto(buffer[:left])
+                if not n_read:
+                    return False
+                seal.update(buffer[:n_read])
+                left -= n_read
+            return file.read() == seal.digest()
+    except OSError:
+        return False
+
+
+def _begin_seal(store: FeatureStore, number: int) -> hashlib._Hash:
+    """Return the hash that the rows of this shard are to be added to."""
+    return hashlib.sha256(f"{store.path.name} {number} ".encode())

@@ -4,9 +4,10 @@ In: a split classifier whose plan is applied, row sources, an optimizer. Out: ep
 classifier's variables changed. Loss and accuracy are sums and integer counts over every example,
 divided once. This module must not know disks, runs or trackers: whoever hears an epoch writes it.
 
-The state after epoch e is a function of (seed, e) and the state before: order and dropout are
-seeded anew at each epoch, and no iterator outlives it. Steps run through the current
-`tf.distribute` strategy; dividing the batches among several replicas is not done yet.
+The state after epoch e is a function of (seed, e) and the state before: order, views and dropout
+are seeded anew at each epoch, augmentation at each step, and no iterator outlives an epoch. Steps
+run through the current `tf.distribute` strategy; dividing the batches among several replicas is not
+done yet.
 
 Shape letters: B batch, K classes.
 """
@@ -15,22 +16,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data.batches import RowSource, make_batches, order_rows
+from fmnist_tf.data.batches import RowSource, draw_views, make_batches, order_rows
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import SplitClassifier, find_backbone
 from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
+from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.features import FEATURE_DTYPE
-from fmnist_tf.training.schedules import rate_factor
+from fmnist_tf.training.optimizers import update_averages
+from fmnist_tf.training.rangetest import is_hopeless
+from fmnist_tf.training.schedules import RatePlan, rate_at
 
 StepHook = Callable[[int, int], None]
+_LABEL = tf.TensorSpec((None,), tf.int64)
+_NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
 
 class NonFiniteLossError(FmnistError):
@@ -75,7 +81,9 @@ class Epoch:
 
     Attributes:
         number: 1-based.
-        train: sums while training, with dropout, each batch before its step.
+        train: sums while training, with dropout and augmentation, each batch before its step; the
+            loss is what is minimised, with label smoothing and class weights. Of mixed images the
+            label with the larger share counts.
         val: sums over the validation rows after the pass.
         learning_rate: of the last step.
         seconds: wall time of pass and validation.
@@ -88,11 +96,33 @@ class Epoch:
     seconds: float
 
 
-def build_optimizer(name: str) -> keras.optimizers.Optimizer:
-    """Return a fresh optimizer; the loop sets its learning rate before each step."""
-    if name == "sgd":
-        return keras.optimizers.SGD(momentum=0.9, nesterov=True)
-    return {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name]()
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that decides a run over given rows, but for the network and the optimizer.
+
+    Attributes:
+        rates: learning rate of every step; gives the number of epochs too.
+        batch_size: B; the last batch of a pass may be smaller.
+        seed: of order, views, augmentation and dropout.
+        n_views: how many views of each row the source stacks; see `batches.StackedRows`.
+        augment: kinds of `augmentation.augment`, on raw pixels.
+        background: grey level that augmentation fills with, 0..255.
+        label_smoothing: share of the target spread evenly over the classes, 0..1 (Szegedy et al.
+            2016, section 7).
+        class_weights: (K,) factor on the loss of each class, or None.
+        average_decay: per step, of the moving average of the trained weights that validates and is
+            kept; 0 keeps the weights themselves.
+    """
+
+    rates: RatePlan
+    batch_size: int
+    seed: int
+    n_views: int = 1
+    augment: tuple[str, ...] = ()
+    background: int = 0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    average_decay: float = 0.0
 
 
 class Trainer:
@@ -122,23 +152,18 @@ class Trainer:
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         optimizer.build(self._variables)
+        self._train_steps: dict[TrainingPlan, Callable[..., tuple[tf.Tensor, tf.Tensor]]] = {}
         self._seed_states = list(_seed_states(split.body))
-        # Traced once, at the first batch: any batch size fits.
+        self._row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
         if compute_features is None and split.has_frozen_part:
-            row = tf.TensorSpec((None, *split.prefix.output_shape[1:]), FEATURE_DTYPE)
-        else:
-            row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
-        label = tf.TensorSpec((None,), tf.int64)
-        self._train_step = tf.function(
-            self._train_step_eager, autograph=False, input_signature=[row, label]
-        )
+            self._row = tf.TensorSpec((None, *split.prefix.output_shape[1:]), FEATURE_DTYPE)
         self._eval_step = tf.function(
-            self._eval_step_eager, autograph=False, input_signature=[row, label]
+            self._eval_step_eager, autograph=False, input_signature=[self._row, _LABEL]
         )
         self._predict_step = tf.function(
             lambda x: tf.nn.softmax(self.split.logits(self._features(x), training=False)),
             autograph=False,
-            input_signature=[row],
+            input_signature=[self._row],
         )
 
     def evaluate(
@@ -162,50 +187,91 @@ class Trainer:
         labels: np.ndarray,
         train_rows: np.ndarray,
         val_rows: np.ndarray,
+        plan: TrainingPlan,
         *,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        schedule: str,
-        seed: int,
         on_step: StepHook = lambda step, steps: None,
     ) -> Iterator[Epoch]:
         """Train, and yield after each epoch.
 
+        With `plan.average_decay` the network holds the averaged weights while an epoch is heard,
+        and its own again while it trains.
+
         Args:
-            source: rows of pixels or features, by number.
+            source: rows of pixels or features, by number; `plan.n_views` views of N rows.
             labels: (N,) int64 in 0..K-1, by row number.
-            train_rows: row numbers to train on.
-            val_rows: row numbers to validate on.
-            epochs: passes.
-            batch_size: B; the last batch of a pass may be smaller.
-            learning_rate: peak rate.
-            schedule: see `schedules.rate_factor`.
-            seed: of order and dropout.
+            train_rows: row numbers below N to train on.
+            val_rows: row numbers below N to validate on.
+            plan: decides the rest.
             on_step: called after each step with the steps done in this epoch and their number.
 
         Raises:
             NonFiniteLossError: the loss is no longer finite.
         """
-        steps = math.ceil(len(train_rows) / batch_size)
-        for number in range(1, epochs + 1):
+        steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
+        n_rows, labels = len(labels), np.tile(labels, plan.n_views)
+        averages = [tf.Variable(v) for v in self._variables] if plan.average_decay else []
+        train_step = self._find_train_step(plan, averages)
+        val_losses: list[float] = []
+        for number in range(1, plan.rates.epochs + 1):
             started = time.perf_counter()
-            self._seed_dropout(seed, number)
+            self._seed_dropout(plan.seed, number)
             counts = Counts()
-            batches = make_batches(source, labels, order_rows(train_rows, seed, number), batch_size)
-            for step, (x, y) in enumerate(batches):
+            order = order_rows(train_rows, plan.seed, number)
+            order = draw_views(order, n_rows, plan.n_views, plan.seed, number)
+            for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
                 done = (number - 1) * steps + step
-                rate = learning_rate * rate_factor(schedule, done, epochs * steps)
+                rate = rate_at(plan.rates, done, val_losses)
                 self.optimizer.learning_rate.assign(rate)
-                counts += _to_counts(self._train_step(x, y), len(y))
+                sums = train_step(x, y, tf.constant([plan.seed, done], tf.int32))
+                counts += _to_counts(sums, len(y))
                 if not math.isfinite(counts.loss_sum):
-                    raise _non_finite(counts, number, f"step {step + 1} of {steps}", learning_rate)
+                    raise _non_finite(counts, number, f"step {step + 1} of {steps}", peak)
                 on_step(step + 1, steps)
-            val = self.evaluate(source, labels, val_rows, batch_size)
+            _swap(averages, self._variables)
+            val = self.evaluate(source, labels, val_rows, plan.batch_size)
             if not math.isfinite(val.loss_sum):
                 # The last step's damage shows only here: a step's loss is of the weights before.
-                raise _non_finite(val, number, f"validation, after step {steps}", learning_rate)
+                raise _non_finite(val, number, f"validation, after step {steps}", peak)
+            val_losses.append(val.loss)
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
+            _swap(averages, self._variables)
+
+    def run_range_test(
+        self,
+        source: RowSource,
+        labels: np.ndarray,
+        train_rows: np.ndarray,
+        plan: TrainingPlan,
+        rates: Sequence[float],
+    ) -> list[float]:
+        """Take a step at each rate in turn, and put network and optimizer back.
+
+        Args:
+            source: as in `run_epochs`; only its first view is used.
+            labels: as in `run_epochs`.
+            train_rows: as in `run_epochs`; gone through again where they do not suffice.
+            plan: gives batch size, seed and what shapes the loss.
+            rates: rising.
+
+        Returns:
+            The loss of each step's batch, before the step; fewer than `rates` where it exploded.
+        """
+        kept = [*self._moving_variables, *self.optimizer.variables]
+        values = [variable.numpy() for variable in kept]
+        train_step = self._find_train_step(plan, [])
+        self._seed_dropout(plan.seed, 0)
+        order = order_rows(train_rows, plan.seed, 0)
+        order = np.resize(order, len(rates) * plan.batch_size)
+        losses: list[float] = []
+        for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
+            self.optimizer.learning_rate.assign(rates[step])
+            counts = _to_counts(train_step(x, y, tf.constant([plan.seed, step], tf.int32)), len(y))
+            if is_hopeless([*losses, counts.loss]):
+                break
+            losses.append(counts.loss)
+        for variable, value in zip(kept, values, strict=True):
+            variable.assign(value)
+        return losses
 
     def snapshot(self) -> list[np.ndarray]:
         """Return copies of all that training changes in the network."""
@@ -239,12 +305,36 @@ class Trainer:
             x = self.split.prefix(tf.reshape(x, (-1, SOURCE_SIDE, SOURCE_SIDE)), training=False)
         return tf.cast(x, self.split.body.inputs[0].dtype)
 
-    def _train_step_eager(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _find_train_step(
+        self, plan: TrainingPlan, averages: list[tf.Variable]
+    ) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        """Return the step for this plan, the same one where only rates, order or length differ."""
+        if averages:
+            return self._build_train_step(plan, averages)
+        alike = replace(plan, rates=_NO_RATES, batch_size=1, seed=0, average_decay=0.0)
+        if alike not in self._train_steps:
+            self._train_steps[alike] = self._build_train_step(alike, [])
+        return self._train_steps[alike]
+
+    def _build_train_step(
+        self, plan: TrainingPlan, averages: list[tf.Variable]
+    ) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        """Return one step of the plan: rows, labels and (seed, step) -> sums."""
+        n_classes = self.split.output.units
+        class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
+
+        def step(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            targets = tf.one_hot(y, n_classes)
+            if plan.augment:  # of pixels; what is stored is past changing
+                x, targets = augment(x, targets, seed, plan.augment, plan.background)
+            y = tf.argmax(targets, axis=-1)
+            weights = tf.linalg.matvec(targets, class_weights)
+            smooth = plan.label_smoothing
+            targets = targets * (1 - smooth) + smooth / n_classes
             features = self._features(x)
             with tf.GradientTape() as tape:
                 logits = self.split.logits(features, training=True)
-                losses = _cross_entropy(y, logits)
+                losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
                 # The replicas' gradients are summed, so each divides by the whole batch.
                 loss = tf.reduce_sum(losses) / tf.cast(
                     tf.shape(y)[0] * self.strategy.num_replicas_in_sync, tf.float32
@@ -252,7 +342,20 @@ class Trainer:
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
             return tf.reduce_sum(losses), _n_correct(y, logits)
 
-        return self._reduced(self.strategy.run(step, (x, y)))
+        def step_and_average(
+            x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            sums = self._reduced(self.strategy.run(step, (x, y, seed)))
+            moving = self._variables[: len(averages)]
+            update_averages(averages, moving, plan.average_decay, seed[1])
+            return sums
+
+        # Traced once, at the first batch: any batch size fits.
+        return tf.function(
+            step_and_average,
+            autograph=False,
+            input_signature=[self._row, _LABEL, tf.TensorSpec((2,), tf.int32)],
+        )
 
     def _eval_step_eager(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -267,6 +370,14 @@ class Trainer:
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss_sum, axis=None),
             self.strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None),
         )
+
+
+def _swap(averages: list[tf.Variable], variables: list[Any]) -> None:
+    """Exchange the values of each average and its variable."""
+    for average, variable in zip(averages, variables[: len(averages)], strict=True):
+        value = variable.numpy()
+        variable.assign(average)
+        average.assign(value)
 
 
 def _seed_states(model: keras.Model) -> Iterator[tf.Variable]:

@@ -1,0 +1,152 @@
+"""A run's settings -> what the training loop takes.
+
+In: a `Run`. Out: the rows to read, the plan of every step, each variable's share of the learning
+rate. Nothing is trained here, but the frozen part's output is computed where no run has stored it
+yet. This module must not know the order of things in a run, or what becomes of epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmnist_tf.config import FLIP
+from fmnist_tf.console import progress_bar, say, warn
+from fmnist_tf.memory import release_memory
+from fmnist_tf.run import Run
+
+if TYPE_CHECKING:
+    from fmnist_tf.data.batches import RowSource
+    from fmnist_tf.model.classifier import SplitClassifier
+    from fmnist_tf.training.loop import TrainingPlan
+
+
+def plan_training(run: Run, train_labels: np.ndarray) -> TrainingPlan:
+    """Return what the settings ask of the loop.
+
+    Args:
+        run: its settings are complete.
+        train_labels: (N,) int64, of the rows that train.
+    """
+    from fmnist_tf.training.loop import TrainingPlan
+    from fmnist_tf.training.schedules import RatePlan
+
+    config = run.config
+    epochs, batch_size, rate = config.epochs, config.batch_size, config.learning_rate
+    if epochs is None or batch_size is None or (rate is None and not config.range_test):
+        raise ValueError("the configuration is incomplete; see config.complete_config")
+    steps = math.ceil(len(train_labels) / batch_size)
+    cycle_epochs = config.cycle_epochs or max(1.0, epochs / 2)
+    weights = None
+    if config.class_weights == "balanced":
+        n_classes = len(run.dataset.train.class_names)
+        counts = np.bincount(train_labels, minlength=n_classes)
+        # A class without training rows has no loss to weigh.
+        weights = tuple((len(train_labels) / (n_classes * np.maximum(counts, 1))).tolist())
+    return TrainingPlan(
+        rates=RatePlan(
+            config.schedule,
+            peak=rate or max(1.0, config.least_rate),  # until the range test has its own
+            steps_per_epoch=steps,
+            epochs=epochs,
+            least=config.least_rate,
+            warmup_steps=round(config.warmup_epochs * steps),
+            cycle_steps=max(2, round(cycle_epochs * steps)),
+            patience=config.plateau_patience,
+        ),
+        batch_size=batch_size,
+        seed=config.seed,
+        n_views=2 if FLIP in config.augment else 1,
+        augment=tuple(kind for kind in config.augment if kind != FLIP),
+        background=run.background,
+        label_smoothing=config.label_smoothing,
+        class_weights=weights,
+        average_decay=config.average_decay,
+    )
+
+
+def plan_rate_factors(run: Run) -> dict[str, float]:
+    """Return the factor on the learning rate of each trained variable below the head."""
+    factor = run.config.stage_rate_factor
+    if factor == 1:
+        return {}
+    from fmnist_tf.model.classifier import find_backbone
+
+    card = run.network.card
+    depth = {stage: number for number, stage in enumerate(reversed(card.stages), start=1)}
+    backbone = find_backbone(run.network.classifier)
+    return {
+        weight.path: factor ** depth[card.stage_of(layer.name)]
+        for layer in backbone.layers
+        for weight in layer.trainable_weights
+    }
+
+
+def open_source(
+    run: Run, split: SplitClassifier, pool: np.ndarray
+) -> tuple[RowSource, Callable[[Any], Any] | None]:
+    """Return what the trainer reads: stored features, or raw pixels and the prefix to apply.
+
+    A flip is a second view of every image: as many rows more.
+
+    Args:
+        run: its settings decide.
+        split: the classifier, cut.
+        pool: the rows of the train file that this run uses, ascending.
+    """
+    from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, StackedRows
+    from fmnist_tf.training import features
+
+    config = run.config
+    pixels = PickedRows(ArrayRows(run.dataset.train.pixels), pool)
+    views: list[RowSource] = [pixels, FlippedRows(pixels)] if FLIP in config.augment else [pixels]
+    precision, why = run.precision
+    say(f"arithmetic: {precision} ({why})")
+    if not split.has_frozen_part:
+        say("the whole network trains: there is no frozen part to store")
+        return StackedRows(tuple(views)), None
+    compute = features.build_prefix_function(split.prefix, precision)
+    if config.cache == "off":
+        return StackedRows(tuple(views)), compute
+    if unstorable := [kind for kind in config.augment if kind != FLIP]:
+        warn(
+            f"--augment {','.join(unstorable)} changes the images anew in each epoch: the frozen "
+            "part is not stored but computed in every epoch, which takes far longer"
+        )
+        return StackedRows(tuple(views)), compute
+    row_shape = split.prefix.output_shape[1:]
+    n_bytes = features.stored_bytes(len(pool), row_shape)
+    size = f"{n_bytes / 1e9:.2g} GB"
+    folder = run.cache_dir / "features"
+    stores: list[RowSource] = []
+    with run.clock.stage("features"):
+        for view in views:
+            key = features.feature_key(view, split.prefix, precision)
+            store = features.read_features(folder, key, len(pool), row_shape)
+            if store:
+                say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
+            elif not features.fits_on_disk(folder, key, n_bytes):
+                say(
+                    f"frozen part: its output, {size}, does not fit on the disk of {folder}; it is "
+                    "computed anew in every epoch. --cache DIR names another disk"
+                )
+                return StackedRows(tuple(views)), compute
+            else:
+                say(f"frozen part: computing its output for {len(pool):,} images, {size}")
+                started = time.perf_counter()
+                with progress_bar("frozen part", "image") as show:
+                    store = features.run_prefix(
+                        folder, key, view, compute, row_shape, run.network.side,
+                        progress=show, say=say,
+                    )  # fmt: skip
+                seconds = time.perf_counter() - started
+                rate = len(pool) / seconds
+                say(f"frozen part: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
+            stores.append(store)
+    del compute
+    release_memory()
+    return StackedRows(tuple(stores)), None

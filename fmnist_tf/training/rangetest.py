@@ -1,0 +1,56 @@
+"""The learning-rate range test: which rate to train with, from one short rising run.
+
+In: the losses of steps whose rate rises from step to step. Out: the rates to try, and one to use.
+Pure; `Trainer.run_range_test` takes the steps. This module must not know networks or data.
+
+Smith 2017, section 3.3: a network is trained while the rate rises; the loss falls fastest where the
+rate is large enough to learn and not yet too large to be stable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+LEAST, MOST, STEPS = 1e-6, 1.0, 120
+_SMOOTHING = 0.9
+_HOPELESS = 4.0
+
+
+def plan_rates(least: float = LEAST, most: float = MOST, steps: int = STEPS) -> list[float]:
+    """Return `steps` rates from `least` to `most`, each the same factor above the one before."""
+    return [least * (most / least) ** (step / (steps - 1)) for step in range(steps)]
+
+
+def smooth_losses(losses: Sequence[float]) -> list[float]:
+    """Return the moving average of the losses, its start corrected as Adam's moments are."""
+    smoothed, average = [], 0.0
+    for number, loss in enumerate(losses, start=1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smoothed.append(average / (1 - _SMOOTHING**number))
+    return smoothed
+
+
+def is_hopeless(losses: Sequence[float]) -> bool:
+    """Return whether larger rates need not be tried: the smoothed loss is four times its lowest.
+
+    A loss that is not finite is hopeless too.
+    """
+    smoothed = smooth_losses(losses)
+    return not (math.isfinite(smoothed[-1]) and smoothed[-1] <= _HOPELESS * min(smoothed))
+
+
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the rate to train with: a tenth of the rate at which the smoothed loss was lowest.
+
+    Args:
+        rates: rising.
+        losses: of the steps that were taken, finite, at most as many.
+
+    Raises:
+        ValueError: there are fewer than two losses, or one is not finite.
+    """
+    if len(losses) < 2 or not all(map(math.isfinite, losses)):
+        raise ValueError(f"expected at least two finite losses, found {list(losses)}")
+    smoothed = smooth_losses(losses)
+    return rates[smoothed.index(min(smoothed))] / 10

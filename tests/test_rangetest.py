@@ -1,0 +1,41 @@
+"""The range test finds the rate of a curve whose best rate is known, and leaves no trace."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fmnist_tf.training.rangetest import is_hopeless, plan_rates, smooth_losses, suggest_rate
+
+
+def test_rates_rise_by_one_factor() -> None:
+    rates = plan_rates(1e-4, 1.0, 5)
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+
+
+def test_smoothing_keeps_a_constant_and_its_start() -> None:
+    assert smooth_losses([2.0] * 5) == pytest.approx([2.0] * 5)
+    assert smooth_losses([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
+
+
+def test_a_tenth_of_the_lowest() -> None:
+    rates = plan_rates()
+    losses = [2 + abs(math.log10(rate) + 2) for rate in rates]  # lowest at 0.01
+    suggestion = suggest_rate(rates, losses)
+    # Smoothing sees the turn a few steps late.
+    assert 1e-3 <= suggestion <= 1e-3 * (rates[1] / rates[0]) ** 10
+
+
+def test_one_bad_batch_is_not_hopeless_and_an_explosion_is() -> None:
+    assert not is_hopeless([2.0])
+    assert not is_hopeless([1.0] * 10 + [8.0])
+    assert is_hopeless([1.0] * 10 + [8.0] * 10)
+    assert is_hopeless([1.0, math.nan])
+    assert is_hopeless([math.inf])
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [1.0, math.nan]])
+def test_too_little_is_an_error(losses: list[float]) -> None:
+    with pytest.raises(ValueError, match="two finite losses"):
+        suggest_rate(plan_rates(), losses)
