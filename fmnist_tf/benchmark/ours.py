@@ -30,6 +30,7 @@ from fmnist_tf.benchmark.plan import (
 )
 from fmnist_tf.config import DEFAULTS
 from fmnist_tf.data.batches import ArrayRows, PickedRows
+from fmnist_tf.memory import release_memory
 from fmnist_tf.model.backbones import find_card
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.folding import choose_precision
@@ -38,6 +39,11 @@ from fmnist_tf.training import features
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
+
+
+def choose_feature_batch(side: int) -> int:
+    """Return the batch of the feature pass at this side, which all systems take."""
+    return features.rows_per_batch(side)
 
 
 class _Ours:
@@ -101,11 +107,8 @@ class FeaturePass(_Ours):
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the row has to tell."""
-        return {**super().facts, "batch_size": self._batch_size, "streams": features.STREAMS}
-
-    @property
-    def _batch_size(self) -> int:
-        return features.rows_per_batch(self._job.image_size)
+        batch_size = choose_feature_batch(self._job.image_size)
+        return {**super().facts, "batch_size": batch_size}
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' features as they are read back from the store."""
@@ -113,7 +116,8 @@ class FeaturePass(_Ours):
 
     def measure(self, units: int) -> int:
         """Compute and store `units` batches in each stream."""
-        rows = np.arange(units * features.STREAMS * self._batch_size) % N_IMAGES
+        batch_size = choose_feature_batch(self._job.image_size)
+        rows = np.arange(units * features.STREAMS * batch_size) % N_IMAGES
         shutil.rmtree(self._store(rows).path)
         return len(rows)
 
@@ -123,8 +127,10 @@ class Epoch(_Ours):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self._trainer = Trainer(self._classifier, self._split, build_optimizer("adam"))
         self._source = self._store(np.arange(N_IMAGES))
+        del self._compute
+        release_memory()
+        self._trainer = Trainer(self._classifier, self._split, build_optimizer("adam"))
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' probabilities, from stored features."""

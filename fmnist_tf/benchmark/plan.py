@@ -29,7 +29,6 @@ N_CHECKED = 32
 """Of these, the images whose outputs are compared between the systems."""
 MOST_IMAGES = 8192
 """In one measurement: what a fast machine stores meanwhile stays below 2 GB."""
-FEATURE_BATCH = 32
 
 IMAGES, WEIGHTS, SAVED_MODEL = "images.npz", "weights.npz", "saved_model"
 
@@ -41,16 +40,16 @@ class Task:
     Attributes:
         stage: feature_pass, frozen_epoch or finetune_epoch.
         head: flatten or gap; None where no head is computed.
-        batch_size: B.
+        batch_size: B, as the phase has it by default; None: as ours chooses it for the side.
     """
 
     stage: str
     head: str | None
-    batch_size: int
+    batch_size: int | None
 
 
 TASKS = (
-    Task("feature_pass", None, FEATURE_BATCH),
+    Task("feature_pass", None, None),
     Task("frozen_epoch", "flatten", DEFAULTS["frozen"].batch_size),
     Task("frozen_epoch", "gap", DEFAULTS["frozen"].batch_size),
     Task("finetune_epoch", "flatten", DEFAULTS["finetune"].batch_size),

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.benchmark import plain_keras
+from fmnist_tf.benchmark import ours, plain_keras
 from fmnist_tf.benchmark.plan import (
     IMAGES,
     N_CHECKED,
@@ -73,6 +73,7 @@ def open_stage(job: Job) -> Prepared:
             "precision": precision,
             "why": why,
             "gpus": gpus,
+            "feature_batch": ours.choose_feature_batch(side),
             "multiplications": count_multiplications(backbone, card),
             "versions": _versions(),
         }

@@ -99,6 +99,7 @@ class _Suite:
         folder: where workers read and write.
         command: starts a worker.
         show: hears (done, total) steps.
+        feature_batch: batch of the feature pass, known once it is prepared.
         n_steps: in all.
         n_done: so far.
         clocks_mhz: seen while something was measured.
@@ -109,6 +110,7 @@ class _Suite:
     folder: Path
     command: Sequence[str]
     show: Callable[[int, int], None]
+    feature_batch: int = 1
     n_steps: int = 0
     n_done: int = 0
     clocks_mhz: list[float] = field(default_factory=list)
@@ -196,7 +198,7 @@ class _Suite:
             precision=system.precision,
             stage=task.stage,
             head=task.head,
-            batch_size=task.batch_size,
+            batch_size=task.batch_size or self.feature_batch,
             image_size=self.settings.image_size,
             backbone=self.settings.backbone,
             folder=str(self.folder),
@@ -229,6 +231,7 @@ def run_benchmark(
     machine = describe_machine()
     systems = plan_systems(facts["precision"], machine["features"])
     say(f"measuring {', '.join(system.name for system in systems)}, one at a time")
+    suite.feature_batch = facts["feature_batch"]
     measurements = suite.measure_all(systems)
     if all(measurement.reason is not None for measurement in measurements):
         raise BenchError(f"nothing could be measured: {measurements[0].reason}")

@@ -7,26 +7,26 @@ its stdin or its parent. This module must not know what the answers are for.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import os
-import re
 import signal
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fmnist_tf.benchmark.bounds import read_clock_mhz, usable_cpus
 from fmnist_tf.benchmark.plan import Job, Measurable
 from fmnist_tf.errors import printable
+from fmnist_tf.memory import MemoryWatch
 from fmnist_tf.results.provenance import peak_memory_bytes
 
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.5  # /proc/cpuinfo is long on a large machine
 
 
 def open_stage(job: Job) -> Measurable:
@@ -40,49 +40,34 @@ def open_stage(job: Job) -> Measurable:
     return stage
 
 
-class Sampler:
-    """A thread that looks at memory and clock while something is measured.
+class ClockWatch:
+    """A thread that looks at the clock while something is measured: idle, it would be slower.
 
     Attributes:
-        anonymous_bytes: the largest anonymous resident memory seen so far, None where the system
-            does not tell. Unlike the whole resident size it holds no mapped files.
-        clocks_mhz: of the busiest CPU, since the last `clear`.
+        clocks_mhz: of the busiest CPU, in the last measurement.
     """
 
     def __init__(self) -> None:
-        self.anonymous_bytes: int | None = None
         self.clocks_mhz: list[float] = []
         self._cpus = usable_cpus()
         self._busy = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
-    def run(self, work: Callable[[], int]) -> tuple[int, float]:
-        """Do the work and return its result and the seconds it took."""
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look while the block inside runs."""
         self.clocks_mhz.clear()
         self._busy.set()
-        started = time.perf_counter()
         try:
-            result = work()
-            return result, time.perf_counter() - started
+            yield
         finally:
             self._busy.clear()
-            self._note_memory()
 
     def _look(self) -> None:
-        tick = 0
         while self._busy.wait():
-            self._note_memory()
-            if tick % 10 == 0:  # /proc/cpuinfo is long on a large machine
-                clock = read_clock_mhz(self._cpus)
-                self.clocks_mhz += [] if clock is None else [clock]
-            tick += 1
+            clock = read_clock_mhz(self._cpus)
+            self.clocks_mhz += [] if clock is None else [clock]
             time.sleep(SAMPLE_SECONDS)
-
-    def _note_memory(self) -> None:
-        status = Path("/proc/self/status")
-        found = re.search(r"RssAnon:\s*(\d+) kB", status.read_text() if status.is_file() else "")
-        if found:
-            self.anonymous_bytes = max(self.anonymous_bytes or 0, int(found[1]) * 1024)
 
 
 def end_with_parent() -> None:
@@ -105,7 +90,7 @@ def serve(requests: Any, answer: Callable[..., None]) -> None:
     """
     import numpy as np
 
-    sampler = Sampler()
+    clock, memory = ClockWatch(), MemoryWatch()
     job = Job(**json.loads(next(requests)))
     stage = open_stage(job)
     answer(facts=stage.facts)
@@ -116,13 +101,16 @@ def serve(requests: Any, answer: Callable[..., None]) -> None:
             np.save(path, np.asarray(stage.outputs(), np.float32))
             answer(path=str(path))
         elif request["ask"] == "measure":
-            images, seconds = sampler.run(functools.partial(stage.measure, request["units"]))
+            with clock.looking():
+                started = time.perf_counter()
+                images = stage.measure(request["units"])
+                seconds = time.perf_counter() - started
             answer(
                 images=images,
                 seconds=seconds,
                 peak_bytes=peak_memory_bytes(),
-                anonymous_bytes=sampler.anonymous_bytes,
-                clock_mhz=statistics.median(sampler.clocks_mhz) if sampler.clocks_mhz else None,
+                anonymous_bytes=memory.peak_anonymous_bytes,
+                clock_mhz=statistics.median(clock.clocks_mhz) if clock.clocks_mhz else None,
             )
         else:
             answer(flop_per_second=stage.probe())
