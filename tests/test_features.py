@@ -266,6 +266,7 @@ def test_key_depends_on_what_chooses_the_kernels(prefix, monkeypatch: pytest.Mon
     def key() -> str:
         return features.feature_key(ArrayRows(PIXELS), prefix, "float32")
 
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     keys = {key()}
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     keys.add(key())
