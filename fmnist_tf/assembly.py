@@ -22,6 +22,7 @@ from fmnist_tf.run import Run
 if TYPE_CHECKING:
     from fmnist_tf.data.batches import RowSource
     from fmnist_tf.model.classifier import SplitClassifier
+    from fmnist_tf.training.features import FeatureStore
     from fmnist_tf.training.loop import TrainingPlan
 
 
@@ -120,33 +121,58 @@ def open_source(
         return StackedRows(tuple(views)), compute
     row_shape = split.prefix.output_shape[1:]
     n_bytes = features.stored_bytes(len(pool), row_shape)
-    size = f"{n_bytes / 1e9:.2g} GB"
     folder = run.cache_dir / "features"
-    stores: list[RowSource] = []
     with run.clock.stage("features"):
-        for view in views:
-            key = features.feature_key(view, split.prefix, precision)
-            store = features.read_features(folder, key, len(pool), row_shape)
-            if store:
-                say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
-            elif not features.fits_on_disk(folder, key, n_bytes):
-                say(
-                    f"frozen part: its output, {size}, does not fit on the disk of {folder}; it is "
-                    "computed anew in every epoch. --cache DIR names another disk"
-                )
-                return StackedRows(tuple(views)), compute
-            else:
-                say(f"frozen part: computing its output for {len(pool):,} images, {size}")
-                started = time.perf_counter()
-                with progress_bar("frozen part", "image") as show:
-                    store = features.run_prefix(
-                        folder, key, view, compute, row_shape, run.network.side,
-                        progress=show, say=say,
-                    )  # fmt: skip
-                seconds = time.perf_counter() - started
-                rate = len(pool) / seconds
-                say(f"frozen part: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
-            stores.append(store)
+        keys = [features.feature_key(view, split.prefix, precision) for view in views]
+        found = [features.read_features(folder, key, len(pool), row_shape) for key in keys]
+        for store in filter(None, found):
+            say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
+        # Room for all views before hours go into the first.
+        missing = found.count(None)
+        if missing and not features.fits_on_disk(
+            folder, keys[found.index(None)], missing * n_bytes
+        ):
+            say(
+                f"frozen part: its output, {missing * n_bytes / 1e9:.2g} GB, does not fit on the "
+                f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "
+                "disk"
+            )
+            return StackedRows(tuple(views)), compute
+        stores = [
+            store or _compute_features(run, key, view, compute, row_shape)
+            for store, key, view in zip(found, keys, views, strict=True)
+        ]
     del compute
     release_memory()
     return StackedRows(tuple(stores)), None
+
+
+def _compute_features(
+    run: Run,
+    key: str,
+    pixels: RowSource,
+    compute: Callable[[Any], Any],
+    row_shape: tuple[int, ...],
+) -> FeatureStore:
+    """Compute and store one view's features, and say how long that took."""
+    from fmnist_tf.training import features
+
+    n_rows, n_bytes = pixels.n_rows, features.stored_bytes(pixels.n_rows, row_shape)
+    say(f"frozen part: computing its output for {n_rows:,} images, {n_bytes / 1e9:.2g} GB")
+    started = time.perf_counter()
+    kept: list[int] = []  # the first thing heard: rows that an earlier run had stored
+    with progress_bar("frozen part", "image") as show:
+
+        def hear(done: int, total: int) -> None:
+            if not kept:
+                kept.append(done)
+            show(done, total)
+
+        store = features.run_prefix(
+            run.cache_dir / "features", key, pixels, compute, row_shape, run.network.side,
+            progress=hear, say=say,
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    rate = (n_rows - kept[0]) / seconds
+    say(f"frozen part: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
+    return store

@@ -42,6 +42,7 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _pending.clear()  # what was raised and not checked for is over
 
 
 def check() -> None:

@@ -669,6 +669,7 @@ def test_mixed_bfloat16_is_keras_own_policy(prepared) -> None:
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_a_toy(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
