@@ -88,7 +88,7 @@ def plan_rate_factors(run: Run) -> dict[str, float]:
 
 
 def open_source(
-    run: Run, split: SplitClassifier, pool: np.ndarray
+    run: Run, plan: TrainingPlan, split: SplitClassifier, pool: np.ndarray
 ) -> tuple[RowSource, Callable[[Any], Any] | None]:
     """Return what the trainer reads: stored features, or raw pixels and the prefix to apply.
 
@@ -96,29 +96,30 @@ def open_source(
 
     Args:
         run: its settings decide.
+        plan: says how many views there are, and what no view can hold.
         split: the classifier, cut.
         pool: the rows of the train file that this run uses, ascending.
     """
     from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, StackedRows
     from fmnist_tf.training import features
 
-    config = run.config
     pixels = PickedRows(ArrayRows(run.dataset.train.pixels), pool)
-    views: list[RowSource] = [pixels, FlippedRows(pixels)] if FLIP in config.augment else [pixels]
+    both: tuple[RowSource, ...] = (pixels, FlippedRows(pixels))
+    views = both[: plan.n_views]
     precision, why = run.precision
     say(f"arithmetic: {precision} ({why})")
     if not split.has_frozen_part:
         say("the whole network trains: there is no frozen part to store")
-        return StackedRows(tuple(views)), None
+        return StackedRows(views), None
     compute = features.build_prefix_function(split.prefix, precision)
-    if config.cache == "off":
-        return StackedRows(tuple(views)), compute
-    if unstorable := [kind for kind in config.augment if kind != FLIP]:
+    if run.config.cache == "off":
+        return StackedRows(views), compute
+    if plan.augment:
         warn(
-            f"--augment {','.join(unstorable)} changes the images anew in each epoch: the frozen "
+            f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the frozen "
             "part is not stored but computed in every epoch, which takes far longer"
         )
-        return StackedRows(tuple(views)), compute
+        return StackedRows(views), compute
     row_shape = split.prefix.output_shape[1:]
     n_bytes = features.stored_bytes(len(pool), row_shape)
     folder = run.cache_dir / "features"
@@ -137,7 +138,7 @@ def open_source(
                 f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "
                 "disk"
             )
-            return StackedRows(tuple(views)), compute
+            return StackedRows(views), compute
         stores = [
             store or _compute_features(run, key, view, compute, row_shape)
             for store, key, view in zip(found, keys, views, strict=True)

@@ -199,7 +199,8 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     split = split_classifier(
         network.classifier, network.card, network.plan.lowest_stage, run.precision[0]
     )
-    source, compute_features = open_source(run, split, pool)
+    plan = plan_training(run, labels[train_rows])
+    source, compute_features = open_source(run, plan, split, pool)
     optimizer = build_optimizer(
         config.optimizer,
         momentum=config.momentum,
@@ -208,11 +209,11 @@ def _train(run: Run, tracker: Tracker) -> Trained:
         rate_factors=plan_rate_factors(run),
     )
     trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
-    plan = plan_training(run, labels[train_rows])
     if config.range_test:
         with run.clock.stage("range_test"):
-            losses = trainer.run_range_test(source, labels, train_rows, plan, plan_rates())
-        plan = _use_suggestion(run, plan, losses)
+            rates = plan_rates()
+            losses = trainer.run_range_test(source, labels, train_rows, plan, rates)
+        plan = _use_suggestion(run, plan, rates, losses)
     epochs, batch_size = plan.rates.epochs, plan.batch_size
 
     best: Best | None = None
@@ -276,11 +277,13 @@ def _train(run: Run, tracker: Tracker) -> Trained:
     return Trained(best.epoch, tuple(history), val_probabilities)
 
 
-def _use_suggestion(run: Run, plan: TrainingPlan, losses: list[float]) -> TrainingPlan:
+def _use_suggestion(
+    run: Run, plan: TrainingPlan, rates: list[float], losses: list[float]
+) -> TrainingPlan:
     """Write what the range test found; return the plan with the rate that the run is to use."""
-    from fmnist_tf.training.rangetest import plan_rates, smooth_losses, suggest_rate
+    from fmnist_tf.training.rangetest import smooth_losses, suggest_rate
 
-    rates, smoothed = plan_rates(), smooth_losses(losses)
+    smoothed = smooth_losses(losses)
     suggestion, said = suggest_rate(rates, losses), run.config.learning_rate
     lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]
     run.directory.write_text("rates.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")

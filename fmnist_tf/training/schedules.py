@@ -138,11 +138,6 @@ def count_reductions(val_losses: Sequence[float], patience: int, threshold: floa
     return reductions
 
 
-def rate_factor(schedule: str, step: int, total_steps: int) -> float:
-    """Return the share of the peak rate at a step of a run without warm-up; see `rate_at`."""
-    return rate_at(RatePlan(schedule, 1.0, total_steps, 1), step)
-
-
 def _between(plan: RatePlan, share: float) -> float:
     """Return the rate at a share, 0..1, of the way from least to peak."""
     return plan.least * (1 - share) + plan.peak * share
