@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
 # Lower floors first; `results` stands beside `model` and `training`, on data alone.
 FLOORS = {
-    "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "memory": 0,
+    "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "machine": 0, "memory": 0,
     "config": 1, "recipe": 1, "console": 1, "command": 1,
     "data": 2, "model": 3, "results": 3, "training": 4, "finished": 5, "run": 6,
     "assembly": 7, "conclusion": 7, "session": 8, "benchmark": 8, "train": 9, "report": 9,

@@ -9,11 +9,12 @@ Shape letters: B batch, S side, C channels in, F channels out.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from fmnist_tf.machine import read_cpuinfo
 
 FLOP_PER_CYCLE: dict[str, tuple[tuple[str, int], ...]] = {
     # Feature of the processor -> multiplications and additions a cycle and core, the best first.
@@ -46,20 +47,10 @@ def count_physical_cores(
     return len(cores)
 
 
-def usable_cpus() -> set[int]:
-    """Return the numbers of the CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
 def read_clock_mhz(cpus: Collection[int]) -> float | None:
     """Return the highest clock of these CPUs at this moment in MHz, or None where none is told."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return None
     clocks, cpu = [], -1
-    for line in path.read_text().splitlines():
+    for line in read_cpuinfo().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "processor":
             cpu = int(value)

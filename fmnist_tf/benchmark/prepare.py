@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from fmnist_tf.data.sample import draw_sample
 from fmnist_tf.model.backbones import BackboneCard, find_card
 from fmnist_tf.model.folding import choose_precision
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
+from fmnist_tf.results.provenance import describe_versions
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def open_stage(job: Job) -> Prepared:
             "gpus": gpus,
             "feature_batch": ours.choose_feature_batch(side),
             "multiplications": count_multiplications(backbone, card),
-            "versions": _versions(),
+            "versions": describe_versions(
+                ("fmnist-tf", "tensorflow", "keras", "numpy", "openvino", "torch")
+            ),
         }
     )
 
@@ -152,13 +154,3 @@ def _save_forward(features: keras.Model, path: Path) -> None:
         autograph=False,
     )
     tf.saved_model.save(module, str(path), signatures=module.serve)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("fmnist-tf", "tensorflow", "keras", "numpy", "openvino", "torch"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_tf.benchmark.bounds import count_physical_cores, flop_per_cycle, usable_cpus
+from fmnist_tf.benchmark.bounds import count_physical_cores, flop_per_cycle
 from fmnist_tf.benchmark.plan import (
     MOST_IMAGES,
     Job,
@@ -30,6 +30,7 @@ from fmnist_tf.benchmark.plan import (
 from fmnist_tf.benchmark.rows import Measurement, compose_rows
 from fmnist_tf.benchmark.workers import COMMAND, Worker, WorkerError, running
 from fmnist_tf.errors import FmnistError
+from fmnist_tf.machine import usable_cpus
 from fmnist_tf.results.provenance import describe_machine
 
 PRECISIONS = ("float32", "bfloat16")

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fmnist_tf.benchmark.bounds import read_clock_mhz, usable_cpus
+from fmnist_tf.benchmark.bounds import read_clock_mhz
 from fmnist_tf.benchmark.plan import Job, Measurable
 from fmnist_tf.errors import printable
+from fmnist_tf.machine import usable_cpus
 from fmnist_tf.memory import MemoryWatch
 from fmnist_tf.results.provenance import peak_memory_bytes
 

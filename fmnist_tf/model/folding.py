@@ -17,11 +17,12 @@ Shape letters: B batch, H W C feature map.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from fmnist_tf.machine import read_cpu_features
 
 
 def choose_precision(knob: str) -> tuple[str, str]:
@@ -36,10 +37,9 @@ def choose_precision(knob: str) -> tuple[str, str]:
         if capability >= (8, 0):
             return "bfloat16", f"GPU of compute capability {capability[0]}.{capability[1]}"
         return "float32", "the GPU has no bfloat16 units"
-    cpu = Path("/proc/cpuinfo")
-    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
+    features = read_cpu_features()
     for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in flags:
+        if flag in features:
             return "bfloat16", f"the processor has {flag}"
     return "float32", "the processor has no bfloat16 units"
 

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fmnist_tf.machine import read_cpu_features, read_cpuinfo, usable_cpus
+
 PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _SECRET = re.compile(
@@ -53,32 +55,33 @@ def describe_code() -> dict[str, Any]:
 
     # A package installed into a checkout of something else is not of that commit.
     own = git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "commit": git("rev-parse", "HEAD") if own else None,
         "uncommitted_changes": bool(git("status", "--porcelain")) if own else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": describe_versions(PACKAGES),
     }
+
+
+def describe_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the installed version of each package."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores this process may use, memory in bytes, and system."""
-    cpu = Path("/proc/cpuinfo")
-    text = cpu.read_text() if cpu.is_file() else ""
-    model = re.search(r"model name\s*:\s*(.+)", text)
-    flags = set(text.split())
+    model = re.search(r"model name\s*:\s*(.+)", read_cpuinfo())
+    features = read_cpu_features()
     return {
         "processor": model[1] if model else platform.processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "features": [feature for feature in CPU_FEATURES if feature in flags],
+        "cores": len(usable_cpus()),
+        "features": [feature for feature in CPU_FEATURES if feature in features],
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "system": f"{platform.system()} {platform.machine()}",
     }

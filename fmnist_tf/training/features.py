@@ -42,6 +42,7 @@ import tensorflow as tf
 from fmnist_tf import stopping
 from fmnist_tf.data.batches import RowSource
 from fmnist_tf.files import write_atomically
+from fmnist_tf.machine import read_cpu_features, usable_cpus
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
@@ -228,11 +229,8 @@ def _describe_processor() -> list[Any]:
         details = tf.config.experimental.get_device_details(gpus[0])
         is_tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
         return [details.get("device_name"), is_tf32, *settings]
-    cpu = Path("/proc/cpuinfo")
-    flags = set(cpu.read_text().split()) if cpu.is_file() else set()
-    units = sorted(flag for flag in flags if flag.startswith(_VECTOR_UNITS))
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    n_threads = tf.config.threading.get_intra_op_parallelism_threads() or n_cores
+    units = sorted(name for name in read_cpu_features() if name.startswith(_VECTOR_UNITS))
+    n_threads = tf.config.threading.get_intra_op_parallelism_threads() or len(usable_cpus())
     return [platform.machine(), units, n_threads, *settings]
 
 
