@@ -20,7 +20,7 @@ from fmnist_tf.console import progress_bar, warn
 from fmnist_tf.data.summary import summarize
 from fmnist_tf.errors import printable
 from fmnist_tf.files import file_digest
-from fmnist_tf.finished import MODEL, run_model, run_model_batches
+from fmnist_tf.finished import MODEL, RunBatches, compile_model
 from fmnist_tf.results import analysis, figures
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.modelcard import write_model_card
@@ -51,11 +51,12 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
     test, names = dataset.test, dataset.train.class_names
     # The file as it lies on disk: what is reported is then what anybody gets who loads it.
     model = keras.saving.load_model(directory.file(MODEL), compile=False)
+    run_batches = compile_model(build_inspector(model))
     with run.clock.stage("agreement"):
-        agreement = _compare_with_training(run, trained, model)
+        agreement = _compare_with_training(run, trained, run_batches)
     map_rows = analysis.draw_rows(test.labels)
     with run.clock.stage("test"), progress_bar("test", "image") as show:
-        probabilities, features = _test(build_inspector(model), test.pixels, map_rows, show)
+        probabilities, features = _test(run_batches, test.pixels, map_rows, show)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(
         dataset.train.labels[run.splits.val], trained.val_probabilities
@@ -115,7 +116,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
     return evaluation
 
 
-def _compare_with_training(run: Run, trained: Trained, model: keras.Sequential) -> dict[str, Any]:
+def _compare_with_training(run: Run, trained: Trained, run_batches: RunBatches) -> dict[str, Any]:
     """Compare the model on disk with the training loop, on val images.
 
     The loop computes with the frozen part's output in 16 bits, and perhaps in bfloat16 throughout;
@@ -123,7 +124,8 @@ def _compare_with_training(run: Run, trained: Trained, model: keras.Sequential) 
     network was saved than was trained.
     """
     rows = run.splits.val[:N_AGREEMENT]
-    (found,) = run_model(model, run.dataset.train.pixels[rows])
+    pixels = run.dataset.train.pixels[rows]
+    found = np.concatenate([probabilities for probabilities, _ in run_batches(pixels, None)])
     expected = trained.val_probabilities[: len(rows)]
     same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
     if same < LEAST_AGREEMENT * len(rows):
@@ -139,14 +141,14 @@ def _compare_with_training(run: Run, trained: Trained, model: keras.Sequential) 
 
 
 def _test(
-    inspector: keras.Model,
+    run_batches: RunBatches,
     pixels: np.ndarray,
     map_rows: np.ndarray,
     show: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities of all images, and the penultimate features of `map_rows`."""
     probabilities, features, first = [], [], 0
-    for some, their_features in run_model_batches(inspector, pixels, show):
+    for some, their_features in run_batches(pixels, show):
         shown = map_rows[(first <= map_rows) & (map_rows < first + len(some))]
         probabilities.append(some)
         features.append(their_features[shown - first])

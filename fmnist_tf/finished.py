@@ -34,6 +34,9 @@ MODEL = "model.keras"
 _PIXELS_PER_BATCH = 64 * 224 * 224  # after resizing; bounds the memory of a forward pass
 _LARGEST_BATCH = 1024
 
+RunBatches = Callable[[np.ndarray, Callable[[int, int], None] | None], Iterator[list[np.ndarray]]]
+"""Images, and who hears of progress -> a list of outputs for each batch."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -172,22 +175,22 @@ def build_finished(run: FinishedRun) -> keras.Sequential:
 def run_model(
     model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
 ) -> list[np.ndarray]:
-    """Return each output of the model for all images; see `run_model_batches`."""
-    parts = list(run_model_batches(model, images, show))
+    """Return each output of the model for all images; see `compile_model`."""
+    parts = list(compile_model(model)(images, show))
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def run_model_batches(
-    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
-) -> Iterator[list[np.ndarray]]:
-    """Yield each output of the model, batch after batch, in inference mode.
+def compile_model(model: keras.Model) -> RunBatches:
+    """Return a function that yields each output of the model, batch after batch, for inference.
 
     The model computes as its folded twin in float32: what differs is the order of roundings.
 
     Args:
         model: (B, 28, 28) uint8 -> one or more tensors (B, ...).
-        images: (N, 784) or (N, 28, 28) uint8; may be mapped from disk.
-        show: hears (done, N) after each batch.
+
+    Returns:
+        A function of images, (N, 784) or (N, 28, 28) uint8, maybe mapped from disk; and of what
+        hears (done, N) after each batch, or None.
     """
     import tensorflow as tf
 
@@ -203,11 +206,16 @@ def run_model_batches(
         # Without `training` Keras 3.15 may run nested layers in training mode.
         return tf.nest.flatten(folded(batch, training=False))
 
-    for first in range(0, len(images), size):
-        batch = np.reshape(images[first : first + size], (-1, 28, 28))
-        yield [output.numpy() for output in predict(tf.constant(batch))]
-        if show:
-            show(first + len(batch), len(images))
+    def run_batches(
+        images: np.ndarray, show: Callable[[int, int], None] | None
+    ) -> Iterator[list[np.ndarray]]:
+        for first in range(0, len(images), size):
+            batch = np.reshape(images[first : first + size], (-1, 28, 28))
+            yield [output.numpy() for output in predict(tf.constant(batch))]
+            if show:
+                show(first + len(batch), len(images))
+
+    return run_batches
 
 
 def read_run_dataset(run: FinishedRun, say: Callable[[str], None]) -> Dataset:
