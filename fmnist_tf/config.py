@@ -20,8 +20,13 @@ from typing import Any
 from fmnist_tf.errors import UsageError, printable
 
 PHASES = ("frozen", "finetune", "scratch")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "triangular2", "plateau")
+WITH_WARMUP = ("constant", "cosine")
 FLIP = "flip"
-AUGMENTATIONS = (FLIP, "shift-crop", "erasing", "mixup")
+DRAWN_AUGMENTATIONS = ("shift-crop", "erasing", "mixup")
+"""Those with too many outcomes to store each; in the order in which they are applied."""
+AUGMENTATIONS = (FLIP, *DRAWN_AUGMENTATIONS)
 _MOST_SHOWN = 10  # unknown names of one file
 
 # What a knob may be, and the words for it.
@@ -147,9 +152,7 @@ class RunConfig:
     batch_size: int | None = _knob(
         "training", "examples per optimizer step", within=_COUNT, metavar="N"
     )
-    optimizer: str = _knob(
-        "training", "update rule", default="adam", choices=("adam", "adamw", "sgd")
-    )
+    optimizer: str = _knob("training", "update rule", default="adam", choices=OPTIMIZERS)
     momentum: float = _knob(
         "training", "of sgd, with Nesterov's look-ahead", default=0.9, within=_SHARE
     )
@@ -175,7 +178,7 @@ class RunConfig:
         "training",
         "learning rate over the run",
         default="constant",
-        choices=("constant", "cosine", "triangular2", "plateau"),
+        choices=SCHEDULES,
     )
     least_rate: float = _knob(
         "training",
@@ -294,9 +297,9 @@ class RunConfig:
                 "a number from 0 to --epochs",
             ),
             (
-                not self.warmup_epochs or self.schedule in ("constant", "cosine"),
+                not self.warmup_epochs or self.schedule in WITH_WARMUP,
                 "warmup_epochs",
-                "with --schedule constant or cosine",
+                f"with --schedule {' or '.join(WITH_WARMUP)}",
             ),
             (
                 self.cycle_epochs is None or self.schedule == "triangular2",

@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from fmnist_tf.training.augmentation import KINDS, MIXUP_ALPHA, SHIFT, SIDE, augment
+from fmnist_tf.config import DRAWN_AUGMENTATIONS as KINDS
+from fmnist_tf.model.preprocessing import SOURCE_SIDE as SIDE
+from fmnist_tf.training.augmentation import MIXUP_ALPHA, SHIFT, augment
 
 B = 4000
 RNG = np.random.default_rng(0)

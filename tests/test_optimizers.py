@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmnist_tf.training.optimizers import OPTIMIZERS, build_optimizer, update_averages
+from fmnist_tf.config import OPTIMIZERS
+from fmnist_tf.training.optimizers import build_optimizer, update_averages
 
 SHAPES = {"dense/kernel": (7, 5), "dense/bias": (5,), "conv/kernel": (3, 3, 2, 4)}
 STEPS = 6

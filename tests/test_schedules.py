@@ -13,13 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.training.schedules import (
-    SCHEDULES,
-    WITH_WARMUP,
-    RatePlan,
-    count_reductions,
-    rate_at,
-)
+from fmnist_tf.config import SCHEDULES, WITH_WARMUP
+from fmnist_tf.training.schedules import RatePlan, count_reductions, rate_at
 
 few = settings(deadline=None, max_examples=80)
 

@@ -14,9 +14,8 @@ from collections.abc import Collection
 
 import tensorflow as tf
 
-SIDE = 28
-# In the order in which they are applied.
-KINDS = ("shift-crop", "erasing", "mixup")
+from fmnist_tf.config import DRAWN_AUGMENTATIONS
+from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
 
 # Pixels an image is moved by at most, each way: Zhong et al. 2020 pad Fashion-MNIST by 4 and crop.
 SHIFT = 4
@@ -36,7 +35,7 @@ def augment(
     kinds: Collection[str],
     background: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the batch with each kind of change applied, in the order of `KINDS`.
+    """Return the batch with each kind of change applied, in the order of `DRAWN_AUGMENTATIONS`.
 
     A flip has two outcomes only and is a view of the source instead; see `batches.StackedRows`.
 
@@ -57,18 +56,20 @@ def augment(
         pixels: (B, 784) uint8.
         targets: (B, K) float32, rows that sum to 1; soft after mixup, else as they were.
         seed: (2,) int32, of this batch.
-        kinds: some of `KINDS`; none leaves everything as it is.
+        kinds: some of `DRAWN_AUGMENTATIONS`; none leaves everything as it is.
         background: 0..255, the grey beyond an image's border.
     """
-    images = tf.reshape(pixels, (-1, SIDE, SIDE))
-    seeds = {kind: tf.random.fold_in(seed, number) for number, kind in enumerate(KINDS)}
+    images = tf.reshape(pixels, (-1, SOURCE_SIDE, SOURCE_SIDE))
+    seeds = {
+        kind: tf.random.fold_in(seed, number) for number, kind in enumerate(DRAWN_AUGMENTATIONS)
+    }
     if "shift-crop" in kinds:
         images = _shift(images, seeds["shift-crop"], background)
     if "erasing" in kinds:
         images = _erase(images, seeds["erasing"])
     if "mixup" in kinds:
         images, targets = _mix(images, targets, seeds["mixup"])
-    return tf.reshape(images, (-1, SIDE * SIDE)), targets
+    return tf.reshape(images, (-1, N_PIXELS)), targets
 
 
 def _shift(images: tf.Tensor, seed: tf.Tensor, background: int) -> tf.Tensor:
@@ -78,7 +79,7 @@ def _shift(images: tf.Tensor, seed: tf.Tensor, background: int) -> tf.Tensor:
     images = tf.pad(images, border, constant_values=tf.cast(background, tf.uint8))
     for axis in (0, 1):
         # Whole rows are gathered fast; turned twice, the image stands as it did.
-        rows = tf.gather(images, first[axis] + tf.range(SIDE), batch_dims=1)
+        rows = tf.gather(images, first[axis] + tf.range(SOURCE_SIDE), batch_dims=1)
         images = tf.transpose(rows, (0, 2, 1))
     return images
 
@@ -87,18 +88,20 @@ def _erase(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     shape_seed, noise_seed = tf.unstack(tf.random.split(seed))
     n = tf.shape(images)[0]
     chosen, area, aspect, top, left = tf.unstack(tf.random.stateless_uniform((5, n, 1), shape_seed))
-    area = SIDE**2 * _within(ERASED_AREA, area)
+    area = SOURCE_SIDE**2 * _within(ERASED_AREA, area)
     aspect = _within(ERASED_ASPECT, aspect)
     height, width = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
     # Of so many places, each as likely as another; a longer side begins at or before the edge.
-    top = tf.floor(top * (SIDE - height + 1))
-    left = tf.floor(left * (SIDE - width + 1))
-    at = tf.range(SIDE, dtype=tf.float32)
+    top = tf.floor(top * (SOURCE_SIDE - height + 1))
+    left = tf.floor(left * (SOURCE_SIDE - width + 1))
+    at = tf.range(SOURCE_SIDE, dtype=tf.float32)
     rows = (at >= top) & (at < top + height) & (chosen < ERASING_PROBABILITY)
     columns = (at >= left) & (at < left + width)
     # Four bytes a draw.
-    words = tf.random.stateless_uniform((n, SIDE, SIDE // 4), noise_seed, None, None, tf.uint32)
-    noise = tf.reshape(tf.bitcast(words, tf.uint8), (-1, SIDE, SIDE))
+    words = tf.random.stateless_uniform(
+        (n, SOURCE_SIDE, SOURCE_SIDE // 4), noise_seed, None, None, tf.uint32
+    )
+    noise = tf.reshape(tf.bitcast(words, tf.uint8), (-1, SOURCE_SIDE, SOURCE_SIDE))
     return tf.where(rows[:, :, None] & columns[:, None, :], noise, images)
 
 

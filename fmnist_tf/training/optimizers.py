@@ -15,7 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+from fmnist_tf.config import OPTIMIZERS
+
 # What adamw decays by unless told otherwise: Keras' default.
 WEIGHT_DECAY = 0.004
 

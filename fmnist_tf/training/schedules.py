@@ -11,8 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SCHEDULES = ("constant", "cosine", "triangular2", "plateau")
-WITH_WARMUP = ("constant", "cosine")
+from fmnist_tf.config import SCHEDULES, WITH_WARMUP
 
 
 @dataclass(frozen=True)
