@@ -265,13 +265,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for knob in fields(self):
-            value = getattr(self, knob.name)
-            within = knob.metadata.get("within")
-            if within and value is not None and not within[0](value):
-                raise SettingError(knob.name, value, within[1])
-            choices = knob.metadata.get("words", {}).get("choices")
-            if choices and value not in choices:
-                raise SettingError(knob.name, value, f"one of {', '.join(choices)}")
+            check_range(knob, getattr(self, knob.name))
         finetune, sgd = self.phase == "finetune", self.optimizer == "sgd"
         trains = "everything" if self.phase == "scratch" else "nothing of the backbone"
         finetune_alone = f"with --phase finetune alone; {self.phase} trains {trains}"
@@ -340,6 +334,20 @@ class RunConfig:
             return cls(**check_settings(values, where))
         except SettingError as error:
             raise error.said_in(where) from error
+
+
+def check_range(knob: dataclasses.Field[Any], value: Any) -> None:
+    """Check a value by itself; what one knob demands of another is seen in a whole `RunConfig`.
+
+    Raises:
+        SettingError: it is out of the knob's range.
+    """
+    within = knob.metadata.get("within")
+    if within and value is not None and not within[0](value):
+        raise SettingError(knob.name, value, within[1])
+    choices = knob.metadata.get("words", {}).get("choices")
+    if choices and value not in choices:
+        raise SettingError(knob.name, value, f"one of {', '.join(choices)}")
 
 
 def check_settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -422,10 +430,14 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _shown(value: Any) -> str:
+def flag_text(value: Any) -> str:
     """Return a value as its flag takes it."""
     text = ",".join(value) if isinstance(value, tuple) else str("" if value is None else value)
-    return printable(text, 200) or "none"
+    return text or "none"
+
+
+def _shown(value: Any) -> str:
+    return printable(flag_text(value), 200)
 
 
 @dataclass(frozen=True)
@@ -477,6 +489,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             _flag(knob.name), default=argparse.SUPPRESS, help=_help_with_default(knob), **words
         )
+
+
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return knobs as the words of a command line that `add_flags` reads back."""
+    words = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(_flag(name if value else f"no_{name}"))
+        else:
+            words.append(f"{_flag(name)}={flag_text(value)}")
+    return words
 
 
 def _read_list(text: str) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ class Run:
         clock: of the stages so far.
         memory: of this process.
         wandb_mode: auto, online, offline or disabled.
+        wandb_group: what W&B shows this run together with.
         command: the command line without secrets.
     """
 
@@ -93,6 +94,7 @@ class Run:
     clock: StageClock
     memory: MemoryWatch
     wandb_mode: str
+    wandb_group: str
     command: str
 
     @cached_property

@@ -1,6 +1,6 @@
 """One run, assembled: settings and data -> a finished run directory.
 
-In: a complete `RunConfig`, a `Dataset`, `Splits`, a run directory. Out: every file of the run,
+In: a complete `RunConfig`, a run directory. Out: the data, the network, every file of the run,
 `DONE.json` last. This module decides the order of things; what each thing is lies below it. It
 must not know flags or exit codes.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,9 @@ import numpy as np
 from fmnist_tf.assembly import open_source, plan_rate_factors, plan_training
 from fmnist_tf.conclusion import conclude
 from fmnist_tf.config import RunConfig
-from fmnist_tf.console import progress_bar, say, warn
-from fmnist_tf.data.sources import Dataset
-from fmnist_tf.data.splits import Splits
+from fmnist_tf.console import boxed, progress_bar, say, warn
+from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.splits import Splits, plan_splits
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.finished import (
     MODEL,
@@ -34,10 +36,10 @@ from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.figures import write_rates
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.results.tracking import Tracker, start_tracking
-from fmnist_tf.run import Network, Run, Trained, describe_run
+from fmnist_tf.run import Network, Run, StageClock, Trained, describe_devices, describe_run
 
 if TYPE_CHECKING:
-    from fmnist_tf.training.loop import Counts, Trainer, TrainingPlan
+    from fmnist_tf.training.loop import Counts, TrainingPlan
 
 
 def read_parent(directory: RunDir) -> FinishedRun:
@@ -55,7 +57,87 @@ def read_parent(directory: RunDir) -> FinishedRun:
     return parent
 
 
-def check_same_data(parent: FinishedRun, dataset: Dataset, splits: Splits) -> None:
+def read_data(
+    config: RunConfig, parent: FinishedRun | None, cache_dir: Path, clock: StageClock
+) -> tuple[Dataset, Splits]:
+    """Read and divide the data that the settings name, and say what was found.
+
+    Args:
+        config: complete.
+        parent: the frozen run that a finetune run continues; its data is required.
+        cache_dir: where parsed files are kept.
+        clock: gets the seconds.
+
+    Raises:
+        UsageError: the data is not to be had, faulty, or not the parent's.
+    """
+    if cache_dir.exists() and not cache_dir.is_dir():
+        raise UsageError(f"--cache {config.cache}: expected a folder, found a file")
+    with clock.stage("data"):
+        dataset = read_dataset(
+            config.data,
+            test_data=config.test_data,
+            label_column=config.label_column,
+            store_dir=cache_dir / "pixels",
+            say=say,
+        )
+        splits = plan_splits(
+            dataset.train.labels,
+            val_fraction=config.val_fraction,
+            seed=config.seed if config.split_seed is None else config.split_seed,
+            limit=config.limit,
+        )
+    for line in dataset.decisions:
+        say(line)
+    for line in dataset.warnings:
+        warn(line)
+    say(
+        f"data: {printable(dataset.name)}, {len(splits.train):,} train, {len(splits.val):,} val, "
+        f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
+    )
+    if parent:
+        _check_same_data(parent, dataset, splits)
+    return dataset, splits
+
+
+def prepare_network(
+    config: RunConfig,
+    dataset: Dataset,
+    parent: FinishedRun | None,
+    cache_dir: Path,
+    clock: StageClock,
+) -> tuple[RunConfig, Network]:
+    """Build the network that the settings ask for, and say what it is.
+
+    Returns:
+        The settings with side, stages and sort of data as they turned out, and the network.
+
+    Raises:
+        UsageError: backbone, side, stage or weights are not to be had.
+    """
+    from fmnist_tf.model.phases import plan_unfreeze
+
+    with clock.stage("model"):
+        network = build_network(config, dataset, parent, cache_dir / "downloads")
+    stages = plan_unfreeze(network.card, config.phase, config.unfreeze)
+    config = replace(
+        config,
+        # A finetune run inherits this, and real data may have come by then.
+        data="sample" if dataset.kind == "sample" else config.data,
+        image_size=network.side,
+        unfreeze=stages if config.phase == "finetune" else (),
+    )
+    if network.weights.warning:
+        warn(boxed(network.weights.warning))
+    say(
+        f"model: {config.backbone} at {network.side} pixels, {config.head} head, "
+        f"{network.plan.count('trained'):,} numbers train, "
+        f"{network.plan.count('frozen'):,} are frozen; on {', '.join(describe_devices())}"
+    )
+    return config, network
+
+
+def _check_same_data(parent: FinishedRun, dataset: Dataset, splits: Splits) -> None:
     """Refuse other data than the parent's: its training rows could be among the new val rows.
 
     Raises:
@@ -136,6 +218,24 @@ def run_session(run: Run) -> Evaluation:
     Returns:
         The test evaluation.
     """
+    with _tracked(run) as tracker:
+        trained = _train(run, tracker)
+        release_memory()
+        test = conclude(run, tracker, trained)
+    for line in tracker.hint:
+        say(line)
+    return test
+
+
+def run_trial(run: Run) -> Trained:
+    """Train and choose on val; leave settings and history, but no model, and do not test."""
+    with _tracked(run) as tracker:
+        return _train(run, tracker, keep=False)
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[Tracker]:
+    """Write what is known before training, and yield the run's mirror."""
     config, directory = run.config, run.directory
     directory.write_json("config.json", config.to_json())
     names = enumerate(run.dataset.train.class_names)
@@ -145,7 +245,7 @@ def run_session(run: Run) -> Evaluation:
     tracker = start_tracking(
         run.wandb_mode,
         directory.path,
-        group=config.parent or directory.path.name,
+        group=run.wandb_group,
         job_type=config.phase,
         name=directory.path.name,
         config=_tracked_config(run),
@@ -154,15 +254,10 @@ def run_session(run: Run) -> Evaluation:
     )
     finished = False
     try:
-        trained = _train(run, tracker)
-        release_memory()
-        test = conclude(run, tracker, trained)
+        yield tracker
         finished = True
     finally:
         tracker.finish(finished)
-    for line in tracker.hint:
-        say(line)
-    return test
 
 
 def _tracked_config(run: Run) -> dict[str, Any]:
@@ -182,8 +277,8 @@ def _tracked_config(run: Run) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, tracker: Tracker) -> Trained:
-    """Train all epochs and leave the best state in the network and on disk."""
+def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
+    """Train all epochs and leave the best state in the network, and on disk if it is to be kept."""
     from fmnist_tf.model.classifier import split_classifier
     from fmnist_tf.model.phases import digest_weights, prove_plan
     from fmnist_tf.training.loop import Trainer
@@ -265,13 +360,16 @@ def _train(run: Run, tracker: Tracker) -> Trained:
         prove()
         if best is None:
             raise ValueError("no epoch was run")
-        _keep_best(run, trainer, best)
+        trainer.restore(best.snapshot)
+        if keep:
+            _save(run)
         with run.clock.stage("val"):
             val_probabilities = trainer.predict(source, val_rows, batch_size)
     except BaseException:
         # In finetune the best so far may be the start, which history holds as epoch 0.
-        if best is not None and history[-1].epoch > 0:
-            _keep_best(run, trainer, best)
+        if keep and best is not None and history[-1].epoch > 0:
+            trainer.restore(best.snapshot)
+            _save(run)
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise
     return Trained(best.epoch, tuple(history), val_probabilities)
@@ -298,8 +396,6 @@ def _use_suggestion(
     return replace(plan, rates=replace(plan.rates, peak=max(suggestion, plan.rates.least)))
 
 
-def _keep_best(run: Run, trainer: Trainer, best: Best) -> None:
-    """Put the best state into the network and the network on disk."""
-    trainer.restore(best.snapshot)
+def _save(run: Run) -> None:
     with run.clock.stage("save"), run.directory.writing(MODEL) as temporary:
         run.network.classifier.save(temporary)

@@ -12,11 +12,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, complete_config
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import UsageError
 from fmnist_tf.recipe import describe_recipes, read_recipe
 
 if TYPE_CHECKING:
@@ -31,18 +32,33 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # an abbreviation would change its meaning as flags are added
     )
     group = parser.add_argument_group("settings from a file")
-    group.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="settings from a recipe, a TOML file, or a run's config.json; flags override, and "
-        "`none` unsays what has no value by default",
-    )
+    add_recipe(group)
     group.add_argument(
         "--list-recipes", action="store_true", help="show the recipes and what they reach"
     )
     add_flags(parser)
     group = parser.add_argument_group("where")
     group.add_argument("--run", metavar="NAME", help="name of the run (default: time and phase)")
+    add_where(group)
+    group.add_argument(
+        "--dry-run", action="store_true", help="check data and settings, say what would be done"
+    )
+    add_terminal_flags(parser)
+    return parser
+
+
+def add_recipe(group: argparse._ActionsContainer) -> None:
+    """Add --recipe, which `read_settings` reads."""
+    group.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="settings from a recipe, a TOML file, or a run's config.json; flags override, and "
+        "`none` unsays what has no value by default",
+    )
+
+
+def add_where(group: argparse._ActionsContainer) -> None:
+    """Add where runs lie, which one is continued and where it is mirrored."""
     add_runs_dir(group)
     group.add_argument(
         "--from",
@@ -56,11 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="Weights & Biases mirror; auto: online when logged in, else offline (default: auto)",
     )
-    group.add_argument(
-        "--dry-run", action="store_true", help="check data and settings, say what would be done"
-    )
-    add_terminal_flags(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +81,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda flags: _train(flags, arguments), flags)
 
 
-def read_settings(flags: argparse.Namespace) -> tuple[RunConfig, FinishedRun | None, list[str]]:
-    """Return what the flags ask for, the frozen run that it continues, and what came from where.
+@dataclass(frozen=True)
+class Settings:
+    """What the flags ask for.
+
+    Attributes:
+        given: the knobs that the person set by flags.
+        recipe: the knobs that the recipe sets.
+        source: what messages call the recipe.
+        parent: the frozen run that a finetune run continues.
+    """
+
+    given: dict[str, Any]
+    recipe: dict[str, Any]
+    source: str
+    parent: FinishedRun | None
+
+    def complete(self, **more: Any) -> tuple[RunConfig, list[str]]:
+        """Return the whole configuration, and what came from where; `more` overrides flags.
+
+        Raises:
+            UsageError: a value is out of range, or contradicts another or the parent.
+        """
+        return complete_config(
+            {**self.given, **more},
+            self.parent.config if self.parent else None,
+            self.parent.directory.path.name if self.parent else None,
+            recipe=self.recipe,
+            recipe_name=self.source,
+        )
+
+
+def read_settings(flags: argparse.Namespace) -> Settings:
+    """Return what the flags, the recipe and the frozen run to continue say.
 
     Raises:
-        UsageError: a flag, the recipe or the run to continue is at fault.
+        UsageError: the recipe or the run to continue is at fault.
     """
     known = {knob.name for knob in dataclasses.fields(RunConfig)}
     given = {name: value for name, value in vars(flags).items() if name in known}
@@ -87,14 +129,7 @@ def read_settings(flags: argparse.Namespace) -> tuple[RunConfig, FinishedRun | N
         parent = _find_parent(flags, recipe.get("parent"), source)
     elif flags.from_run:
         raise UsageError("--from RUN: expected with --phase finetune alone")
-    config, lines = complete_config(
-        given,
-        parent.config if parent else None,
-        parent.directory.path.name if parent else None,
-        recipe=recipe,
-        recipe_name=source,
-    )
-    return config, parent, lines
+    return Settings(given, recipe, source, parent)
 
 
 def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
@@ -102,74 +137,29 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         print(describe_recipes())
         return
     # What is cheap to check comes first; importing TensorFlow takes seconds and comes last.
-    config, parent, lines = read_settings(flags)
+    settings = read_settings(flags)
+    (config, lines), parent = settings.complete(), settings.parent
     from fmnist_tf import session
-    from fmnist_tf.console import boxed, say, warn
-    from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.data.splits import plan_splits
+    from fmnist_tf.console import say
     from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
-    from fmnist_tf.run import Run, StageClock, describe_devices
+    from fmnist_tf.run import Run, StageClock
     from fmnist_tf.startup import import_tensorflow
 
     if flags.run is not None:
         check_name(flags.runs_dir, flags.run)
     cache_dir = config.cache_dir(flags.runs_dir)
-    if cache_dir.exists() and not cache_dir.is_dir():
-        raise UsageError(f"--cache {config.cache}: expected a folder, found a file")
     for line in lines:
         say(line)
-
     clock, memory = StageClock(), MemoryWatch()
-    with clock.stage("data"):
-        dataset = read_dataset(
-            config.data,
-            test_data=config.test_data,
-            label_column=config.label_column,
-            store_dir=cache_dir / "pixels",
-            say=say,
-        )
-        splits = plan_splits(
-            dataset.train.labels,
-            val_fraction=config.val_fraction,
-            seed=config.seed if config.split_seed is None else config.split_seed,
-            limit=config.limit,
-        )
-    for line in dataset.decisions:
-        say(line)
-    for line in dataset.warnings:
-        warn(line)
-    say(
-        f"data: {printable(dataset.name)}, {len(splits.train):,} train, {len(splits.val):,} val, "
-        f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
-    )
-    if parent:
-        session.check_same_data(parent, dataset, splits)
-
+    dataset, splits = session.read_data(config, parent, cache_dir, clock)
     code = describe_code()
     with clock.stage("import_tensorflow"):
         import_tensorflow()
         from fmnist_tf.model.folding import choose_precision
-        from fmnist_tf.model.phases import plan_unfreeze
 
-    with clock.stage("model"):
-        network = session.build_network(config, dataset, parent, cache_dir / "downloads")
-    stages = plan_unfreeze(network.card, config.phase, config.unfreeze)
-    config = dataclasses.replace(
-        config,
-        # A finetune run inherits this, and real data may have come by then.
-        data="sample" if dataset.kind == "sample" else config.data,
-        image_size=network.side,
-        unfreeze=stages if config.phase == "finetune" else (),
-    )
-    if network.weights.warning:
-        warn(boxed(network.weights.warning))
-    say(
-        f"model: {config.backbone} at {network.side} pixels, {config.head} head, "
-        f"{network.plan.count('trained'):,} numbers train, "
-        f"{network.plan.count('frozen'):,} are frozen; on {', '.join(describe_devices())}"
-    )
+    config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
     if flags.dry_run:
         say("dry run, no run was made; its settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
@@ -190,6 +180,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             clock=clock,
             memory=memory,
             wandb_mode=flags.wandb,
+            wandb_group=config.parent or directory.path.name,
             # Which run is the newest may differ when the command is repeated.
             command=command_line(
                 "fmnist_tf.train",

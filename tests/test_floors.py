@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
 # Lower floors first; `results` stands beside `model` and `training`, on data alone.
 FLOORS = {
     "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "machine": 0, "memory": 0,
-    "config": 1, "recipe": 1, "console": 1, "command": 1,
+    "config": 1, "recipe": 1, "trials": 1, "console": 1, "command": 1,
     "data": 2, "model": 3, "results": 3, "training": 4, "finished": 5, "run": 6,
     "assembly": 7, "conclusion": 7, "session": 8, "benchmark": 8, "train": 9, "report": 9,
-    "evaluate": 9, "predict": 9, "export": 9, "bench": 9,
+    "evaluate": 9, "predict": 9, "export": 9, "bench": 9, "sweep": 10,
 }  # fmt: skip
 BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
 HEAVY = ("tensorflow", "keras")
@@ -68,7 +68,7 @@ def test_light_modules_do_not_import_tensorflow(statement: str) -> None:
     assert answer.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["train", "report", "evaluate", "predict", "export"])
+@pytest.mark.parametrize("name", ["train", "report", "evaluate", "predict", "export", "sweep"])
 def test_help_imports_little(name: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", f"fmnist_tf.{name}", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -172,16 +172,20 @@ class Tracker:
         self._attempt(record)
 
     def log_comparison(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], page: Path
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], shown: Path
     ) -> None:
-        """Record a table of runs, a row each, and the page that compares them."""
+        """Record a table of runs, a row each, and the page or figure that compares them."""
 
         def record(run: Any) -> None:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            html = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
-            run.log({"runs": table, "comparison": html})
+            media: Any
+            if shown.suffix == ".png":
+                media = wandb.Image(str(shown))
+            else:
+                media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
+            run.log({"runs": table, "comparison": media})
 
         self._attempt(record)
 

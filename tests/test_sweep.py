@@ -1,0 +1,234 @@
+"""The sweep from end to end on a toy: trials, failures, going on, seeds, W&B's file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fmnist_tf.sweep import main
+from fmnist_tf.train import main as train_main
+from fmnist_tf.trials import Result
+
+TOY = [
+    *("--backbone", "toy", "--weights", "random", "--data", "toy_train.csv", "--head", "gap"),
+    *("--units", "0", "--epochs", "2", "--batch-size", "16", "--wandb", "disabled"),
+]
+RATES = ["--grid", "learning_rate=1e-6,1e-2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, n_rows in (("toy_train.csv", 80), ("toy_test.csv", 21)):
+        index = np.arange(n_rows) % 3
+        pixels = index[:, None] * 80 + rng.integers(0, 60, (n_rows, 784))
+        with Path(name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["label", *(f"pixel{i}" for i in range(1, 785))])
+            writer.writerows([k, *row] for k, row in zip(index, pixels, strict=True))
+    return tmp_path
+
+
+def sweep(*words: str) -> int:
+    return main([*TOY, "--run", "s", *words])
+
+
+def read_trials() -> list[dict[str, str]]:
+    with Path("runs/s/trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: str) -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def count_shards() -> int:
+    return len(list(Path("runs/.cache/features").glob("*/shard-*.bin")))
+
+
+def test_trials_share_one_stored_prefix_and_leave_the_test_alone(folder, capsys) -> None:
+    assert sweep(*RATES) == 0
+    assert count_shards() == 1
+    assert [row["trial"] for row in read_trials()] == ["1", "2"]
+    for number in (1, 2):
+        files = {path.name for path in Path(f"runs/s/trial-00{number}").iterdir()}
+        assert files == {
+            "config.json", "history.csv", "labels.json", "provenance.json", "result.json",
+            "trainable.txt", ".lock",
+        }  # fmt: skip
+    assert Path("runs/s/sweep.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["trials", "learning_rate", "val", "accuracy", "n", "best", "epoch",
+                              "seconds"]  # fmt: skip
+    found = read_json("runs/s/trial-002/result.json")
+    share = found["correct"] / found["total"]
+    assert found["total"] == 8
+    assert out[-1] == f"runs/s  best val accuracy {share:.4f} (n = 1)  learning_rate=0.01"
+
+
+def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
+    assert sweep(*RATES, "--seed", "4") == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best"))
+    words = shlex.split(line.split(":", 1)[1])
+    assert words[:3] == ["python", "-m", "fmnist_tf.train"]
+    assert train_main([*words[3:], "--wandb", "disabled"]) == 0
+    trial = Path("runs/s/trial-002/history.csv").read_text().splitlines()
+    again = Path("runs/s-best/history.csv").read_text().splitlines()
+    without_seconds = [line.rsplit(",", 1)[0] for line in trial]
+    assert [line.rsplit(",", 1)[0] for line in again] == without_seconds
+
+
+def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
+    assert sweep("--grid", "learning_rate=1e38,1e-2 optimizer=sgd") == 0
+    first, second = read_trials()
+    assert "expected a finite number" in first["error"]
+    assert second["error"] == ""
+    captured = capsys.readouterr()
+    assert "trial 1 failed, the others go on" in captured.err
+    assert "failed: " in captured.out
+    assert captured.out.splitlines()[-1].endswith("learning_rate=0.01 optimizer=sgd")
+
+
+def test_when_all_fail_the_command_does(folder, capsys) -> None:
+    assert sweep("--grid", "learning_rate=1e38 optimizer=sgd") == 1
+    assert "no trial came to its end" in capsys.readouterr().err
+
+
+def test_it_goes_on_where_it_was(folder, capsys) -> None:
+    assert sweep(*RATES) == 0
+    kept = Path("runs/s/trial-001/history.csv").stat().st_mtime_ns
+    before = read_trials()
+    Path("runs/s/trial-002/result.json").unlink()  # as if killed in it
+    Path("runs/s/trials.csv").unlink()
+    capsys.readouterr()
+    assert sweep(*RATES) == 0
+    assert "1 of them have their result already" in capsys.readouterr().err
+    assert Path("runs/s/trial-001/history.csv").stat().st_mtime_ns == kept
+    same = [{k: v for k, v in row.items() if k != "seconds"} for row in before]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in read_trials()] == same
+
+
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["--grid", "learning_rate=1e-6,1e-3"]])
+def test_another_sweep_of_that_name_is_refused(folder, capsys, words) -> None:
+    assert sweep(*RATES) == 0
+    before = sorted(Path("runs/s").rglob("*"))
+    assert sweep(*RATES, *words) == 3
+    assert "expected the sweep that is to go on, found another" in capsys.readouterr().err
+    assert sorted(Path("runs/s").rglob("*")) == before
+
+
+def test_the_name_of_a_run_is_refused(folder, capsys) -> None:
+    Path("runs/s").mkdir(parents=True)
+    assert sweep(*RATES) == 3
+
+
+def test_seeds_share_the_split_and_are_tested_where_nothing_is_chosen(folder, capsys) -> None:
+    assert sweep("--seeds", "2", "--learning-rate", "1e-2") == 0
+    runs = [Path("runs/s/trial-001"), Path("runs/s/trial-002")]
+    configs = [json.loads((run / "config.json").read_text()) for run in runs]
+    assert [config["seed"] for config in configs] == [0, 1]
+    assert [config["split_seed"] for config in configs] == [0, 0]
+    assert all((run / "DONE.json").is_file() and (run / "model.keras").is_file() for run in runs)
+    splits = [
+        json.loads((run / "provenance.json").read_text())["data"]["split_sha256"] for run in runs
+    ]
+    assert splits[0] == splits[1]
+    shares = [json.loads((run / "evaluation.json").read_text())["test"]["accuracy"] for run in runs]
+    last = capsys.readouterr().out.splitlines()[-1]
+    spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
+    assert last == f"runs/s  test accuracy {spread} (n = 2)"
+
+
+def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
+    assert sweep(*RATES, "--seeds", "2") == 0
+    found = [Result(**read_json(f"runs/s/trial-00{n}/result.json")) for n in (2, 4)]
+    shares = [result.correct / result.total for result in found]
+    spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
+    assert f"best val accuracy {spread} (n = 2)" in capsys.readouterr().out
+    assert not Path("runs/s/trial-001/model.keras").exists()
+
+
+def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
+    frozen = [*TOY, "--phase", "frozen", "--run", "base"]
+    assert train_main(frozen) == 0
+    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--batch-size", "16"]
+    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all", "--seeds", "2"]) == 0
+    configs = [read_json(f"runs/s/trial-00{n}/config.json") for n in (1, 2, 3, 4)]
+    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]] * 2
+    assert {c["parent"] for c in configs} == {"base"}
+    assert [c["seed"] for c in configs] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--random", "3"], "--random: expected with --grid"),
+        (["--grid", "dropout=0,0.1", "--random", "0"], "--random 0: expected a whole number"),
+        (["--seeds", "0"], "--seeds 0: expected a whole number from 1"),
+        (["--grid", "units=0,8"], "--units: expected once, and --grid varies it"),
+        (["--grid", "momentum=0.1"], "momentum=0.1: --momentum 0.1: expected with --optimizer sgd"),
+        (["--wandb-file", "x.yaml"], "--wandb-file: expected with --grid"),
+    ],
+)
+def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) -> None:
+    assert sweep(*words) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_dry_run_lists_the_trials(folder, capsys) -> None:
+    assert sweep(*RATES, "--seeds", "2", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "trial 1: seed=0 learning_rate=1e-06", "trial 2: seed=0 learning_rate=0.01",
+        "trial 3: seed=1 learning_rate=1e-06", "trial 4: seed=1 learning_rate=0.01",
+    ]  # fmt: skip
+    assert not Path("runs").exists()
+
+
+def test_wandb_file_holds_the_search_and_what_is_fixed(folder, capsys) -> None:
+    assert sweep("--grid", "learning_rate=1e-6,1e-2", "--wandb-file", "w.yaml") == 0
+    assert capsys.readouterr().out == "wandb sweep w.yaml\n"
+    content = yaml.safe_load(Path("w.yaml").read_text())
+    assert content["parameters"] == {"learning-rate": {"values": [1e-6, 1e-2]}}
+    fixed = content["command"][4:-1]
+    assert "--epochs=2" in fixed
+    assert train_main([*fixed, "--wandb", "disabled", "--learning-rate=0.01", "--dry-run"]) == 0
+    assert not list(Path().glob("runs/[a-z]*"))
+
+
+def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
+    assert sweep(*RATES, "--wandb", "offline") == 0
+    for place in ("runs/s", "runs/s/trial-001", "runs/s/trial-002"):
+        assert list(Path(place, "wandb").glob("offline-run-*/run-*.wandb")), place
+
+
+def test_a_killed_sweep_goes_on(folder) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from toy import build_toy_card\n"
+        "from fmnist_tf.model.backbones import BACKBONES\n"
+        "from fmnist_tf.sweep import main\n"
+        "BACKBONES['toy'] = build_toy_card()\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [*TOY, "--run", "s", "--grid", "learning_rate=1e-6,1e-4,1e-3,1e-2", "--epochs", "40"]
+    with subprocess.Popen([sys.executable, "-c", script, *words]) as process:
+        deadline = time.monotonic() + 60
+        while not Path("runs/s/trial-002/history.csv").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not Path("runs/s/trial-002/result.json").exists()
+    assert main(words) == 0
+    assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]
