@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tf import bench, evaluate, export, predict, report, train
+from fmnist_tf import bench, evaluate, export, predict, report, sweep, train
 from fmnist_tf.data.csvfile import read_csv
 from fmnist_tf.errors import DataError
 
@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 def test_every_flag_exists() -> None:
     known = {
         option
-        for command in (bench, evaluate, export, predict, report, train)
+        for command in (bench, evaluate, export, predict, report, sweep, train)
         for action in command.build_parser()._actions
         for option in action.option_strings
     }
