@@ -20,7 +20,7 @@ from fmnist_tf.console import progress_bar, warn
 from fmnist_tf.data.summary import summarize
 from fmnist_tf.errors import printable
 from fmnist_tf.files import file_digest
-from fmnist_tf.finished import MODEL, RunBatches, compile_model
+from fmnist_tf.finished import MODEL, RunBatches, average_flips, compile_model
 from fmnist_tf.results import analysis, figures
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.modelcard import write_model_card
@@ -54,13 +54,19 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
     run_batches = compile_model(build_inspector(model))
     with run.clock.stage("agreement"):
         agreement = _compare_with_training(run, trained, run_batches)
+    val_probabilities, val_by, test_by = trained.val_probabilities, "the training loop", MODEL
+    if run.config.test_time_flip:
+        run_batches = average_flips(run_batches)
+        val_by = test_by = f"{MODEL}, mean of each image and its mirror image"
+        # By the file too: mirror images may not be among those that the loop has stored.
+        with run.clock.stage("val"), progress_bar("val", "image") as show:
+            pixels = dataset.train.pixels[run.splits.val]
+            val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
     map_rows = analysis.draw_rows(test.labels)
     with run.clock.stage("test"), progress_bar("test", "image") as show:
         probabilities, features = _test(run_batches, test.pixels, map_rows, show)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
-    val = Evaluation.from_probabilities(
-        dataset.train.labels[run.splits.val], trained.val_probabilities
-    )
+    val = Evaluation.from_probabilities(dataset.train.labels[run.splits.val], val_probabilities)
     directory.write_predictions(test.labels, probabilities)
     directory.write_json(
         "evaluation.json",
@@ -69,13 +75,13 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
             "weights": run.network.weights.kind,
             "chosen_epoch": trained.chosen_epoch,
             "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "val": {**val.to_json(), "computed_by": "the training loop", "agreement": agreement},
-            "test": {**evaluation.to_json(), "computed_by": MODEL},
+            "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
+            "test": {**evaluation.to_json(), "computed_by": test_by},
         },
     )
     with run.clock.stage("analysis"):
         directory.write_arrays(
-            "report.npz", _analyse(run, trained, model, probabilities, map_rows, features)
+            "report.npz", _analyse(run, val_probabilities, model, probabilities, map_rows, features)
         )
     with run.clock.stage("figures"):
         _write_figures(run, trained, evaluation, probabilities)
@@ -103,6 +109,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
             "test_accuracy": evaluation.accuracy,
             "test_total": evaluation.total,
             "val_accuracy": val.accuracy,
+            "test_time_flip": run.config.test_time_flip,
             "dataset": dataset.name,
             "data_kind": dataset.kind,
             "backbone": run.config.backbone,
@@ -158,7 +165,7 @@ def _test(
 
 def _analyse(
     run: Run,
-    trained: Trained,
+    val_probabilities: np.ndarray,
     model: keras.Sequential,
     probabilities: np.ndarray,
     map_rows: np.ndarray,
@@ -168,8 +175,8 @@ def _analyse(
 
     Args:
         run: gives the images.
-        trained: gives the predictions of val.
-        model: as it was tested.
+        val_probabilities: (V, K) float32, in the order of `Splits.val`.
+        model: as it lies on disk.
         probabilities: (N, K) float32, of the test images.
         map_rows: M row numbers of test images.
         features: (M, D) float32, penultimate, of those.
@@ -183,7 +190,7 @@ def _analyse(
     test_selection = analysis.select_examples(test.labels, probabilities)
     test_shown = test_selection.rows
     val_shown = np.sort(
-        analysis.find_label_issues(val_labels, trained.val_probabilities, analysis.LABEL_ISSUES)
+        analysis.find_label_issues(val_labels, val_probabilities, analysis.LABEL_ISSUES)
     )
     map_features, features_variance = analysis.project(features)
     map_pixels, pixels_variance = analysis.project(test.pixels[map_rows])
@@ -197,7 +204,7 @@ def _analyse(
         explained, cams = explained[:0], np.zeros((0, 28, 28), np.uint8)
     return {
         "val_labels": val_labels,
-        "val_probabilities": trained.val_probabilities,
+        "val_probabilities": val_probabilities,
         "val_lines": train.lines[val_rows],
         "val_shown": val_shown,
         "val_pixels": train.pixels[val_rows[val_shown]],

@@ -241,6 +241,12 @@ class RunConfig:
         default=0.0,
         within=_SHARE,
     )
+    test_time_flip: bool = _knob(
+        "training",
+        "test: average the probabilities of each image and its mirror image; the best epoch is "
+        "chosen without",
+        default=False,
+    )
     precision: str = _knob(
         "training",
         "arithmetic while training (weights and the saved model are float32); auto: bfloat16 where "

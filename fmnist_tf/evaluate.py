@@ -104,7 +104,7 @@ def _evaluate(flags: argparse.Namespace) -> None:
         import_tensorflow()
         model = build_finished(run)
         with progress_bar("evaluate", "image") as show:
-            (probabilities,) = run_model(model, pixels, show)
+            (probabilities,) = run_model(model, pixels, show, flip=run.config.test_time_flip)
     evaluation = Evaluation.from_probabilities(labels, probabilities)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95

@@ -150,6 +150,8 @@ def _export_with(run: FinishedRun, dataset: Dataset, name: str, out: Path) -> No
     model = build_finished(run)
     with _appearing(out) as folder:
         say(f"converting to {name}")
+        if run.config.test_time_flip:
+            say("note: this is the plain network; the run's test averaged over mirror images")
         threads = about["machine"]["cores"]
         exports = _write(name, model, run.class_names, dataset.train, folder, threads)
         say("checking what was written")

@@ -173,10 +173,17 @@ def build_finished(run: FinishedRun) -> keras.Sequential:
 
 
 def run_model(
-    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
+    model: keras.Model,
+    images: np.ndarray,
+    show: Callable[[int, int], None] | None = None,
+    *,
+    flip: bool = False,
 ) -> list[np.ndarray]:
-    """Return each output of the model for all images; see `compile_model`."""
-    parts = list(compile_model(model)(images, show))
+    """Return each output of the model for all images; see `compile_model`, `average_flips`."""
+    run_batches = compile_model(model)
+    if flip:
+        run_batches = average_flips(run_batches)
+    parts = list(run_batches(images, show))
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
@@ -216,6 +223,23 @@ def compile_model(model: keras.Model) -> RunBatches:
                 show(first + len(batch), len(images))
 
     return run_batches
+
+
+def average_flips(run_batches: RunBatches) -> RunBatches:
+    """Return a function whose first output is the mean over each image and its mirror image.
+
+    That output is the probabilities; what else the model gives stays that of the image itself.
+    """
+
+    def run_both(
+        images: np.ndarray, show: Callable[[int, int], None] | None
+    ) -> Iterator[list[np.ndarray]]:
+        mirrored = np.reshape(images, (-1, 28, 28))[:, :, ::-1]  # a view: what is mapped stays so
+        both = zip(run_batches(images, show), run_batches(mirrored, None), strict=True)
+        for (probabilities, *others), (of_mirrored, *_) in both:
+            yield [(probabilities + of_mirrored) / 2, *others]
+
+    return run_both
 
 
 def read_run_dataset(run: FinishedRun, say: Callable[[str], None]) -> Dataset:

@@ -74,7 +74,8 @@ def test_flags_are_these_and_no_others() -> None:
         "--learning-rate", "--range-test", "--no-range-test", "--schedule", "--least-rate",
         "--warmup-epochs", "--cycle-epochs",
         "--plateau-patience", "--early-stopping", "--augment", "--label-smoothing",
-        "--class-weights", "--stage-rate-factor", "--average-decay", "--precision", "--cache",
+        "--class-weights", "--stage-rate-factor", "--average-decay", "--test-time-flip",
+        "--no-test-time-flip", "--precision", "--cache",
     }  # fmt: skip
 
 

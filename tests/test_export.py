@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -79,6 +80,19 @@ def test_saved_model_takes_pixels_and_answers_with_names(
         assert [n.decode() for n in answer["name"]] == [NAMES[k] for k in of.argmax(axis=1)]
         assert answer["names"].astype(str).tolist() == [NAMES] * len(batch)
     assert (tmp_path / "served/1/assets/labels.txt").read_text().split() == NAMES
+
+
+def test_an_averaging_run_exports_its_plain_network(
+    folder: Path, tmp_path: Path, pixels: np.ndarray, expected: np.ndarray, capsys
+) -> None:
+    run = tmp_path / "averaging"
+    shutil.copytree(RUN, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"test_time_flip": True}))
+    assert main([str(run), "--format", "saved_model", "--out", str(tmp_path / "served")]) == 0
+    assert "this is the plain network" in capsys.readouterr().err
+    answer = tf.saved_model.load(tmp_path / "served/1").signatures["serving_default"](pixels=pixels)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
 
 
 def test_litert_is_called_without_this_package(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from test_train import QUICK, copy_frozen, frozen, write_csv
 
+from fmnist_tf import evaluate, predict
 from fmnist_tf.errors import UsageError
 from fmnist_tf.finished import (
     FinishedRun,
@@ -19,6 +21,7 @@ from fmnist_tf.finished import (
     read_run_dataset,
     run_model,
 )
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
 
 
@@ -90,3 +93,66 @@ def test_what_must_not_be_missed(folder: Path) -> None:
     words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
     assert main(["--phase", "scratch", *words, "--run", "drawn"]) == 0
     assert read("drawn").caveats == ("built-in SAMPLE, not real data",)
+
+
+def read_images(name: str) -> np.ndarray:
+    rows = np.loadtxt(name, delimiter=",", skiprows=1, dtype=int)[:, 1:]
+    return rows.reshape(-1, 28, 28).astype(np.uint8)
+
+
+def average() -> RunDir:
+    frozen("--test-time-flip", "--run", "averaged")
+    return RunDir(Path("runs/averaged"))
+
+
+def ask_keras(run: RunDir, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the saved network says of images and of their mirror images."""
+    model = keras.saving.load_model(run.file("model.keras"))
+    plain, mirrored = (model.predict(x, verbose=0) for x in (images, images[:, :, ::-1]))
+    assert np.abs(plain - mirrored).max() > 0.02, "the toy has to tell left from right"
+    return plain, mirrored
+
+
+def test_val_and_test_are_averaged_over_flips_where_asked(folder: Path) -> None:
+    run = average()
+    plain, mirrored = ask_keras(run, read_images("toy_test.csv"))
+    _, found = run.read_predictions()
+    np.testing.assert_allclose(found, (plain + mirrored) / 2, atol=1e-5)
+    # Without, the same network is asked once.
+    _, unasked = RunDir(Path("runs/first")).read_predictions()
+    np.testing.assert_allclose(unasked, plain, atol=1e-5)
+
+    arrays, told = run.read_arrays("report.npz"), run.read_json("evaluation.json")
+    plain, mirrored = ask_keras(run, read_images("toy_train.csv")[arrays["val_lines"] - 2])
+    averaged = arrays["val_probabilities"]
+    np.testing.assert_allclose(averaged, (plain + mirrored) / 2, atol=1e-5)
+    of_label = np.arange(6), arrays["val_labels"]
+    assert told["val"]["loss"] == pytest.approx(-np.log(averaged[of_label]).mean(), rel=1e-4)
+    by = "model.keras, mean of each image and its mirror image"
+    assert (told["val"]["computed_by"], told["test"]["computed_by"]) == (by, by)
+    # The epoch is chosen, and the loop compared, without.
+    chosen = run.read_history()[told["chosen_epoch"] - 1]
+    assert chosen.val_loss == pytest.approx(-np.log(plain[of_label]).mean(), rel=2e-3)
+    assert chosen.val_loss != pytest.approx(told["val"]["loss"], rel=2e-3)
+    assert told["val"]["agreement"]["largest_difference"] < 0.01
+
+
+def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
+    _, expected = average().read_predictions()
+    header, *lines = [line.split(",") for line in Path("toy_test.csv").read_text().splitlines()]
+    images = read_images("toy_test.csv")[:, :, ::-1].reshape(-1, 784).tolist()
+    with open("mirrored.csv", "w", newline="") as file:
+        rows = ([line[0], *pixels] for line, pixels in zip(lines, images, strict=True))
+        csv.writer(file).writerows([header, *rows])
+    run = read("averaged")
+    model, loss = build_finished(run), run.directory.read_json("evaluation.json")["test"]["loss"]
+    for name in ("toy_test.csv", "mirrored.csv"):
+        (found,) = run_model(model, read_images(name), flip=True)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert predict.main(["averaged", name, "--out", "o.csv"]) == 0
+        with open("o.csv", newline="") as file:
+            said = [float(row["probability"]) for row in csv.DictReader(file)]
+        np.testing.assert_allclose(said, expected.max(axis=1), atol=2e-6)
+        capsys.readouterr()
+        assert evaluate.main(["averaged", "--data", name]) == 0
+        assert f"; loss {loss:.4f}" in capsys.readouterr().out

@@ -73,6 +73,15 @@ def test_the_sample_is_said(run: RunDir) -> None:
     assert "+----+" not in text
 
 
+def test_averaging_over_mirror_images_is_said_where_it_was_done(run: RunDir) -> None:
+    assert "mirror" not in run.file("README.md").read_text()
+    run.write_json("config.json", run.read_json("config.json") | {"test_time_flip": True})
+    write_model_card(run)
+    text = run.file("README.md").read_text()
+    assert "average the probabilities of each image and its mirror image" in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == HEADINGS
+
+
 def test_escaping() -> None:
     assert escape_markdown("**bold** [x](y) $z$ ~a~ &amp;") == (
         r"\*\*bold\*\* \[x\](y) \$z\$ \~a\~ \&amp;"

@@ -440,6 +440,14 @@ def test_the_table_row_is_of_complete_runs(tmp_path):
             ask(run)
 
 
+def test_a_run_that_averages_over_mirror_images_is_told_so(tmp_path):
+    run = make_run(tmp_path / "a")
+    assert describe_run(run)[0] == "frozen toy at 16, gap"
+    change_json(run.file("config.json"), test_time_flip=True)
+    assert describe_run(run)[0] == "frozen toy at 16, gap, test-time flip"
+    assert "frozen toy at 16, gap, test-time flip on my|data" in report_of(run).text
+
+
 def test_names_fit_to_be_shown_are_short_full_and_unlike():
     shown = show_names(["a" * 50, "a" * 60, " ", "x\ny", "x"])
     assert shown == ("a" * 29 + "... [0]", "a" * 29 + "... [1]", "class 2", "x\\ny", "x")

@@ -239,7 +239,8 @@ FREE = {
     "plateau_patience": COUNTS, "early_stopping": COUNTS,
     "augment": st.lists(st.sampled_from(AUGMENTATIONS), unique=True).map(tuple),
     "label_smoothing": FLOATS, "class_weights": st.sampled_from(["none", "balanced"]),
-    "average_decay": FLOATS, "precision": st.sampled_from(["auto", "float32", "bfloat16"]),
+    "average_decay": FLOATS, "test_time_flip": st.booleans(),
+    "precision": st.sampled_from(["auto", "float32", "bfloat16"]),
 }  # fmt: skip
 TIED = {"momentum": "optimizer", "weight_decay": "optimizer", "cycle_epochs": "schedule"}
 

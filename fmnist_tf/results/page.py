@@ -211,11 +211,12 @@ def _cells(
     trained = "all" if config["phase"] == "scratch" else f"head{stages}"
     if "n_train" in provenance["data"]:  # which an older run does not say
         trained += f"; {provenance['data']['n_train']:,} images"
+    flip = ", test-time flip" if config.get("test_time_flip") else ""
     source = weights["kind"]
     if source == "file":
         source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
     cells = [
-        f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}",
+        f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}{flip}",
         f"{evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test",
         source,
         trained,
