@@ -10,7 +10,7 @@ train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 $(ARGS)
 
 # The slow and the real-data checks; they skip, with a reason, what they do not find.
 test-real: $(READY)

@@ -111,15 +111,14 @@ def open_source(
     if not split.has_frozen_part:
         say("the whole network trains: there is no frozen part to store")
         return StackedRows(views), None
-    compute = features.build_prefix_function(split.prefix, precision)
     if run.config.cache == "off":
-        return StackedRows(views), compute
+        return StackedRows(views), features.build_prefix_function(split.prefix, precision)
     if plan.augment:
         warn(
             f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the frozen "
             "part is not stored but computed in every epoch, which takes far longer"
         )
-        return StackedRows(views), compute
+        return StackedRows(views), features.build_prefix_function(split.prefix, precision)
     row_shape = split.prefix.output_shape[1:]
     n_bytes = features.stored_bytes(len(pool), row_shape)
     folder = run.cache_dir / "features"
@@ -128,11 +127,12 @@ def open_source(
         found = [features.read_features(folder, key, len(pool), row_shape) for key in keys]
         for store in filter(None, found):
             say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
-        # Room for all views before hours go into the first.
         missing = found.count(None)
-        if missing and not features.fits_on_disk(
-            folder, keys[found.index(None)], missing * n_bytes
-        ):
+        if not missing:
+            return StackedRows(tuple(filter(None, found))), None
+        compute = features.build_prefix_function(split.prefix, precision)
+        # Room for all views before hours go into the first.
+        if not features.fits_on_disk(folder, keys[found.index(None)], missing * n_bytes):
             say(
                 f"frozen part: its output, {missing * n_bytes / 1e9:.2g} GB, does not fit on the "
                 f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "

@@ -31,7 +31,7 @@ SHA256 = {"model.keras": {"sha256": "0" * 64}}
 
 def ask(*words: str) -> RunConfig:
     """Return the settings that `train` would use."""
-    return read_settings(build_parser().parse_args(words))[0]
+    return read_settings(build_parser().parse_args(words)).complete()[0]
 
 
 def write(path: Path, text: str) -> str:
@@ -87,7 +87,7 @@ def test_settings_of_the_recipes_that_are_told() -> None:
 
 def test_flags_override_a_recipe() -> None:
     words = ["--recipe", "resnet8", "--epochs", "3", "--augment", "none", "--weight-decay", "none"]
-    config, _, lines = read_settings(build_parser().parse_args(words))
+    config, lines = read_settings(build_parser().parse_args(words)).complete()
     assert (config.epochs, config.augment, config.weight_decay) == (3, (), None)
     assert (config.learning_rate, config.optimizer) == (0.1, "sgd")
     assert "epochs = 3  (overrides 20 of recipe resnet8)" in lines

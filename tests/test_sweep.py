@@ -120,9 +120,12 @@ def test_it_goes_on_where_it_was(folder, capsys) -> None:
 
 
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["--grid", "learning_rate=1e-6,1e-3"]])
-def test_another_sweep_of_that_name_is_refused(folder, capsys, words) -> None:
-    assert sweep(*RATES) == 0
+def test_another_sweep_of_that_name_is_refused(folder, capsys, words, monkeypatch) -> None:
+    # Interrupted before its first trial.
+    monkeypatch.setattr("fmnist_tf.sweep._run_trial", lambda *_: 1 / 0)
+    assert sweep(*RATES) == 1
     before = sorted(Path("runs/s").rglob("*"))
+    assert Path("runs/s/sweep.json") in before
     assert sweep(*RATES, *words) == 3
     assert "expected the sweep that is to go on, found another" in capsys.readouterr().err
     assert sorted(Path("runs/s").rglob("*")) == before
@@ -163,11 +166,10 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     frozen = [*TOY, "--phase", "frozen", "--run", "base"]
     assert train_main(frozen) == 0
     words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--batch-size", "16"]
-    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all", "--seeds", "2"]) == 0
-    configs = [read_json(f"runs/s/trial-00{n}/config.json") for n in (1, 2, 3, 4)]
-    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]] * 2
+    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all"]) == 0
+    configs = [read_json(f"runs/s/trial-00{n}/config.json") for n in (1, 2)]
+    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
     assert {c["parent"] for c in configs} == {"base"}
-    assert [c["seed"] for c in configs] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,7 @@ def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
         assert list(Path(place, "wandb").glob("offline-run-*/run-*.wandb")), place
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(folder) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
