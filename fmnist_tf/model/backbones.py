@@ -20,6 +20,7 @@ from fmnist_tf.files import file_digest
 from fmnist_tf.model.networks import (
     applications_builder,
     build_mlp,
+    build_resnet9,
     build_small_resnet,
     copy_weights,
     label_convnext,
@@ -291,6 +292,16 @@ RESNET18 = BackboneCard(
     pretrained=None,
 )
 
+RESNET9 = BackboneCard(
+    name="resnet9",
+    build=build_resnet9,
+    least_side=8,
+    usual_side=28,
+    value_range=UNIT,
+    stages={"stem": ("stem_",), "conv2": ("conv2_",), "conv3": ("conv3_",)},
+    pretrained=None,
+)
+
 MLP = BackboneCard(
     name="mlp",
     # No weights: the head is the network. It gives no feature map, so its head is `flatten`.
@@ -312,6 +323,7 @@ BACKBONES = {
         MOBILENETV3,
         CONVNEXT_TINY,
         RESNET8,
+        RESNET9,
         RESNET18,
         MLP,
     )
