@@ -34,7 +34,6 @@ from fmnist_tf.machine import usable_cpus
 from fmnist_tf.results.provenance import describe_machine
 
 PRECISIONS = ("float32", "bfloat16")
-SLOW = 4  # rounds that a first measurement may last before the least is enough for a round
 
 
 class BenchError(FmnistError):
@@ -175,9 +174,8 @@ class _Suite:
         path.unlink()
 
     def _calibrate(self, turn: _Turn) -> None:
-        turn.measure()  # compiles
-        if turn.last["seconds"] < SLOW * self.settings.round_seconds:
-            turn.measure()
+        turn.measure()  # compiles, which can take many times as long
+        turn.measure()
         images, seconds = turn.last["images"], turn.last["seconds"]
         turn.units = max(1, round(min(self.settings.round_seconds / seconds, MOST_IMAGES / images)))
         turn.rates.clear()
