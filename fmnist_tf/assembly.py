@@ -111,13 +111,12 @@ def open_source(
     if not split.has_frozen_part:
         say("the whole network trains: there is no frozen part to store")
         return StackedRows(views), None
-    if run.config.cache == "off":
-        return StackedRows(views), features.build_prefix_function(split.prefix, precision)
-    if plan.augment:
-        warn(
-            f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the frozen "
-            "part is not stored but computed in every epoch, which takes far longer"
-        )
+    if run.config.cache == "off" or plan.augment:
+        if run.config.cache != "off":
+            warn(
+                f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the "
+                "frozen part is not stored but computed in every epoch, which takes far longer"
+            )
         return StackedRows(views), features.build_prefix_function(split.prefix, precision)
     row_shape = split.prefix.output_shape[1:]
     n_bytes = features.stored_bytes(len(pool), row_shape)

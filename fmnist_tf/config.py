@@ -19,6 +19,7 @@ from typing import Any
 
 from fmnist_tf.errors import UsageError, printable
 
+WANDB_PROJECT = "fmnist-tf"
 PHASES = ("frozen", "finetune", "scratch")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "triangular2", "plateau")
@@ -243,8 +244,8 @@ class RunConfig:
     )
     test_time_flip: bool = _knob(
         "training",
-        "test: average the probabilities of each image and its mirror image; the best epoch is "
-        "chosen without",
+        "val and test figures, evaluate and predict: average the probabilities of each image and "
+        "its mirror image; the best epoch is chosen without",
         default=False,
     )
     precision: str = _knob(

@@ -8,6 +8,7 @@ memory is used for.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import re
@@ -16,6 +17,7 @@ import threading
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -30,6 +32,13 @@ class MemoryWatch:
         self.peak_anonymous_bytes = _anonymous_bytes()
         if self.peak_anonymous_bytes is not None:
             threading.Thread(target=self._look, daemon=True).start()
+
+    def restart(self) -> None:
+        """Forget the peaks so far, that of the resident memory too where the system lets us."""
+        if self.peak_anonymous_bytes is not None:
+            with contextlib.suppress(OSError):
+                _CLEAR_REFS.write_text("5")  # proc(5)
+            self.peak_anonymous_bytes = _anonymous_bytes()
 
     def _look(self) -> None:
         # An event that nobody sets sleeps as well, and is not delayed by the interpreter's end.

@@ -227,10 +227,17 @@ def run_session(run: Run) -> Evaluation:
     return test
 
 
-def run_trial(run: Run) -> Trained:
-    """Train and choose on val; leave settings and history, but no model, and do not test."""
+def run_trial(run: Run) -> None:
+    """Train and choose on val; leave settings, history and val figures, but no model, no test."""
     with _tracked(run) as tracker:
-        return _train(run, tracker, keep=False)
+        trained = _train(run, tracker, keep=False)
+        val = Evaluation.from_probabilities(
+            run.dataset.train.labels[run.splits.val], trained.val_probabilities
+        )
+        run.directory.write_json("provenance.json", describe_run(run))
+        run.directory.write_json(
+            "evaluation.json", {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
+        )
 
 
 @contextmanager

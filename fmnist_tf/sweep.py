@@ -5,8 +5,8 @@ table on stdout, trials.csv and sweep.png. Trials share the data, the split and 
 the frozen part; they are compared on validation images, and the test images are left alone. Where
 nothing is varied there is nothing to choose: each seed is then a finished run, tested once.
 
-This module parses, decides the order and hands over; what a trial is lies in `trials` and
-`session`.
+This module parses, decides the order and hands over; what is tried stands in `trials`, how it is
+trained in `session`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,30 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf import trials as planning
 from fmnist_tf.command import add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, to_flags
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.train import Settings, add_recipe, add_where, read_settings
-from fmnist_tf.trials import Outcome, Result, Trial
+from fmnist_tf.trials import (
+    Outcome,
+    Result,
+    Space,
+    Trial,
+    describe_for_wandb,
+    describe_spread,
+    plan_points,
+    plan_trials,
+    rank_outcomes,
+    read_space,
+    show_point,
+    show_value,
+    tabulate,
+)
 
 if TYPE_CHECKING:
     from fmnist_tf.data.sources import Dataset
@@ -38,7 +51,8 @@ if TYPE_CHECKING:
     from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.rundir import RunDir
 
-SWEEP, RESULT, TABLE, FIGURE = "sweep.json", "result.json", "trials.csv", "sweep.png"
+SWEEP, TABLE, FIGURE = "sweep.json", "trials.csv", "sweep.png"
+_LARGEST_SEED = 2**31 - 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m fmnist_tf.sweep",
         description="Train with many settings and compare them on the validation images. All "
         "flags of fmnist_tf.train say what the trials have in common.",
-        epilog="Called again with the same --run and settings, a sweep goes on where it was.",
+        epilog="Called again with the same --run and settings, a sweep goes on where it was; "
+        "trials that failed are tried again.",
         allow_abbrev=False,
     )
     group = parser.add_argument_group("trials")
@@ -97,85 +112,95 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all trials of a sweep share.
+    """What is to be done.
 
     Attributes:
-        settings: what the flags say.
-        config: of the sweep, without what is varied.
-        trials: all of them.
         flags: of the command.
+        settings: what they say, without the grid.
+        trials: all of them.
+        configs: by a trial's number, complete.
         command: the command line without secrets.
     """
 
-    settings: Settings
-    config: RunConfig
-    trials: list[Trial]
     flags: argparse.Namespace
+    settings: Settings
+    trials: Sequence[Trial]
+    configs: Mapping[int, RunConfig]
     command: str
+
+    @property
+    def config(self) -> RunConfig:
+        """The first trial's settings: but for the varied knobs and the seed, those of all."""
+        return self.configs[1]
 
     @property
     def is_tested(self) -> bool:
         """Whether each trial is a finished run: nothing is chosen among points."""
         return not self.trials[0].point
 
-    def config_of(self, trial: Trial) -> RunConfig:
-        """Return a trial's settings.
-
-        Raises:
-            UsageError: the point's knobs do not go together, or not with the rest.
-        """
-        config, _ = self.settings.complete(**trial.point)
-        # The seed of the split stays: all trials are compared on the same images.
-        return dataclasses.replace(config, seed=trial.seed)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what two sweeps must have in common to be one."""
-        trials = [dataclasses.asdict(trial) for trial in self.trials]
-        return json.loads(json.dumps({"settings": self.config.to_json(), "trials": trials}))
+    def describe(self, trial: Trial) -> str:
+        """Return a trial as people are told of it."""
+        seeds = {trial.seed for trial in self.trials}
+        words = [show_point(trial.point), f"seed={trial.seed}" if len(seeds) > 1 else ""]
+        return f"trial {trial.number} of {len(self.trials)}: {' '.join(filter(None, words))}"
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
+    space = read_space(flags.grid)
+    settings = read_settings(flags)
+    sweep = _plan(flags, settings, space, arguments)
+    if flags.wandb_file is not None:
+        _write_wandb_file(flags, settings, space)
+    elif flags.dry_run:
+        for trial in sweep.trials:
+            print(sweep.describe(trial))
+    else:
+        _run(sweep)
+
+
+def _plan(
+    flags: argparse.Namespace, settings: Settings, space: Space, arguments: Sequence[str]
+) -> Sweep:
+    """Return all trials, each with settings that go together.
+
+    Raises:
+        UsageError: they do not, or the flags contradict one another.
+    """
+    from fmnist_tf.console import say
+    from fmnist_tf.results.provenance import command_line
+
     for name, value in (("--random", flags.random), ("--seeds", flags.seeds)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: expected a whole number from 1")
-    if flags.random is not None and not flags.grid:
+    if flags.random is not None and not space:
         raise UsageError("--random: expected with --grid, which says what to draw")
-    space = planning.read_space(flags.grid)
-    settings = read_settings(flags)
     if clash := next((name for name in space if name in settings.given), None):
         raise UsageError(f"--{clash.replace('_', '-')}: expected once, and --grid varies it")
-    if flags.wandb_file is not None:
-        _write_wandb_file(flags, settings, space)
-        return
-    config, lines = settings.complete()
-    points = planning.plan_points(space, flags.random, config.seed)
-    seeds = range(config.seed, config.seed + flags.seeds)
-    from fmnist_tf.results.provenance import command_line
-
-    sweep = Sweep(
-        settings,
-        config,
-        planning.plan_trials(points, seeds),
-        flags,
-        command_line("fmnist_tf.sweep", arguments),
-    )
-    for trial in sweep.trials:
+    first_seed = settings.seed
+    if first_seed + flags.seeds - 1 > _LARGEST_SEED:
+        raise UsageError(f"--seeds {flags.seeds}: expected seeds up to {_LARGEST_SEED}")
+    points = plan_points(space, flags.random, first_seed)
+    if flags.random is not None and len(points) < flags.random:
+        say(f"--random {flags.random}: there are {len(points)} different points")
+    trials = plan_trials(points, range(first_seed, first_seed + flags.seeds))
+    configs = {}
+    for trial in trials:
         try:
-            sweep.config_of(trial)
+            config, lines = settings.complete(**trial.point)
         except UsageError as error:
-            raise UsageError(f"{planning.show_point(trial.point)}: {error}") from error
-    if flags.dry_run:
-        for trial in sweep.trials:
-            print(f"trial {trial.number}: seed={trial.seed} {planning.show_point(trial.point)}")
-        return
-    from fmnist_tf.console import say
+            where = show_point(trial.point)
+            raise UsageError(f"{where}: {error}" if where else str(error)) from error
+        # The seed of the split stays: all trials are compared on the same images.
+        configs[trial.number] = dataclasses.replace(config, seed=trial.seed)
+        if trial.number == 1:
+            for line in lines:
+                if line.split(" = ")[0] not in space:
+                    say(line)
+    command = command_line("fmnist_tf.sweep", arguments)
+    return Sweep(flags, settings, trials, configs, command)
 
-    for line in lines:
-        say(line)
-    _run(sweep)
 
-
-def _write_wandb_file(flags: argparse.Namespace, settings: Settings, space: planning.Space) -> None:
+def _write_wandb_file(flags: argparse.Namespace, settings: Settings, space: Space) -> None:
     """Write the search as W&B's agents take it, and say how to start them."""
     if flags.seeds > 1:
         raise UsageError("--wandb-file: expected without --seeds, which W&B's search cannot do")
@@ -189,99 +214,146 @@ def _write_wandb_file(flags: argparse.Namespace, settings: Settings, space: plan
     words += to_flags(settings.given)
     words += ["--runs-dir", str(flags.runs_dir), "--wandb", "online"]
     if settings.parent:
-        words += ["--from", str(settings.parent.directory.path.name)]
-    content = planning.describe_for_wandb(space, flags.random, words)
+        words += ["--from", str(settings.parent.directory.path)]
+    content = describe_for_wandb(space, flags.random, words)
+    text = (
+        "# Choose by epoch/val_accuracy: every run reads the test images too, once, at its end.\n"
+        + yaml.safe_dump(content, sort_keys=False)
+    )
     with replacing(flags.wandb_file) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     print(f"wandb sweep {shlex.quote(str(flags.wandb_file))}")
 
 
 def _run(sweep: Sweep) -> None:
     """Run the trials that have no result yet, and tell what came of all."""
     from fmnist_tf.console import say, warn
-    from fmnist_tf.memory import MemoryWatch
+    from fmnist_tf.memory import MemoryWatch, release_memory
+    from fmnist_tf.results.provenance import describe_code
+    from fmnist_tf.results.rundir import check_name
     from fmnist_tf.run import StageClock
     from fmnist_tf.session import read_data
     from fmnist_tf.startup import import_tensorflow
 
-    flags = sweep.flags
-    memory = MemoryWatch()
-    found = _find_sweep(sweep)
-    dataset, splits = read_data(
-        sweep.config, sweep.settings.parent, sweep.config.cache_dir(flags.runs_dir), StageClock()
-    )
-    directory = found or _make_sweep(sweep, dataset.name)
-    results: dict[int, Result] = {}
+    flags, code, memory = sweep.flags, describe_code(), MemoryWatch()
+    goes_on = flags.run is not None and (flags.runs_dir / flags.run / SWEEP).is_file()
+    if flags.run is not None and not goes_on:
+        check_name(flags.runs_dir, flags.run)
+    cache_dir = sweep.config.cache_dir(flags.runs_dir)
+    data = read_data(sweep.config, sweep.settings.parent, cache_dir, StageClock())
+    if not goes_on:
+        import_tensorflow()
+        _check_networks(sweep)
+    directory = _open_sweep(sweep, *data, goes_on=goes_on)
     with directory.locked():
         say(f"sweep: {directory.path}, {len(sweep.trials)} trials")
+        results: dict[int, Result] = {}
         for trial in sweep.trials:
-            if (result := _read_result(directory, trial)) is not None:
+            if (result := _read_result(sweep, directory, trial)) is not None:
                 results[trial.number] = result
         if results:
             say(f"{len(results)} of them have their result already")
-        import_tensorflow()
-        for trial in sweep.trials:
-            if trial.number in results:
-                continue
-            say(f"trial {trial.number} of {len(sweep.trials)}: {planning.show_point(trial.point)}")
-            result = _run_trial(sweep, trial, directory, dataset, splits, memory)
+        missing = [trial for trial in sweep.trials if trial.number not in results]
+        if missing:
+            import_tensorflow()
+        for trial in missing:
+            say(sweep.describe(trial))
+            memory.restart()
+            result = _run_trial(sweep, trial, directory, *data, code, memory)
+            _forget_networks()
+            release_memory()
             results[trial.number] = result
             if result.error:
                 warn(f"trial {trial.number} failed, the others go on: {result.error}")
             else:
                 say(f"trial {trial.number}: {_tell(result)}, {result.seconds:.0f} s")
             _write_table(directory, sweep, results)
-        _conclude(sweep, directory, results)
+        _conclude(sweep, directory, results, is_new=bool(missing))
 
 
-def _find_sweep(sweep: Sweep) -> RunDir | None:
-    """Return the folder of this very sweep, begun earlier; None where the name is free.
+def _check_networks(sweep: Sweep) -> None:
+    """Refuse backbones, sides and stages that there are not, before anything is made.
 
     Raises:
-        RunExistsError: the name is that of another sweep, or of a run.
+        UsageError: a trial asks for one.
     """
-    from fmnist_tf.results.rundir import RunDir, check_name
+    from fmnist_tf.model.backbones import find_card
+    from fmnist_tf.model.phases import plan_unfreeze
 
-    flags = sweep.flags
-    if flags.run is None:
-        return None
-    directory = RunDir(flags.runs_dir / flags.run)
-    if not directory.file(SWEEP).is_file():
-        check_name(flags.runs_dir, flags.run)
-        return None
-    there, here = directory.read_json(SWEEP), sweep.to_json()
-    if there != here:
-        differing = [
-            f"{key} is {there.get('settings', {}).get(key)!r} there and {value!r} here"
-            for key, value in here["settings"].items()
-            if there.get("settings", {}).get(key) != value
-        ]
-        what = printable(differing[0] if differing else "its trials are others", 200)
-        raise RunExistsError(
-            f"{printable(str(directory.path), 200)}: expected the sweep that is to go on, found "
-            f"another: {what}. Choose another --run, or give its settings"
-        )
-    return directory
+    for config in sweep.configs.values():
+        card, _ = find_card(config.backbone, config.image_size)
+        plan_unfreeze(card, config.phase, config.unfreeze)
 
 
-def _make_sweep(sweep: Sweep, dataset_name: str) -> RunDir:
+def _forget_networks() -> None:
+    import keras
+
+    keras.backend.clear_session()
+
+
+def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits, *, goes_on: bool) -> RunDir:
+    """Return the sweep's folder: a new one, or the one that was begun earlier.
+
+    Raises:
+        RunExistsError: what was begun under this name is another sweep.
+    """
     from fmnist_tf.results.rundir import RunDir
 
-    directory = RunDir.create(sweep.flags.runs_dir, sweep.flags.run, "sweep", dataset_name)
-    directory.write_json(SWEEP, sweep.to_json())
-    return directory
+    flags, parent = sweep.flags, sweep.settings.parent
+    here = {
+        "settings": sweep.config.to_json(),
+        "data_sha256": [file.sha256 for file in dataset.files],
+        "split_sha256": splits.digest,
+        "parent_sha256": parent.model_sha256 if parent else None,
+        # As they are read back: lists for tuples.
+        "trials": json.loads(json.dumps([dataclasses.asdict(trial) for trial in sweep.trials])),
+    }
+    if not goes_on:
+        directory = RunDir.create(flags.runs_dir, flags.run, "sweep", dataset.name)
+        directory.write_json(SWEEP, here)
+        return directory
+    directory = RunDir(flags.runs_dir / flags.run)
+    there = directory.read_json(SWEEP)
+    if there == here:
+        return directory
+    settings = there.get("settings")
+    old, new = (settings if isinstance(settings, dict) else {}), here["settings"]
+    differing = [
+        f"{key} was {old.get(key)!r} and is {value!r}"
+        for key, value in new.items()
+        if old.get(key) != value
+    ] or [f"its {key.replace('_', ' ')} was another" for key in here if there.get(key) != here[key]]
+    raise RunExistsError(
+        f"{printable(str(directory.path), 200)}: expected the sweep that is to go on, found "
+        f"another: {printable(differing[0], 200)}. Choose another --run, or give its settings"
+    )
 
 
-def _trial_name(trial: Trial) -> str:
-    return f"trial-{trial.number:03d}"
+def _trial_dir(directory: RunDir, trial: Trial) -> RunDir:
+    from fmnist_tf.results.rundir import RunDir
+
+    return RunDir(directory.file(f"trial-{trial.number:03d}"))
 
 
-def _read_result(directory: RunDir, trial: Trial) -> Result | None:
-    path = directory.file(_trial_name(trial)) / RESULT
+def _read_result(sweep: Sweep, directory: RunDir, trial: Trial) -> Result | None:
+    """Return what a trial's own files say; None where it has not come to its end."""
+    own = _trial_dir(directory, trial)
+    if sweep.is_tested and not own.is_complete:
+        return None
     try:
-        return Result(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None  # not finished: it is run anew
+        said, made = own.read_json("evaluation.json"), own.read_json("provenance.json")
+        test = said.get("test", {})
+        return Result(
+            correct=said["val"]["correct"],
+            total=said["val"]["total"],
+            loss=said["val"]["loss"],
+            epoch=said["chosen_epoch"],
+            seconds=round(sum(made["seconds"].values()), 3),
+            test_correct=test.get("correct"),
+            test_total=test.get("total"),
+        )
+    except (UsageError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _run_trial(
@@ -290,26 +362,26 @@ def _run_trial(
     directory: RunDir,
     dataset: Dataset,
     splits: Splits,
+    code: dict[str, Any],
     memory: MemoryWatch,
 ) -> Result:
-    """Train once; whatever goes wrong is the trial's result, and no end of the sweep."""
-    import keras
+    """Train once; what goes wrong in it is the trial's result, and no end of the sweep.
 
+    Raises:
+        OSError: the disk is full or fails, which every trial would meet.
+    """
     from fmnist_tf import session
-    from fmnist_tf.memory import release_memory
     from fmnist_tf.model.folding import choose_precision
-    from fmnist_tf.results.evaluation import Evaluation
-    from fmnist_tf.results.provenance import describe_code
-    from fmnist_tf.results.rundir import RunDir
     from fmnist_tf.run import Run, StageClock
 
     started = time.perf_counter()
-    flags, parent, config = sweep.flags, sweep.settings.parent, sweep.config_of(trial)
+    flags, parent, config = sweep.flags, sweep.settings.parent, sweep.configs[trial.number]
+    own = _trial_dir(directory, trial)
     # What an interrupted trial left behind would be neither its old nor its new self.
-    shutil.rmtree(directory.file(_trial_name(trial)), ignore_errors=True)
-    own = RunDir.create(directory.path, _trial_name(trial), config.phase, dataset.name)
+    shutil.rmtree(own.path, ignore_errors=True)
+    own.path.mkdir(mode=0o700)
+    clock, cache_dir = StageClock(), config.cache_dir(flags.runs_dir)
     try:
-        clock, cache_dir = StageClock(), config.cache_dir(flags.runs_dir)
         config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
         with own.locked():
             run = Run(
@@ -320,7 +392,7 @@ def _run_trial(
                 directory=own,
                 parent=parent,
                 precision=choose_precision(config.precision),
-                code=describe_code(),
+                code=code,
                 cache_dir=cache_dir,
                 clock=clock,
                 memory=memory,
@@ -329,36 +401,21 @@ def _run_trial(
                 command=sweep.command,
             )
             if sweep.is_tested:
-                test = session.run_session(run)
-                said = own.read_json("evaluation.json")
-                result = Result(
-                    said["val"]["correct"],
-                    said["val"]["total"],
-                    said["val"]["loss"],
-                    said["chosen_epoch"],
-                    test_correct=test.correct,
-                    test_total=test.total,
-                )
+                session.run_session(run)
             else:
-                trained = session.run_trial(run)
-                val = Evaluation.from_probabilities(
-                    dataset.train.labels[splits.val], trained.val_probabilities
-                )
-                result = Result(val.correct, val.total, val.loss, trained.chosen_epoch)
+                session.run_trial(run)
+        result = _read_result(sweep, directory, trial)
+        if result is None:
+            raise FmnistError(f"{own.path}: the trial's own files do not tell its result")
+        return result
+    except OSError:
+        raise
     except Exception as error:
         if flags.debug:
             raise
-        reason = (
-            str(error) if isinstance(error, FmnistError) else f"{type(error).__name__}: {error}"
-        )
-        result = Result(error=printable(" ".join(reason.split()), 300))
-    finally:
-        # A network's graphs are freed by the cycle collector alone.
-        keras.backend.clear_session()
-        release_memory()
-    result = dataclasses.replace(result, seconds=round(time.perf_counter() - started, 3))
-    own.write_json(RESULT, dataclasses.asdict(result))
-    return result
+        kind = "" if isinstance(error, FmnistError) else f"{type(error).__name__}: "
+        reason = printable(" ".join(f"{kind}{error}".split()), 300)
+        return Result(error=reason, seconds=round(time.perf_counter() - started, 3))
 
 
 def _tell(result: Result) -> str:
@@ -369,7 +426,7 @@ def _tell(result: Result) -> str:
     return said
 
 
-def _write_table(directory: RunDir, sweep: Sweep, results: dict[int, Result]) -> None:
+def _write_table(directory: RunDir, sweep: Sweep, results: Mapping[int, Result]) -> None:
     """Write trials.csv: a row for each trial that ended, every digit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -378,70 +435,114 @@ def _write_table(directory: RunDir, sweep: Sweep, results: dict[int, Result]) ->
     writer.writerow(["trial", "seed", *knobs, *names])
     for trial in sweep.trials:
         if (result := results.get(trial.number)) is not None:
-            values = [planning.show_value(trial.point[name]) for name in knobs]
+            values = [show_value(trial.point[name]) for name in knobs]
             writer.writerow([trial.number, trial.seed, *values, *dataclasses.astuple(result)])
     directory.write_text(TABLE, text.getvalue())
 
 
-def _conclude(sweep: Sweep, directory: RunDir, results: dict[int, Result]) -> None:
+def _conclude(
+    sweep: Sweep, directory: RunDir, results: Mapping[int, Result], *, is_new: bool
+) -> None:
     """Draw and print what came of all trials.
 
     Raises:
-        FmnistError: no point has a result from each of its seeds.
+        FmnistError: every trial failed.
     """
-    outcomes = planning.rank_outcomes(sweep.trials, results)
-    _write_table(directory, sweep, results)
-    header, rows = planning.tabulate(outcomes)
-    best = outcomes[0]
-    if not best.is_whole:
-        raise FmnistError(
-            f"{directory.path}: no trial came to its end: {best.error}. "
-            f"Remove {_trial_name(best.trials[0])} there to try it again"
-        )
-    _draw(sweep, directory, results, best)
-    _track(sweep, directory, header, rows)
+    outcomes = rank_outcomes(sweep.trials, results)
+    header, rows = tabulate(outcomes)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
-    n = len(best.accuracies)
-    if sweep.is_tested:
-        spread = planning.describe_spread(best.test_accuracies)
-        print(f"\n{directory.path}  test accuracy {spread} (n = {n})", flush=True)
-        return
-    first = best.trials[0]
-    path = directory.file(_trial_name(first)) / "config.json"
-    name = f"{directory.path.name}-best"
-    command = ["python", "-m", "fmnist_tf.train", "--recipe", str(path), "--run", name]
-    if sweep.flags.runs_dir != Path("runs"):
-        command += ["--runs-dir", str(sweep.flags.runs_dir)]
-    print(f"\ntrain the best and test it:  {shlex.join(command)}")
-    spread = planning.describe_spread(best.accuracies)
-    print(
-        f"{directory.path}  best val accuracy {spread} (n = {n})  "
-        f"{planning.show_point(best.point)}",
-        flush=True,
+    print(flush=True)
+    best = outcomes[0]
+    if not best.accuracies:
+        raise FmnistError(f"{directory.path}: every trial failed, the first one: {best.error}")
+    sources, banner = _describe_sources(sweep, directory, results)
+    _draw(sweep, directory, results, best, banner)
+    if is_new:
+        _track(sweep, directory, header, rows)
+    if best.error:
+        print(f"not every seed came to its end: {best.error}")
+    print(sources)
+    if not sweep.is_tested:
+        print(f"train the best and test it:  {_command_of_best(sweep, directory, best)}")
+    shares = best.test_accuracies if sweep.is_tested else best.accuracies
+    said = f"{'test' if sweep.is_tested else 'best val'} accuracy {describe_spread(shares)}"
+    point = show_point(best.point)
+    print(f"{directory.path}  {said} (n = {len(shares)})  {point}".rstrip(), flush=True)
+
+
+def _describe_sources(
+    sweep: Sweep, directory: RunDir, results: Mapping[int, Result]
+) -> tuple[str, str | None]:
+    """Return on what data and weights the trials rest, and what no reader may miss."""
+    from fmnist_tf.console import warn
+    from fmnist_tf.results.provenance import SAMPLE, find_caveats
+
+    seen: dict[str, set[str]] = {}  # backbone -> weights, as they were found
+    caveats: list[str] = []
+    data = ""
+    for trial in sweep.trials:
+        if results[trial.number].error:
+            continue
+        config = sweep.configs[trial.number]
+        made = _trial_dir(directory, trial).read_json("provenance.json")
+        kind, weights = made["data"]["kind"], made["weights"]
+        data = f"{printable(made['data']['name'])} ({SAMPLE if kind == 'sample' else kind})"
+        caveats += find_caveats(kind, weights["kind"], config.phase)
+        said = f"{weights['kind']} {(weights.get('sha256') or '')[:8]}".strip()
+        seen.setdefault(config.backbone, set()).add(said)
+    if "weights" not in sweep.trials[0].point:
+        for backbone, found in seen.items():
+            if len(found) > 1:
+                warn(f"not all trials of {backbone} began with the same weights: {sorted(found)}")
+    weights = ", ".join(sorted(set().union(*seen.values())))
+    return (
+        f"data: {data}; backbone weights: {weights}",
+        "; ".join(dict.fromkeys(caveats)) or None,
     )
 
 
-def _draw(sweep: Sweep, directory: RunDir, results: dict[int, Result], best: Outcome) -> None:
+def _command_of_best(sweep: Sweep, directory: RunDir, best: Outcome) -> str:
+    """Return the command that makes an ordinary run of the best point, with its first seed."""
+    flags, parent = sweep.flags, sweep.settings.parent
+    path = _trial_dir(directory, best.trials[0]).file("config.json")
+    words = ["python", "-m", "fmnist_tf.train", "--recipe", str(path)]
+    words += ["--run", f"{directory.path.name}-best"]
+    if flags.runs_dir != Path("runs"):
+        words += ["--runs-dir", str(flags.runs_dir)]
+    if parent:
+        words += ["--from", str(parent.directory.path)]
+    return shlex.join(words)
+
+
+def _draw(
+    sweep: Sweep,
+    directory: RunDir,
+    results: Mapping[int, Result],
+    best: Outcome,
+    banner: str | None,
+) -> None:
     from fmnist_tf.results.figures import write_trials
 
     ended = [trial for trial in sweep.trials if not results[trial.number].error]
-    values = {
+    values: dict[str, list[Any]] = {
         name: [
-            value if isinstance(value, (int, float)) else planning.show_value(value)
+            value if type(value) in (int, float) else show_value(value)
             for value in (trial.point[name] for trial in ended)
         ]
         for name in best.point
-    } or {"seed": [trial.seed for trial in ended]}
+    }
+    backbones = {sweep.configs[trial.number].backbone for trial in ended}
     with directory.writing(FIGURE) as path:
         write_trials(
             path,
-            values,
+            values or {"seed": [trial.seed for trial in ended]},
             [results[trial.number].correct / results[trial.number].total for trial in ended],
             [trial.point == best.point for trial in ended],
-            f"{sweep.config.backbone} {sweep.config.phase}, {len(ended)} trials",
+            f"{' and '.join(sorted(backbones))} {sweep.config.phase}, {len(ended)} trials",
+            banner=banner,
         )
 
 

@@ -97,6 +97,12 @@ class Settings:
     source: str
     parent: FinishedRun | None
 
+    @property
+    def seed(self) -> int:
+        """The seed that `complete` gives: of the flags, the recipe or the parent."""
+        inherited = self.parent.config.seed if self.parent else RunConfig.seed
+        return int({"seed": inherited, **self.recipe, **self.given}["seed"])
+
     def complete(self, **more: Any) -> tuple[RunConfig, list[str]]:
         """Return the whole configuration, and what came from where; `more` overrides flags.
 

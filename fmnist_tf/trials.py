@@ -22,7 +22,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmnist_tf.config import RunConfig, add_flags, check_names, check_range, flag_text
+from fmnist_tf.config import (
+    WANDB_PROJECT,
+    RunConfig,
+    add_flags,
+    check_names,
+    check_range,
+    flag_text,
+)
 from fmnist_tf.errors import UsageError, printable
 
 Point = dict[str, Any]
@@ -36,6 +43,7 @@ _ELSEWHERE = {
         "trials are compared on the same images, so it is said once, by its flag",
     ),
     **dict.fromkeys(("cache", "precision"), "it is said once, by its flag"),
+    "test_time_flip": "it changes the test alone, which trials leave alone",
 }
 _MOST_TRIALS = 10_000
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
@@ -60,12 +68,14 @@ class Range:
 
     def draw(self, rng: random.Random) -> float | int:
         """Return one number."""
+        if self.is_whole and not self.is_log:
+            return rng.randint(int(self.low), int(self.high))
         if self.is_log:
             drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         else:
             drawn = rng.uniform(self.low, self.high)
-        # Three digits are as much as anybody wants to read and repeat.
-        drawn = min(max(float(f"{drawn:.3g}"), self.low), self.high)
+        # No more digits than a person repeats.
+        drawn = min(max(float(f"{drawn:.5g}"), self.low), self.high)
         return round(drawn) if self.is_whole else drawn
 
 
@@ -85,7 +95,7 @@ class Result:
         seconds: wall time of the whole trial.
         test_correct: test images classified correctly; None where the test was not read.
         test_total: test images.
-        error: why the trial failed; then every number but `seconds` is 0.
+        error: why the trial failed; then no other number but `seconds` is set.
     """
 
     correct: int = 0
@@ -230,7 +240,8 @@ def plan_points(space: Space, n_random: int | None, seed: int) -> list[Point]:
 
     Args:
         space: as `read_space` returned it; empty has one point, which varies nothing.
-        n_random: how many to draw, all different; None takes the whole grid, last knob fastest.
+        n_random: how many to draw, all different, fewer if there are no more; None takes the whole
+            grid, last knob fastest.
         seed: of the draw.
 
     Raises:
@@ -251,21 +262,29 @@ def plan_points(space: Space, n_random: int | None, seed: int) -> list[Point]:
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
     rng = random.Random(seed)
-    points: list[Point] = []
-    for _ in range(100 * int(n_points)):  # rounded numbers of a narrow range may run out
+    points: dict[tuple[Any, ...], Point] = {}
+    for _ in range(100 * int(n_points)):  # a narrow range may hold fewer different numbers
         point = {
             name: values.draw(rng) if isinstance(values, Range) else rng.choice(values)
             for name, values in space.items()
         }
-        if point not in points:
-            points.append(point)
+        points.setdefault(tuple(point.values()), point)
         if len(points) == n_points:
             break
-    return points
+    return list(points.values())
 
 
 def plan_trials(points: Sequence[Point], seeds: Sequence[int]) -> list[Trial]:
-    """Return a trial for each point and seed; every point has its first seed before any second."""
+    """Return a trial for each point and seed; every point has its first seed before any second.
+
+    Raises:
+        UsageError: too many.
+    """
+    if len(points) * len(seeds) > _MOST_TRIALS:
+        raise UsageError(
+            f"{len(points):,} points with {len(seeds):,} seeds: expected at most "
+            f"{_MOST_TRIALS:,} trials"
+        )
     pairs = itertools.product(seeds, points)
     return [Trial(number, point, seed) for number, (seed, point) in enumerate(pairs, start=1)]
 
@@ -287,9 +306,12 @@ def rank_outcomes(trials: Collection[Trial], results: Mapping[int, Result]) -> l
         outcomes.append(Outcome(point, own, tuple(results.get(trial.number) for trial in own)))
 
     def worth(outcome: Outcome) -> tuple[bool, float, float]:
-        if not outcome.accuracies:
+        ended = [r for r in outcome.results if r is not None and not r.error]
+        if not ended:
             return (False, 0.0, 0.0)
-        return (outcome.is_whole, statistics.fmean(outcome.accuracies), -outcome.loss)
+        # Of sums, not of shares: rounding would tell equals apart.
+        share = sum(r.correct for r in ended) / sum(r.total for r in ended)
+        return (outcome.is_whole, share, -outcome.loss)
 
     return sorted(outcomes, key=worth, reverse=True)
 
@@ -308,14 +330,12 @@ def show_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
         return "+".join(value) or "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else printable(str(value))
+    return "none" if value is None else str(value)
 
 
 def show_point(point: Point) -> str:
     """Return a point as a grid takes it; empty for the one that varies nothing."""
-    return " ".join(f"{name}={show_value(value)}" for name, value in point.items())
+    return " ".join(f"{name}={printable(show_value(value))}" for name, value in point.items())
 
 
 def tabulate(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
@@ -328,7 +348,7 @@ def tabulate(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     for outcome in outcomes:
         ended = [result for result in outcome.results if result is not None]
         row = [",".join(str(trial.number) for trial in outcome.trials)]
-        row += [show_value(value) for value in outcome.point.values()]
+        row += [printable(show_value(value)) for value in outcome.point.values()]
         row.append(
             f"failed: {printable(outcome.error, 40)}"
             if outcome.error
@@ -372,7 +392,14 @@ def describe_for_wandb(space: Space, n_random: int | None, flags: Sequence[str])
                 "min": values.low,
                 "max": values.high,
             }
+    # Agents leave out what is false; the recipe must not say true then.
+    switches = [
+        f"--no-{name.replace('_', '-')}"
+        for name, values in space.items()
+        if isinstance(values, tuple) and isinstance(values[0], bool)
+    ]
     return {
+        "project": WANDB_PROJECT,
         "program": "fmnist_tf.train",
         "method": "grid" if n_random is None else "random",
         **({} if n_random is None else {"run_cap": n_random}),
@@ -381,6 +408,7 @@ def describe_for_wandb(space: Space, n_random: int | None, flags: Sequence[str])
         "command": [
             *("${env}", "${interpreter}", "-m", "fmnist_tf.train"),
             *flags,
+            *switches,
             "${args_no_boolean_flags}",
         ],
     }

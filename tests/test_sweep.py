@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from fmnist_tf import session
 from fmnist_tf.sweep import main
 from fmnist_tf.train import main as train_main
-from fmnist_tf.trials import Result
 
 TOY = [
     *("--backbone", "toy", "--weights", "random", "--data", "toy_train.csv", "--head", "gap"),
@@ -64,17 +65,19 @@ def test_trials_share_one_stored_prefix_and_leave_the_test_alone(folder, capsys)
     for number in (1, 2):
         files = {path.name for path in Path(f"runs/s/trial-00{number}").iterdir()}
         assert files == {
-            "config.json", "history.csv", "labels.json", "provenance.json", "result.json",
+            "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
             "trainable.txt", ".lock",
         }  # fmt: skip
     assert Path("runs/s/sweep.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["trials", "learning_rate", "val", "accuracy", "n", "best", "epoch",
                               "seconds"]  # fmt: skip
-    found = read_json("runs/s/trial-002/result.json")
-    share = found["correct"] / found["total"]
-    assert found["total"] == 8
+    said = read_json("runs/s/trial-002/evaluation.json")
+    assert "test" not in said
+    assert said["val"]["total"] == 8
+    share = said["val"]["accuracy"]
     assert out[-1] == f"runs/s  best val accuracy {share:.4f} (n = 1)  learning_rate=0.01"
+    assert out[-3] == "data: toy (csv); backbone weights: random"
 
 
 def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
@@ -90,7 +93,8 @@ def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
 
 
 def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
-    assert sweep("--grid", "learning_rate=1e38,1e-2 optimizer=sgd") == 0
+    words = ["--grid", "learning_rate=1e38,1e-2 optimizer=sgd"]
+    assert sweep(*words) == 0
     first, second = read_trials()
     assert "expected a finite number" in first["error"]
     assert second["error"] == ""
@@ -98,18 +102,50 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
     assert "trial 1 failed, the others go on" in captured.err
     assert "failed: " in captured.out
     assert captured.out.splitlines()[-1].endswith("learning_rate=0.01 optimizer=sgd")
+    assert sweep(*words) == 0  # and is tried again, it alone
+    said = capsys.readouterr().err
+    assert "1 of them have their result already" in said
+    assert "trial 1 failed" in said
 
 
 def test_when_all_fail_the_command_does(folder, capsys) -> None:
     assert sweep("--grid", "learning_rate=1e38 optimizer=sgd") == 1
-    assert "no trial came to its end" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "every trial failed, the first one: the loss is" in captured.err
+    assert "failed: the loss is" in captured.out
+
+
+def test_a_seed_that_fails_does_not_cost_the_others(folder, capsys, monkeypatch) -> None:
+    def fail_once(run):
+        if run.config.seed == 1:
+            raise MemoryError("no room")
+        return original(run)
+
+    original = session.run_session
+    monkeypatch.setattr(session, "run_session", fail_once)
+    assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "not every seed came to its end: MemoryError: no room" in out
+    assert out[-1].endswith("(n = 2)")
+    assert Path("runs/s/trial-003/DONE.json").is_file()
+
+
+def test_a_full_disk_ends_the_sweep_and_is_no_result(folder, capsys, monkeypatch) -> None:
+    def fail(run):
+        raise OSError(28, "No space left on device", "runs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "run_trial", fail)
+        assert sweep(*RATES) == 74
+    assert not Path("runs/s/trials.csv").exists()
+    assert sweep(*RATES) == 0
 
 
 def test_it_goes_on_where_it_was(folder, capsys) -> None:
     assert sweep(*RATES) == 0
     kept = Path("runs/s/trial-001/history.csv").stat().st_mtime_ns
     before = read_trials()
-    Path("runs/s/trial-002/result.json").unlink()  # as if killed in it
+    Path("runs/s/trial-002/evaluation.json").unlink()  # as if killed in it
     Path("runs/s/trials.csv").unlink()
     capsys.readouterr()
     assert sweep(*RATES) == 0
@@ -129,6 +165,29 @@ def test_another_sweep_of_that_name_is_refused(folder, capsys, words, monkeypatc
     assert sweep(*RATES, *words) == 3
     assert "expected the sweep that is to go on, found another" in capsys.readouterr().err
     assert sorted(Path("runs/s").rglob("*")) == before
+
+
+def test_other_data_under_the_same_name_are_another_sweep(folder, capsys) -> None:
+    assert sweep(*RATES) == 0
+    text = Path("toy_train.csv").read_text().replace("0,1", "0,2", 1)
+    Path("toy_train.csv").write_text(text)
+    capsys.readouterr()
+    assert sweep(*RATES) == 3
+    assert "its data sha256 was another" in capsys.readouterr().err
+
+
+def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
+    alive: list[weakref.ref] = []
+
+    def watch(run):
+        assert not [reference for reference in alive if reference() is not None]
+        alive.append(weakref.ref(run.network.classifier))
+        return original(run)
+
+    original = session.run_trial
+    monkeypatch.setattr(session, "run_trial", watch)
+    assert sweep("--grid", "learning_rate=1e-6,1e-4,1e-2") == 0
+    assert len(alive) == 3
 
 
 def test_the_name_of_a_run_is_refused(folder, capsys) -> None:
@@ -151,12 +210,18 @@ def test_seeds_share_the_split_and_are_tested_where_nothing_is_chosen(folder, ca
     last = capsys.readouterr().out.splitlines()[-1]
     spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
     assert last == f"runs/s  test accuracy {spread} (n = 2)"
+    # Called again, what is finished is not tested anew.
+    tested = [(run / "evaluation.json").stat().st_mtime_ns for run in runs]
+    (runs[1] / "DONE.json").unlink()
+    assert sweep("--seeds", "2", "--learning-rate", "1e-2") == 0
+    again = [(run / "evaluation.json").stat().st_mtime_ns for run in runs]
+    assert again[0] == tested[0]
+    assert again[1] > tested[1]
 
 
 def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
     assert sweep(*RATES, "--seeds", "2") == 0
-    found = [Result(**read_json(f"runs/s/trial-00{n}/result.json")) for n in (2, 4)]
-    shares = [result.correct / result.total for result in found]
+    shares = [read_json(f"runs/s/trial-00{n}/evaluation.json")["val"]["accuracy"] for n in (2, 4)]
     spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
     assert f"best val accuracy {spread} (n = 2)" in capsys.readouterr().out
     assert not Path("runs/s/trial-001/model.keras").exists()
@@ -180,20 +245,42 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
         (["--seeds", "0"], "--seeds 0: expected a whole number from 1"),
         (["--grid", "units=0,8"], "--units: expected once, and --grid varies it"),
         (["--grid", "momentum=0.1"], "momentum=0.1: --momentum 0.1: expected with --optimizer sgd"),
+        (["--grid", "backbone=toy,resnt8"], "--backbone resnt8: expected one of"),
+        (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
+        (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),
         (["--wandb-file", "x.yaml"], "--wandb-file: expected with --grid"),
+        (["--grid", "dropout=0..0.5", "--wandb-file", "x.yaml"], "expected --random N"),
     ],
 )
 def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) -> None:
-    assert sweep(*words) == 2
+    if "backbone" in str(words):
+        toy = TOY[2:]
+        assert main([*toy, "--run", "s", *words]) == 2
+    else:
+        assert sweep(*words) == 2
     assert said in capsys.readouterr().err
-    assert not Path("runs").exists()
+    assert not Path("runs/s").exists()
+    assert not Path("x.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("optimizer=adamw,sgd", ["--weight-decay", "0.01"]),
+        ("learning_rate=1e-2,1e-1", ["--least-rate", "5e-3"]),
+        ("epochs=10,20", ["--warmup-epochs", "8", "--schedule", "cosine"]),
+    ],
+)
+def test_what_is_common_need_not_stand_alone(folder, grid, words) -> None:
+    toy = [word for word in TOY if word not in ("--epochs", "2")]
+    assert main([*toy, "--grid", grid, *words, "--dry-run"]) == 0
 
 
 def test_dry_run_lists_the_trials(folder, capsys) -> None:
     assert sweep(*RATES, "--seeds", "2", "--dry-run") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "trial 1: seed=0 learning_rate=1e-06", "trial 2: seed=0 learning_rate=0.01",
-        "trial 3: seed=1 learning_rate=1e-06", "trial 4: seed=1 learning_rate=0.01",
+        "trial 1 of 4: learning_rate=1e-06 seed=0", "trial 2 of 4: learning_rate=0.01 seed=0",
+        "trial 3 of 4: learning_rate=1e-06 seed=1", "trial 4 of 4: learning_rate=0.01 seed=1",
     ]  # fmt: skip
     assert not Path("runs").exists()
 
@@ -210,9 +297,20 @@ def test_wandb_file_holds_the_search_and_what_is_fixed(folder, capsys) -> None:
 
 
 def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
+    from test_tracking import inspect
+
     assert sweep(*RATES, "--wandb", "offline") == 0
+    jobs = []
     for place in ("runs/s", "runs/s/trial-001", "runs/s/trial-002"):
-        assert list(Path(place, "wandb").glob("offline-run-*/run-*.wandb")), place
+        (offline,) = Path(place, "wandb").glob("offline-run-*")
+        records = [json.loads(line) for line in inspect(str(offline)).splitlines()]
+        (run,) = [record["run"] for record in records if record["type"] == "run"]
+        assert run["run_group"] == "s"
+        jobs.append(run["job_type"])
+    assert jobs == ["sweep", "frozen", "frozen"]
+    summary = json.loads(inspect(str(next(Path("runs/s/wandb").glob("off*"))), "--summary"))
+    assert summary["summary"]["runs"]["nrows"] == 2
+    assert summary["summary"]["comparison"]["_type"] == "image-file"
 
 
 @pytest.mark.slow
@@ -232,6 +330,6 @@ def test_a_killed_sweep_goes_on(folder) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    assert not Path("runs/s/trial-002/result.json").exists()
+    assert not Path("runs/s/trial-002/evaluation.json").exists()
     assert main(words) == 0
     assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]

@@ -69,6 +69,7 @@ def test_ranges() -> None:
         ("head=1..2", "head is no number to draw"),
         ("range_test=yes", "--grid range_test=yes: expected true or false"),
         ("seed=1,2", "--grid seed: cannot be varied; --seeds N"),
+        ("test_time_flip=true,false", "it changes the test alone"),
         ("phase=frozen", "--grid phase: cannot be varied"),
         ("limit=100,200", "trials are compared on the same images"),
     ],
@@ -119,7 +120,15 @@ def test_more_draws_than_points_are_the_whole_grid() -> None:
 
 def test_both_ends_of_a_range_are_drawn() -> None:
     whole, rng = Range(1, 3, is_log=False, is_whole=True), random.Random(0)
-    assert {whole.draw(rng) for _ in range(200)} == {1, 2, 3}
+    drawn = [whole.draw(rng) for _ in range(900)]
+    assert all(250 < drawn.count(number) < 350 for number in (1, 2, 3))
+    assert len(plan_points(read_space("units=1000..1003"), 20, seed=0)) == 4
+    assert len(plan_points(read_space("average_decay=0.999..0.9999"), 20, seed=0)) == 20
+
+
+def test_so_many_seeds_are_refused() -> None:
+    with pytest.raises(UsageError, match="at most 10,000 trials"):
+        plan_trials([{}], range(10**9))
 
 
 def test_a_range_needs_a_number_of_draws() -> None:
@@ -159,6 +168,17 @@ def test_of_equals_the_lower_loss_is_first() -> None:
     found = results(80, 80, 70, 80, 80, 70)
     found[2] = dataclasses.replace(found[2], loss=0.1)
     assert rank_outcomes(TRIALS, found)[0].point == {"units": 8}
+
+
+def test_rounding_does_not_tell_equals_apart() -> None:
+    """The sums are equal, the means of the shares are not."""
+    points = [{"units": 0}, {"units": 8}]
+    trials = plan_trials(points, range(3))
+    correct = [5483, 5488, 5667, 5664, 5388, 5386]
+    found = {n: Result(c, 6000, 0.5 if n % 2 else 0.4, 1) for n, c in enumerate(correct, start=1)}
+    assert rank_outcomes(trials, found)[0].point == {"units": 8}
+    found = {n: dataclasses.replace(r, loss=0.9 - r.loss) for n, r in found.items()}
+    assert rank_outcomes(trials, found)[0].point == {"units": 0}
 
 
 def test_a_trial_that_has_not_ended_is_not_the_best() -> None:
@@ -202,6 +222,10 @@ def test_wandb_agents_get_flags_that_train_reads() -> None:
     content = describe_for_wandb(space, 7, ["--phase=frozen"])
     assert content["method"] == "random"
     assert content["run_cap"] == 7
+    assert content["project"] == "fmnist-tf"
+    assert content["command"][4:] == [
+        "--phase=frozen", "--no-range-test", "${args_no_boolean_flags}",
+    ]  # fmt: skip
     assert content["metric"] == {"name": "epoch/val_accuracy", "goal": "maximize"}
     parameters = content["parameters"]
     assert parameters["learning-rate"] == {
@@ -216,7 +240,7 @@ def test_wandb_agents_get_flags_that_train_reads() -> None:
     for pick in (0, -1):
         values = {name: (p.get("values") or [p["min"], p["max"]])[pick] for name, p in
                   parameters.items()}  # fmt: skip
-        words = [
+        words = ["--no-range-test"] + [
             f"--{name}" if value is True else f"--{name}={value}"
             for name, value in values.items()
             if value is not False

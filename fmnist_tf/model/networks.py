@@ -55,19 +55,15 @@ def build_small_resnet(
     return keras.Model(inputs, x, name=name)
 
 
-def build_resnet9(side: int, *, widths: tuple[int, ...] = (32, 64, 128)) -> keras.Model:
-    """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, widths[-1]).
+def build_resnet9(side: int) -> keras.Model:
+    """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, 128).
 
     Each stage is a convolution of stride 2 and a residual block of two convolutions, ReLU last,
     as in Page 2018 ("How to Train Your ResNet"), whose stages pool instead. The stem is a 4x4
     convolution of stride 2: a processor computes few wide maps faster than many narrow ones.
-
-    Args:
-        side: S.
-        widths: channels of each stage, the stem's first.
     """
     inputs = x = keras.Input((side, side, 1), name="stem_input")
-    for stage, width in enumerate(widths, start=1):
+    for stage, width in enumerate((32, 64, 128), start=1):
         name = "stem" if stage == 1 else f"conv{stage}"
         x = _conv_norm(x, width, 4 if stage == 1 else 3, 2, f"{name}_0")
         x = y = layers.ReLU(name=f"{name}_0_relu")(x)

@@ -317,6 +317,8 @@ def write_trials(
     accuracies: Sequence[float],
     is_best: Sequence[bool],
     title: str,
+    *,
+    banner: str | None = None,
 ) -> None:
     """Draw what each varied setting does: a panel each, a dot a trial, the best ones ringed.
 
@@ -326,6 +328,7 @@ def write_trials(
         accuracies: 0..1 on the validation images, of each trial.
         is_best: of each trial, whether it is of the best point.
         title: one line above the figure.
+        banner: a warning that has to be seen.
 
     Raises:
         ValueError: no setting, or no trial.
@@ -336,7 +339,7 @@ def write_trials(
     n_rows = math.ceil(len(values) / n_columns)
     subtitle = "a dot a trial; ring: the best"
     width, height = 0.8 + 3.2 * n_columns, 2.9 * n_rows
-    with _figure(path, title, subtitle, None, width=width, height=height) as figure:
+    with _figure(path, title, subtitle, banner, width=width, height=height) as figure:
         panels = list(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat)
         for axes, (name, settings) in zip(panels, values.items(), strict=False):
             x = _place_settings(axes, settings)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_tf.config import WANDB_PROJECT
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
@@ -222,7 +223,7 @@ def start_tracking(
     config: Mapping[str, Any],
     warn: Callable[[str], None],
     epochs_before: int = 0,
-    project: str = "fmnist-tf",
+    project: str = WANDB_PROJECT,
 ) -> Tracker:
     """Open a W&B run, or return an inert tracker after one warning when that fails.
 
