@@ -212,8 +212,8 @@ def test_systems_take_turns_and_sizes_follow_their_speed(tmp_path: Path) -> None
     run_fake(tmp_path, replace(SETTINGS, tasks=(FINETUNE,)), rates=rates)
     log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     asked = [(name.split("/")[0], word) for name, word in log]
-    # A unit of ten images at 12 a second: 12 of them take 10 s. The first measurement compiles, so the
-    # size follows the second, also where the least takes 50 s.
+    # A unit of ten images at 12 a second: 12 of them take 10 s. The first measurement compiles, so
+    # the size follows the second, also where the least takes 50 s.
     assert asked == [
         ("ours", "outputs"), ("plain_keras", "outputs"),
         ("ours", "measure1"), ("ours", "measure1"),
