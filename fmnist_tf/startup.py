@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_STARTUP_NOISE = re.compile(r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|^\s*$")
+_STARTUP_NOISE = re.compile(
+    r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|oneDNN supports DT_BFLOAT16|^\s*$"
+)
 
 
 def import_tensorflow() -> None:
@@ -33,6 +35,9 @@ def import_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for a GPU, and says so
+        # oneDNN says once, as an error, that the processor has no bfloat16 units; the features are
+        # stored in it all the same, and `--precision auto` tells what is computed in.
+        tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")

@@ -10,8 +10,12 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
-def test_import_says_nothing() -> None:
-    answer = run("from fmnist_tf.startup import import_tensorflow as f; f(); import tensorflow")
+def test_import_says_nothing_nor_does_the_first_cast() -> None:
+    answer = run(
+        "from fmnist_tf.startup import import_tensorflow as f; f()\n"
+        "import tensorflow as tf\n"
+        "tf.function(lambda x: tf.cast(x, tf.bfloat16))(tf.ones((8, 64)))"
+    )
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
