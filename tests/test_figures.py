@@ -287,6 +287,25 @@ def test_trials_are_drawn_with_their_axes(tmp_path, monkeypatch) -> None:
     dots, ring = drawn[0].collections
     assert dots.get_offsets().tolist() == [[1e-4, 0.5], [1e-3, 0.9], [1e-2, 0.7]]
     assert ring.get_offsets().tolist() == [[1e-3, 0.9]]
+    labels = [label.get_text() for label in drawn[0].get_xticklabels()]
+    assert labels == ["0.0001", "0.001", "0.01"]
+
+
+def test_a_trial_far_below_does_not_press_the_others_together(tmp_path, monkeypatch) -> None:
+    drawn = []
+    original = figures._place_settings
+    monkeypatch.setattr(
+        figures, "_place_settings", lambda axes, s: drawn.append(axes) or original(axes, s)
+    )
+    rates = [10.0**-n for n in range(8)]
+    accuracies = [0.1, 0.84, 0.85, 0.86, 0.87, 0.88, 0.9, 0.89]
+    is_best = [accuracy == 0.9 for accuracy in accuracies]
+    figures.write_trials(tmp_path / "t.png", {"rate": rates}, accuracies, is_best, "my sweep")
+    _, _, below = drawn[0].collections
+    assert below.get_offsets().tolist() == [[1.0, pytest.approx(0.9 - 4 * 0.035)]]
+    assert drawn[0].get_ylim()[0] > 0.7
+    texts = [label.get_text() for label in drawn[0].get_xticklabels()]
+    assert not any("math" in text for text in texts)
 
 
 @pytest.mark.parametrize(("values", "accuracies"), [({}, [0.5]), ({"units": []}, [])])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.memory import MemoryWatch, release_memory
+from fmnist_tf.results.provenance import peak_memory_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
 
@@ -27,6 +28,18 @@ def test_the_peak_is_seen_and_stays() -> None:
     peak = watch.peak_anonymous_bytes
     assert peak is not None
     assert peak >= before + 0.9 * held_bytes
+
+
+def test_a_restart_forgets_both_peaks() -> None:
+    watch = MemoryWatch()
+    np.ones(30_000_000)
+    time.sleep(0.3)
+    resident, anonymous = peak_memory_bytes(), watch.peak_anonymous_bytes
+    watch.restart()
+    assert anonymous is not None
+    assert watch.peak_anonymous_bytes is not None
+    assert watch.peak_anonymous_bytes <= anonymous
+    assert peak_memory_bytes() <= resident - 100_000_000
 
 
 def test_what_is_freed_goes_back_to_the_system() -> None:

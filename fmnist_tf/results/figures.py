@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import compress, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -326,35 +327,37 @@ def write_trials(
         path: where the PNG goes.
         values: setting -> its value in each trial; numbers or texts.
         accuracies: 0..1 on the validation images, of each trial.
-        is_best: of each trial, whether it is of the best point.
+        is_best: of each trial, whether it is of the best point; one is at least.
         title: one line above the figure.
         banner: a warning that has to be seen.
 
     Raises:
         ValueError: no setting, or no trial.
     """
-    if not values or not accuracies:
-        raise ValueError("expected at least one setting and one trial")
+    if not values or not any(is_best):
+        raise ValueError("expected at least one setting and one trial, the best")
     n_columns = min(3, len(values))
     n_rows = math.ceil(len(values) / n_columns)
-    subtitle = "a dot a trial; ring: the best"
+    # Trials far below the rest would press the others, which are to be told apart, into one line.
+    best, middle = max(accuracies), statistics.median(accuracies)
+    least = best - 4 * (best - middle)
+    shown = [max(accuracy, least) for accuracy in accuracies]
+    is_below = [accuracy < least for accuracy in accuracies]
+    subtitle = "a dot a trial; ring: the best" + ("; triangle: below" if any(is_below) else "")
     width, height = 0.8 + 3.2 * n_columns, 2.9 * n_rows
     with _figure(path, title, subtitle, banner, width=width, height=height) as figure:
         panels = list(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat)
         for axes, (name, settings) in zip(panels, values.items(), strict=False):
             x = _place_settings(axes, settings)
             axes.grid(axis="y", color=GRID)
-            axes.scatter(x, accuracies, s=22, color=BLUE, alpha=0.7, zorder=2)
-            best = [place for place, is_one in enumerate(is_best) if is_one]
-            axes.scatter(
-                [x[place] for place in best],
-                [accuracies[place] for place in best],
-                s=90,
-                facecolors="none",
-                edgecolors=ORANGE,
-                linewidths=1.8,
-                zorder=3,
-            )
+            points = list(zip(x, shown, strict=True))
+            dots = list(compress(points, (not below for below in is_below)))
+            axes.scatter(*zip(*dots, strict=True), s=22, color=BLUE, alpha=0.7, zorder=2)
+            ring = {"s": 90, "facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.8}
+            axes.scatter(*zip(*compress(points, is_best), strict=True), **ring, zorder=3)
+            if any(is_below):
+                low = list(compress(points, is_below))
+                axes.scatter(*zip(*low, strict=True), s=30, color=FAINT, marker="v", zorder=2)
             axes.set_xlabel(_drawable(name, 40))
             if axes.get_subplotspec().is_first_col():
                 axes.set_ylabel("val accuracy")
@@ -368,6 +371,8 @@ def _place_settings(axes: Axes, settings: Sequence[Any]) -> list[float]:
         low, high = min(settings), max(settings)
         if low > 0 and high >= 10 * low:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.minorticks_off()
         distinct = sorted(set(settings))
         if len(distinct) <= _MAX_VALUE_TICKS:
             axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
