@@ -463,6 +463,9 @@ DEFAULTS = {
     "scratch": PhaseDefaults(epochs=10, batch_size=64, learning_rate=1e-3),
 }
 
+FROZEN_GAP_RATE = 1e-3
+"""In place of the frozen phase's rate: a pooled head has a hundredth of the weights."""
+
 # A finetune run continues its parent's network on its parent's split: what shapes either comes
 # from the parent, and cannot be said anew without training on the parent's validation rows or
 # throwing the parent's head away.
@@ -526,7 +529,8 @@ def _help_with_default(knob: dataclasses.Field[Any]) -> str:
     by_phase = {phase: getattr(value, knob.name, None) for phase, value in DEFAULTS.items()}
     if None not in by_phase.values():
         shown = ", ".join(f"{phase} {value:g}" for phase, value in by_phase.items())
-        return f"{text} (default: {shown})"
+        gap = f"; frozen with --head gap {FROZEN_GAP_RATE:g}" * (knob.name == "learning_rate")
+        return f"{text} (default: {shown}{gap})"
     if knob.default is None or knob.default is False or knob.default == ():
         return text
     return f"{text} (default: {knob.default})"
@@ -560,6 +564,8 @@ def complete_config(
     recipe = dict(recipe or {})
     phase = given.get("phase", recipe.get("phase", "frozen"))
     defaults = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
+    if phase == "frozen" and given.get("head", recipe.get("head")) == "gap":
+        defaults["learning_rate"] = FROZEN_GAP_RATE
     if given.get("range_test", recipe.get("range_test")):
         defaults.pop("learning_rate", None)
     usual = {knob.name: knob.default for knob in fields(RunConfig)} | defaults

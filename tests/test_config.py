@@ -12,6 +12,7 @@ import pytest
 from fmnist_tf.config import (
     DEFAULTS,
     FIXED_BY_PARENT,
+    FROZEN_GAP_RATE,
     INHERITED,
     PHASES,
     RunConfig,
@@ -102,6 +103,17 @@ def test_phase_defaults_fill_what_was_not_said(phase: str) -> None:
     assert config.epochs == 7
     assert config.batch_size == DEFAULTS[phase].batch_size
     assert config.learning_rate == DEFAULTS[phase].learning_rate
+
+
+def test_a_pooled_head_has_its_own_rate_in_the_frozen_phase():
+    def rate(**given):
+        return complete_config(given)[0].learning_rate
+
+    assert rate(head="gap") == FROZEN_GAP_RATE
+    assert complete_config({}, recipe={"head": "gap"})[0].learning_rate == FROZEN_GAP_RATE
+    assert rate(head="flatten") == rate() == DEFAULTS["frozen"].learning_rate
+    assert rate(head="gap", phase="scratch") == DEFAULTS["scratch"].learning_rate
+    assert rate(head="gap", learning_rate=1e-5) == 1e-5
 
 
 NAN, INF = float("nan"), float("inf")
