@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 
 from fmnist_tf.bench import main
 from fmnist_tf.benchmark import bounds
+from fmnist_tf.benchmark import worker as worker_module
 from fmnist_tf.benchmark.plan import (
     N_CHECKED,
     TASKS,
@@ -575,6 +577,26 @@ def test_a_worker_outlives_no_parent(state: str, tmp_path: Path) -> None:
     )
     assert answer.stdout, answer.stderr
     assert wait_until(lambda: not is_alive(int(answer.stdout)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        ("ours", ["tensorflow", "fmnist_tf.benchmark.ours"]),
+        ("plain_keras", ["tensorflow", "fmnist_tf.benchmark.plain_keras"]),
+        ("with_openvino", ["fmnist_tf.benchmark.with_openvino"]),
+    ],
+)
+def test_workers_compute_with_the_kernels_that_runs_have(kind, calls, monkeypatch) -> None:
+    """TensorFlow leaves oneDNN off on many processors; `import_tensorflow` turns it on."""
+    called = []
+    fake = types.SimpleNamespace(open_stage=lambda job: None)
+    monkeypatch.setattr(worker_module, "import_tensorflow", lambda: called.append("tensorflow"))
+    monkeypatch.setattr(
+        worker_module.importlib, "import_module", lambda n: called.append(n) or fake
+    )
+    worker_module.open_stage(replace(JOB, kind=kind))
+    assert called == calls
 
 
 @pytest.fixture(scope="module")

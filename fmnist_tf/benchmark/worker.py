@@ -26,7 +26,9 @@ from fmnist_tf.errors import printable
 from fmnist_tf.machine import usable_cpus
 from fmnist_tf.memory import MemoryWatch
 from fmnist_tf.results.provenance import peak_memory_bytes
+from fmnist_tf.startup import import_tensorflow
 
+TENSORFLOW = ("prepare", "ours", "plain_keras")  # kinds that compute with it
 SAMPLE_SECONDS = 0.5  # /proc/cpuinfo is long on a large machine
 
 
@@ -36,6 +38,8 @@ def open_stage(job: Job) -> Measurable:
     Raises:
         ModuleNotFoundError: the system's package is not installed.
     """
+    if job.kind in TENSORFLOW:
+        import_tensorflow()  # first: what it sets cannot be set later
     module = importlib.import_module(f"fmnist_tf.benchmark.{job.kind}")
     stage: Measurable = module.open_stage(job)
     return stage
