@@ -89,7 +89,7 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
 
 def _evaluate(flags: argparse.Namespace) -> None:
     from fmnist_tf.console import boxed, progress_bar, warn
-    from fmnist_tf.finished import build_finished, find_run, read_finished, run_model
+    from fmnist_tf.finished import compile_finished, find_run, read_finished, run_all
     from fmnist_tf.results.evaluation import Evaluation
     from fmnist_tf.startup import import_tensorflow
 
@@ -102,9 +102,9 @@ def _evaluate(flags: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as store_dir:
         name, pixels, labels = _read_images(run, flags, store_dir)
         import_tensorflow()
-        model = build_finished(run)
+        run_batches = compile_finished(run)
         with progress_bar("evaluate", "image") as show:
-            (probabilities,) = run_model(model, pixels, show, flip=run.config.test_time_flip)
+            (probabilities,) = run_all(run_batches, pixels, show)
     evaluation = Evaluation.from_probabilities(labels, probabilities)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95

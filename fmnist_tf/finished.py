@@ -172,17 +172,27 @@ def build_finished(run: FinishedRun) -> keras.Sequential:
     return classifier
 
 
+def compile_finished(run: FinishedRun) -> RunBatches:
+    """Return the run's classifier as it was tested: mirror images too, where the run averaged.
+
+    Raises:
+        UsageError: as `build_finished`.
+    """
+    run_batches = compile_model(build_finished(run))
+    return average_flips(run_batches) if run.config.test_time_flip else run_batches
+
+
 def run_model(
-    model: keras.Model,
-    images: np.ndarray,
-    show: Callable[[int, int], None] | None = None,
-    *,
-    flip: bool = False,
+    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
 ) -> list[np.ndarray]:
-    """Return each output of the model for all images; see `compile_model`, `average_flips`."""
-    run_batches = compile_model(model)
-    if flip:
-        run_batches = average_flips(run_batches)
+    """Return each output of the model for all images; see `compile_model`."""
+    return run_all(compile_model(model), images, show)
+
+
+def run_all(
+    run_batches: RunBatches, images: np.ndarray, show: Callable[[int, int], None] | None = None
+) -> list[np.ndarray]:
+    """Return each output for all images, the batches joined."""
     parts = list(run_batches(images, show))
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 

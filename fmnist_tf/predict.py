@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import functools
 import io
 import itertools
 import shutil
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fmnist_tf.data.csvfile import CsvTable
-    from fmnist_tf.finished import FinishedRun
-
-    RunImages = Callable[[np.ndarray, Callable[[int, int], None]], list[np.ndarray]]
+    from fmnist_tf.finished import FinishedRun, RunBatches
 
 SHOWN_ROWS = 10
 """Rows of a CSV that the terminal gets."""
@@ -124,7 +121,7 @@ def _predict(flags: argparse.Namespace) -> None:
 
 def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
     from fmnist_tf.console import boxed, warn
-    from fmnist_tf.finished import build_finished, find_run, read_finished, run_model
+    from fmnist_tf.finished import compile_finished, find_run, read_finished
     from fmnist_tf.startup import import_tensorflow
 
     run = read_finished(find_run(flags.run, flags.runs_dir))
@@ -141,9 +138,8 @@ def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
         top = min(flags.top, len(run.class_names))
         with _open_table(flags.out, top, run.class_names, sources) as write:
             import_tensorflow()
-            model, flip = build_finished(run), run.config.test_time_flip
-            run_images = functools.partial(run_model, model, flip=flip)
-            for ranked in _rank_all(run_images, sources, len(run.class_names), top):
+            run_batches = compile_finished(run)
+            for ranked in _rank_all(run_batches, sources, len(run.class_names), top):
                 width = shutil.get_terminal_size().columns
                 for line in format_ranked(ranked, run.class_names, width):
                     print(line)
@@ -214,7 +210,7 @@ def _read_table(
 
 
 def _rank_all(
-    run_images: RunImages, sources: Sequence[Source], n_classes: int, top: int
+    run_batches: RunBatches, sources: Sequence[Source], n_classes: int, top: int
 ) -> Iterator[Ranked]:
     """Yield the guesses in the order of the sources, never more at once than fit into memory."""
     import numpy as np
@@ -225,23 +221,24 @@ def _rank_all(
             for source in group:
                 for first in range(0, len(source.pixels), rows_at_once):
                     pixels = source.pixels[first : first + rows_at_once]
-                    yield Ranked(source, first, *_rank(run_images, pixels, top))
+                    yield Ranked(source, first, *_rank(run_batches, pixels, top))
         else:
             pictures = list(group)  # all at once, because a call costs more than an image
             pixels = np.concatenate([source.pixels for source in pictures])
-            classes, probabilities = _rank(run_images, pixels, top)
+            classes, probabilities = _rank(run_batches, pixels, top)
             for row, source in enumerate(pictures):
                 yield Ranked(source, 0, classes[row : row + 1], probabilities[row : row + 1])
 
 
-def _rank(run_images: RunImages, pixels: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def _rank(run_batches: RunBatches, pixels: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Return classes and probabilities (N, T); of equals the first class goes first."""
     import numpy as np
 
     from fmnist_tf.console import progress_bar
+    from fmnist_tf.finished import run_all
 
     with progress_bar("predict", "image") as show:
-        (probabilities,) = run_images(pixels, show)
+        (probabilities,) = run_all(run_batches, pixels, show)
     classes = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return classes, np.take_along_axis(probabilities, classes, axis=1)
 

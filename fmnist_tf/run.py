@@ -72,7 +72,6 @@ class Run:
         network: the classifier.
         directory: of the run, locked.
         parent: the frozen run that is continued, or None.
-        precision: of the arithmetic while training, and why.
         code: commit and versions, as they were when the run began.
         cache_dir: where the frozen part's output is stored.
         clock: of the stages so far.
@@ -88,7 +87,6 @@ class Run:
     network: Network
     directory: RunDir
     parent: FinishedRun | None
-    precision: tuple[str, str]
     code: dict[str, Any]
     cache_dir: Path
     clock: StageClock
@@ -96,6 +94,13 @@ class Run:
     wandb_mode: str
     wandb_group: str
     command: str
+
+    @cached_property
+    def precision(self) -> tuple[str, str]:
+        """The dtype of the arithmetic while training, and why."""
+        from fmnist_tf.model.folding import choose_precision
+
+        return choose_precision(self.config.precision)
 
     @cached_property
     def background(self) -> int:

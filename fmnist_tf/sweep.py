@@ -140,8 +140,7 @@ class Sweep:
 
     def describe(self, trial: Trial) -> str:
         """Return a trial as people are told of it."""
-        seeds = {trial.seed for trial in self.trials}
-        words = [show_point(trial.point), f"seed={trial.seed}" if len(seeds) > 1 else ""]
+        words = [show_point(trial.point), f"seed={trial.seed}" if self.flags.seeds > 1 else ""]
         return f"trial {trial.number} of {len(self.trials)}: {' '.join(filter(None, words))}"
 
 
@@ -371,7 +370,6 @@ def _run_trial(
         OSError: the disk is full or fails, which every trial would meet.
     """
     from fmnist_tf import session
-    from fmnist_tf.model.folding import choose_precision
     from fmnist_tf.run import Run, StageClock
 
     started = time.perf_counter()
@@ -391,7 +389,6 @@ def _run_trial(
                 network=network,
                 directory=own,
                 parent=parent,
-                precision=choose_precision(config.precision),
                 code=code,
                 cache_dir=cache_dir,
                 clock=clock,
@@ -419,9 +416,8 @@ def _run_trial(
 
 
 def _tell(result: Result) -> str:
-    said = f"val accuracy {result.correct / result.total:.4f} ({result.correct}/{result.total})"
-    if result.test_correct is not None and result.test_total:
-        share = result.test_correct / result.test_total
+    said = f"val accuracy {result.accuracy:.4f} ({result.correct}/{result.total})"
+    if (share := result.test_accuracy) is not None:
         said += f", test accuracy {share:.4f} ({result.test_correct}/{result.test_total})"
     return said
 
@@ -539,7 +535,7 @@ def _draw(
         write_trials(
             path,
             values or {"seed": [trial.seed for trial in ended]},
-            [results[trial.number].correct / results[trial.number].total for trial in ended],
+            [results[trial.number].accuracy for trial in ended],
             [trial.point == best.point for trial in ended],
             f"{' and '.join(sorted(backbones))} {sweep.config.phase}, {len(ended)} trials",
             banner=banner,

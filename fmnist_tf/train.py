@@ -163,8 +163,6 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     code = describe_code()
     with clock.stage("import_tensorflow"):
         import_tensorflow()
-        from fmnist_tf.model.folding import choose_precision
-
     config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
     if flags.dry_run:
         say("dry run, no run was made; its settings would be:")
@@ -180,7 +178,6 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             network=network,
             directory=directory,
             parent=parent,
-            precision=choose_precision(config.precision),
             code=code,
             cache_dir=cache_dir,
             clock=clock,

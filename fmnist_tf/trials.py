@@ -107,6 +107,18 @@ class Result:
     test_total: int | None = None
     error: str | None = None
 
+    @property
+    def accuracy(self) -> float:
+        """Share of val images classified correctly, 0..1."""
+        return self.correct / self.total
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The same of test images; None where the test was not read."""
+        if self.test_correct is None or not self.test_total:
+            return None
+        return self.test_correct / self.test_total
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -143,28 +155,29 @@ class Outcome:
         return next((r.error for r in self.results if r is not None and r.error), None)
 
     @property
+    def sound(self) -> list[Result]:
+        """The results with figures: of the trials that ended and did not fail."""
+        return [result for result in self.results if result is not None and not result.error]
+
+    @property
     def is_whole(self) -> bool:
         """Whether every seed has its result, and none failed."""
-        return all(result is not None and not result.error for result in self.results)
+        return len(self.sound) == len(self.results)
 
     @property
     def accuracies(self) -> list[float]:
         """Share of val images classified correctly, 0..1, for each seed that has a result."""
-        return [r.correct / r.total for r in self.results if r is not None and not r.error]
+        return [result.accuracy for result in self.sound]
 
     @property
     def test_accuracies(self) -> list[float]:
         """The same of test images, where the test was read."""
-        return [
-            r.test_correct / r.test_total
-            for r in self.results
-            if r is not None and r.test_correct is not None and r.test_total
-        ]
+        return [r.test_accuracy for r in self.sound if r.test_accuracy is not None]
 
     @property
     def loss(self) -> float:
         """Mean over the seeds of the mean cross entropy on val, in nats."""
-        return statistics.fmean(r.loss for r in self.results if r is not None and not r.error)
+        return statistics.fmean(result.loss for result in self.sound)
 
 
 def read_space(text: str) -> Space:
@@ -296,21 +309,19 @@ def rank_outcomes(trials: Collection[Trial], results: Mapping[int, Result]) -> l
         trials: of the sweep.
         results: by a trial's number, of those that ended.
     """
-    points: list[Point] = []
+    of_point: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        if trial.point not in points:
-            points.append(trial.point)
-    outcomes = []
-    for point in points:
-        own = tuple(trial for trial in trials if trial.point == point)
-        outcomes.append(Outcome(point, own, tuple(results.get(trial.number) for trial in own)))
+        of_point.setdefault(tuple(trial.point.values()), []).append(trial)
+    outcomes = [
+        Outcome(own[0].point, tuple(own), tuple(results.get(trial.number) for trial in own))
+        for own in of_point.values()
+    ]
 
     def worth(outcome: Outcome) -> tuple[bool, float, float]:
-        ended = [r for r in outcome.results if r is not None and not r.error]
-        if not ended:
+        if not outcome.sound:
             return (False, 0.0, 0.0)
         # Of sums, not of shares: rounding would tell equals apart.
-        share = sum(r.correct for r in ended) / sum(r.total for r in ended)
+        share = sum(r.correct for r in outcome.sound) / sum(r.total for r in outcome.sound)
         return (outcome.is_whole, share, -outcome.loss)
 
     return sorted(outcomes, key=worth, reverse=True)
@@ -356,8 +367,8 @@ def tabulate(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
         )
         if is_tested:
             row.append(describe_spread(outcome.test_accuracies))
-        row.append(str(len(outcome.accuracies)))
-        row.append(",".join(str(result.epoch) for result in ended if not result.error) or "-")
+        row.append(str(len(outcome.sound)))
+        row.append(",".join(str(result.epoch) for result in outcome.sound) or "-")
         row.append(f"{sum(result.seconds for result in ended):.0f}")
         rows.append(row)
     return header, rows

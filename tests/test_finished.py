@@ -16,9 +16,11 @@ from fmnist_tf.errors import UsageError
 from fmnist_tf.finished import (
     FinishedRun,
     build_finished,
+    compile_finished,
     find_run,
     read_finished,
     read_run_dataset,
+    run_all,
     run_model,
 )
 from fmnist_tf.results.rundir import RunDir
@@ -145,9 +147,10 @@ def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
         rows = ([line[0], *pixels] for line, pixels in zip(lines, images, strict=True))
         csv.writer(file).writerows([header, *rows])
     run = read("averaged")
-    model, loss = build_finished(run), run.directory.read_json("evaluation.json")["test"]["loss"]
+    run_batches = compile_finished(run)
+    loss = run.directory.read_json("evaluation.json")["test"]["loss"]
     for name in ("toy_test.csv", "mirrored.csv"):
-        (found,) = run_model(model, read_images(name), flip=True)
+        (found,) = run_all(run_batches, read_images(name))
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert predict.main(["averaged", name, "--out", "o.csv"]) == 0
         with open("o.csv", newline="") as file:
