@@ -1,7 +1,7 @@
 """What this process holds in memory.
 
-In: nothing. Out: the peak of its anonymous memory, which no file backs, and memory given back to
-the system. Pages of mapped files count as resident too, but the system takes those back whenever
+In: nothing. Out: the peaks of its resident memory and of its anonymous memory, which no file backs,
+and memory given back to the system. Pages of mapped files count as resident too, but the system takes those back whenever
 somebody needs the room; anonymous memory is what can run out. This module must not know what the
 memory is used for.
 """
@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import re
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -47,9 +48,24 @@ class MemoryWatch:
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes or 0, _anonymous_bytes() or 0)
 
 
+def peak_memory_bytes() -> int:
+    """Return this process' largest resident size so far; mapped files count while resident."""
+    peak = _read_status("VmHWM")
+    if peak is None:
+        # It can be the parent's: Linux carries it over from before the program was loaded.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak
+
+
 def _anonymous_bytes() -> int | None:
+    return _read_status("RssAnon")
+
+
+def _read_status(field: str) -> int | None:
+    """Return a size in bytes from proc(5)'s status, or None where the system does not tell."""
     try:
-        found = re.search(r"^RssAnon:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None

@@ -22,8 +22,8 @@ from fmnist_tf.data.splits import Splits
 from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import printable
 from fmnist_tf.finished import FinishedRun
-from fmnist_tf.memory import MemoryWatch
-from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats, peak_memory_bytes
+from fmnist_tf.memory import MemoryWatch, peak_memory_bytes
+from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 
 if TYPE_CHECKING:

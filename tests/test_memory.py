@@ -1,4 +1,4 @@
-"""Anonymous memory is seen while it is held, and given back when it is not."""
+"""Memory is seen while it is held, and given back when it is not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fmnist_tf.memory import MemoryWatch, release_memory
+from fmnist_tf.memory import MemoryWatch, peak_memory_bytes, release_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
 
@@ -30,15 +30,33 @@ def test_the_peak_is_seen_and_stays() -> None:
     assert peak >= before + 0.9 * held_bytes
 
 
+def test_peak_memory_grows_with_use() -> None:
+    before = peak_memory_bytes()
+    assert 1e6 < before < 1e12
+    block = np.ones(before // 8 + 30_000_000)  # larger than ever before, and touched
+    assert peak_memory_bytes() > before + 1e8
+    del block
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    show = "from fmnist_tf.memory import peak_memory_bytes; print(peak_memory_bytes())"
+    script = (
+        "import subprocess, sys\n"
+        "held = b'x' * 400_000_000\n"
+        f"subprocess.run([sys.executable, '-c', {show!r}], check=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert 1e6 < int(done.stdout) < 2e8
+
+
 def test_a_restart_forgets_both_peaks() -> None:
     script = (  # a process of its own: what others left in this one would count too
-        "import re, time\n"
-        "from pathlib import Path\n"
-        "from fmnist_tf.memory import MemoryWatch\n"
+        "import time\n"
+        "from fmnist_tf.memory import MemoryWatch, peak_memory_bytes\n"
         "def peaks():\n"
-        "    status = Path('/proc/self/status').read_text()\n"
-        "    resident = int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) * 1024\n"
-        "    return watch.peak_anonymous_bytes, resident\n"
+        "    return watch.peak_anonymous_bytes, peak_memory_bytes()\n"
         "watch = MemoryWatch()\n"
         "held = b'x' * 240_000_000\n"
         "time.sleep(0.3)\n"

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tf.results.provenance import (
-    command_line,
-    describe_code,
-    describe_machine,
-    peak_memory_bytes,
-)
+from fmnist_tf.results.provenance import command_line, describe_code, describe_machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,11 +46,3 @@ def test_nothing_says_who_or_where(monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps([describe_code(), describe_machine()])
     for word in (str(Path.home()), str(ROOT)):
         assert word not in text
-
-
-def test_peak_memory_grows_with_use() -> None:
-    before = peak_memory_bytes()
-    assert 1e6 < before < 1e12
-    block = np.ones(before // 8 + 30_000_000)  # larger than ever before, and touched
-    assert peak_memory_bytes() > before + 1e8
-    del block

@@ -24,8 +24,7 @@ from fmnist_tf.benchmark.bounds import read_clock_mhz
 from fmnist_tf.benchmark.plan import Job, Measurable
 from fmnist_tf.errors import printable
 from fmnist_tf.machine import usable_cpus
-from fmnist_tf.memory import MemoryWatch
-from fmnist_tf.results.provenance import peak_memory_bytes
+from fmnist_tf.memory import MemoryWatch, peak_memory_bytes
 from fmnist_tf.startup import import_tensorflow
 
 TENSORFLOW = ("prepare", "ours", "plain_keras")  # kinds that compute with it

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,12 +83,6 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def peak_memory_bytes() -> int:
-    """Return this process' largest resident size so far; mapped files count while resident."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
