@@ -1,9 +1,9 @@
 """What this process holds in memory.
 
-In: nothing. Out: the peaks of its resident memory and of its anonymous memory, which no file backs,
-and memory given back to the system. Pages of mapped files count as resident too, but the system takes those back whenever
-somebody needs the room; anonymous memory is what can run out. This module must not know what the
-memory is used for.
+In: nothing. Out: the peaks of its resident memory and of its anonymous memory, which no file
+backs, and memory given back to the system. Pages of mapped files count as resident too, but the
+system takes those back whenever somebody needs the room; anonymous memory is what can run out.
+This module must not know what the memory is used for.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def draw_images(n: int, seed: int) -> np.ndarray:
 
 
 PIXELS = draw_images(6, seed=0)
-QUICK = ("resnet8", "resnet9", "mlp")
+QUICK = ("resnet8", "resnet6", "mlp")
 # How many numbers each stage holds; the sums are those of keras.applications' own networks.
 STAGES = {
     "resnet50": {
@@ -61,9 +61,9 @@ STAGES = {
         "stage3": 15_472_128,
     },
     "resnet8": {"stem": 208, "conv2": 4_736, "conv3": 14_720, "conv4": 58_112},
-    "resnet9": {"stem": 19_328, "conv2": 92_928, "conv3": 370_176},
+    "resnet6": {"stem": 416, "conv2": 18_688, "conv3": 370_176},
     "resnet18": {
-        "stem": 832, "conv2": 148_480, "conv3": 526_848, "conv4": 2_102_272, "conv5": 8_398_848,
+        "stem": 1_280, "conv2": 148_480, "conv3": 526_848, "conv4": 2_102_272, "conv5": 8_398_848,
     },
     "mlp": {"stem": 0},
 }  # fmt: skip
@@ -76,8 +76,8 @@ MAPS = {
     "mobilenetv3": (7, 7, 576),
     "convnext-tiny": (7, 7, 768),
     "resnet8": (7, 7, 64),
-    "resnet9": (4, 4, 128),
-    "resnet18": (4, 4, 512),
+    "resnet6": (7, 7, 128),
+    "resnet18": (2, 2, 512),
     "mlp": (784,),
 }
 DRAWN = {"gamma": (0.8, 1.2), "beta": (-0.2, 0.2), "bias": (-0.2, 0.2)}

@@ -32,7 +32,7 @@ OFFICIAL = {
     "mobilenetv3": by_mode("tf"),
     "convnext-tiny": by_mode("torch"),
     "resnet8": as_grey,
-    "resnet9": as_grey,
+    "resnet6": as_grey,
     "resnet18": as_grey,
     "mlp": as_grey,
 }

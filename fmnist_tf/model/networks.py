@@ -31,12 +31,12 @@ def build_mlp(side: int) -> keras.Model:
 
 
 def build_small_resnet(
-    name: str, side: int, *, widths: tuple[int, ...], blocks: int
+    name: str, side: int, *, widths: tuple[int, ...], blocks: int, stem: tuple[int, int] = (3, 1)
 ) -> keras.Model:
     """Return a residual network for small images, (B, S, S, 1) -> (B, H, W, widths[-1]).
 
-    He et al. 2016, section 4.2 and table 6: a 3x3 stem of stride 1, basic blocks of two 3x3
-    convolutions, half the side and the next width from stage to stage. Where the shape changes,
+    He et al. 2016, section 4.2 and table 6, where the stem is 3x3 of stride 1: basic blocks of two
+    3x3 convolutions, half the side and the next width from stage to stage. Where the shape changes,
     the shortcut is a 1x1 convolution (option B of section 3.3). Layers are named as ResNet50's.
 
     Args:
@@ -44,9 +44,10 @@ def build_small_resnet(
         side: S.
         widths: channels of each stage; the first is the stem's too.
         blocks: basic blocks in each stage.
+        stem: side of the kernel and stride of the first convolution.
     """
     inputs = keras.Input((side, side, 1), name="stem_input")
-    x = _conv_norm(inputs, widths[0], 3, 1, "stem")
+    x = _conv_norm(inputs, widths[0], *stem, "stem")
     x = layers.ReLU(name="stem_relu")(x)
     for stage, width in enumerate(widths, start=2):
         for block in range(1, blocks + 1):
@@ -55,23 +56,25 @@ def build_small_resnet(
     return keras.Model(inputs, x, name=name)
 
 
-def build_resnet9(side: int) -> keras.Model:
+def build_resnet6(side: int) -> keras.Model:
     """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, 128).
 
-    Each stage is a convolution of stride 2 and a residual block of two convolutions, ReLU last,
-    as in Page 2018 ("How to Train Your ResNet"), whose stages pool instead. The stem is a 4x4
-    convolution of stride 2: a processor computes few wide maps faster than many narrow ones.
+    After Page 2018 ("How to Train Your ResNet"): each convolution of the trunk doubles the width,
+    maxima of 2x2 halve the side, and a residual block of two convolutions ends it. His ResNet-9 has
+    one stage more, two such blocks and twice the width.
     """
     inputs = x = keras.Input((side, side, 1), name="stem_input")
-    for stage, width in enumerate((32, 64, 128), start=1):
-        name = "stem" if stage == 1 else f"conv{stage}"
-        x = _conv_norm(x, width, 4 if stage == 1 else 3, 2, f"{name}_0")
-        x = y = layers.ReLU(name=f"{name}_0_relu")(x)
-        for number in (1, 2):
-            y = _conv_norm(y, width, 3, 1, f"{name}_{number}")
-            y = layers.ReLU(name=f"{name}_{number}_relu")(y)
-        x = layers.Add(name=f"{name}_add")([x, y])
-    return keras.Model(inputs, x, name="resnet9")
+    for name, width in (("stem", 32), ("conv2", 64), ("conv3", 128)):
+        x = _conv_norm_relu(x, width, name)
+        if name != "conv3":
+            x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
+    y = _conv_norm_relu(x, 128, "conv3_1")
+    y = _conv_norm_relu(y, 128, "conv3_2")
+    return keras.Model(inputs, layers.Add(name="conv3_add")([x, y]), name="resnet6")
+
+
+def _conv_norm_relu(x: Any, width: int, name: str) -> Any:
+    return layers.ReLU(name=f"{name}_relu")(_conv_norm(x, width, 3, 1, name))
 
 
 def _basic_block(x: Any, width: int, stride: int, name: str) -> Any:
