@@ -132,7 +132,7 @@ def open_source(
         compute = features.build_prefix_function(split.prefix, precision)
         # Room for all views before hours go into the first.
         if not features.fits_on_disk(folder, keys[found.index(None)], missing * n_bytes):
-            say(
+            warn(
                 f"frozen part: its output, {missing * n_bytes / 1e9:.2g} GB, does not fit on the "
                 f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "
                 "disk"

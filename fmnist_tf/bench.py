@@ -8,14 +8,14 @@ same as JSON. This module must not know how anything is measured.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fmnist_tf.command import add_terminal_flags, run_command
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import UsageError
+from fmnist_tf.files import check_target, write_atomically
 
 LEAST_SIDE, MOST_SIDE = 32, 1024
 
@@ -59,7 +59,7 @@ def _bench(flags: argparse.Namespace) -> None:
             f"--image-size {side}: expected a whole number from {LEAST_SIDE} to {MOST_SIDE}"
         )
     if flags.json is not None:
-        _check_target(flags.json)
+        check_target("--json", flags.json)
 
     import json
     import tempfile
@@ -68,7 +68,6 @@ def _bench(flags: argparse.Namespace) -> None:
     from fmnist_tf.benchmark.suite import run_benchmark
     from fmnist_tf.benchmark.table import format_result
     from fmnist_tf.console import progress_bar, say
-    from fmnist_tf.files import write_atomically
 
     settings = plan_settings(quick=flags.quick, image_size=side)
     with tempfile.TemporaryDirectory(prefix="fmnist_tf-bench-") as folder:
@@ -78,18 +77,6 @@ def _bench(flags: argparse.Namespace) -> None:
         with write_atomically(flags.json) as file:
             file.write(json.dumps(result, indent=1).encode())
     print(format_result(result, shutil.get_terminal_size().columns))
-
-
-def _check_target(path: Path) -> None:
-    """Refuse, before twenty minutes of work, a file that cannot be written in the end."""
-    where = f"--json {printable(str(path), 200)}"
-    if path.is_dir():
-        raise UsageError(f"{where}: expected the name of a file, found a folder")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"{where}: expected a file in an existing folder, found no {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{where}: expected a folder to write to; {folder} may not be written")
 
 
 if __name__ == "__main__":

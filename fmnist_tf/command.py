@@ -50,22 +50,24 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
         flags: with those of `add_terminal_flags`.
 
     Returns:
-        0; 74 for an input/output error; 130 after Ctrl-C, 143 after SIGTERM; the error's own code;
-        1 for an error of the program.
+        0; 74 for an input/output error, or output that nobody reads any more; 130 after Ctrl-C,
+        143 after SIGTERM; the error's own code; 1 for an error of the program.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no error
     console.set_quiet(flags.quiet)
+    is_done = False
     try:
         with stopping.listening():
             body(flags)
+        is_done = True
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return 0 if is_done else 74
     except stopping.StoppedError as stopped:
         return _stop(str(stopped), stopped.exit_code)
     except Exception as error:

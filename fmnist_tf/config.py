@@ -288,7 +288,8 @@ class RunConfig:
                 "with --optimizer adamw or sgd",
             ),
             (
-                0 <= self.least_rate <= (self.learning_rate or math.inf),
+                0 <= self.least_rate <= (self.learning_rate or math.inf)
+                and math.isfinite(self.least_rate),
                 "least_rate",
                 "a number from 0 to --learning-rate",
             ),
@@ -306,6 +307,11 @@ class RunConfig:
                 self.cycle_epochs is None or self.schedule == "triangular2",
                 "cycle_epochs",
                 "with --schedule triangular2",
+            ),
+            (
+                self.plateau_patience == RunConfig.plateau_patience or self.schedule == "plateau",
+                "plateau_patience",
+                "with --schedule plateau",
             ),
             (
                 self.stage_rate_factor == 1 or finetune,

@@ -200,7 +200,9 @@ def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:
 
     if data is None:
         return read_run_dataset(run, say)
-    dataset = read_dataset(data, store_dir=Path(store_dir), say=say)
+    dataset = read_dataset(
+        data, store_dir=Path(store_dir), say=say, label_column=run.config.label_column
+    )
     places, names = find_places(run.class_names), dataset.train.class_names
     if unknown := [name for name in names if name not in places]:
         raise UsageError(

@@ -273,7 +273,7 @@ def read_run_dataset(run: FinishedRun, say: Callable[[str], None]) -> Dataset:
             )
     dataset = read_dataset(
         paths[0],
-        store_dir=config.cache_dir(run.directory.path.parent) / "pixels",
+        store_dir=config.cache_dir(run.directory.runs_dir) / "pixels",
         say=say,
         test_data=paths[1] if len(paths) > 1 else None,
         label_column=config.label_column,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, UsageError, printable
+from fmnist_tf.files import check_target, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,13 +156,14 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise UsageError(f"--top {flags.top}: expected a whole number from 1")
     if flags.out is None:
         return
-    where = f"--out {printable(str(flags.out), 200)}"
-    if flags.out.is_dir():
-        raise UsageError(f"{where}: expected the name of a CSV file, found a folder")
+    check_target("--out", flags.out)
     if flags.out.exists() and any(
         path.exists() and flags.out.samefile(path) for path in flags.inputs
     ):
-        raise UsageError(f"{where}: expected another file than the inputs; it would be replaced")
+        raise UsageError(
+            f"--out {printable(str(flags.out), 200)}: expected another file than the inputs; it "
+            "would be replaced"
+        )
 
 
 def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_dir: str) -> Source:
@@ -289,8 +291,6 @@ def _open_table(
     path: Path | None, top: int, class_names: Sequence[str], sources: Sequence[Source]
 ) -> Iterator[Callable[[Ranked], None]]:
     """Yield a function that writes guesses to the CSV `path`, which appears whole at the end."""
-    from fmnist_tf.files import write_atomically
-
     if path is None:
         yield lambda ranked: None
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.files import check_folder, check_target
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +59,8 @@ def _report(flags: argparse.Namespace) -> None:
         raise UsageError(
             f"--out {printable(str(flags.out), 200)}: expected a name that ends in .html"
         )
+    if flags.out is not None:
+        check_target("--out", flags.out)
     if flags.wandb != "disabled" and len(flags.runs) < 2:
         raise UsageError(
             f"--wandb {flags.wandb}: expected with two runs or more; a run has its own"
@@ -142,6 +145,7 @@ def _show_data(flags: argparse.Namespace) -> None:
     from fmnist_tf.data.summary import measure_background, summarize
     from fmnist_tf.results import page
 
+    check_folder("--runs-dir", flags.runs_dir)
     dataset = read_dataset(
         flags.data,
         test_data=flags.test_data,

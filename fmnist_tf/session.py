@@ -24,6 +24,7 @@ from fmnist_tf.console import boxed, progress_bar, say, warn
 from fmnist_tf.data.sources import Dataset, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
 from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.files import check_folder
 from fmnist_tf.finished import (
     MODEL,
     FinishedRun,
@@ -71,8 +72,7 @@ def read_data(
     Raises:
         UsageError: the data is not to be had, faulty, or not the parent's.
     """
-    if cache_dir.exists() and not cache_dir.is_dir():
-        raise UsageError(f"--cache {config.cache}: expected a folder, found a file")
+    check_folder("--runs-dir or --cache", cache_dir)
     with clock.stage("data"):
         dataset = read_dataset(
             config.data,
@@ -257,7 +257,7 @@ def _tracked(run: Run) -> Iterator[Tracker]:
         name=directory.path.name,
         config=_tracked_config(run),
         warn=warn,
-        epochs_before=run.parent.config.epochs or 0 if run.parent else 0,
+        epochs_before=run.parent.directory.read_history()[-1].epoch if run.parent else 0,
     )
     finished = False
     try:
@@ -270,13 +270,15 @@ def _tracked(run: Run) -> Iterator[Tracker]:
 def _tracked_config(run: Run) -> dict[str, Any]:
     knobs = run.config.to_json()
     # Paths say where somebody's files lie; the tracker is told what is in them instead.
-    knobs = {key: value for key, value in knobs.items() if key not in ("cache", "test_data")}
+    paths = ("cache", "test_data", "parent")
+    knobs = {key: value for key, value in knobs.items() if key not in paths}
     weights = run.network.weights
     return knobs | {
         "data": run.dataset.name,
         "data_kind": run.dataset.kind,
         "weights": weights.kind,
         "weights_sha256": weights.sha256,
+        "parent": run.parent.directory.path.name if run.parent else None,
         "image_size": run.network.side,
         "n_train": len(run.splits.train),
         "n_val": len(run.splits.val),
@@ -394,13 +396,13 @@ def _use_suggestion(
     run.directory.write_text("rates.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
     with run.directory.writing("rates.png") as path:
         write_rates(path, rates, losses, smoothed, suggestion, run.title, banner=run.banner)
+    peak = said or max(suggestion, plan.rates.least)
+    why = "as asked" if said else "the least rate asked for"
     say(
         f"range test: {len(losses)} steps suggest a rate of {suggestion:.3g}; the run uses "
-        + (f"{said:g}, as asked" if said else "it")
+        + ("it" if peak == suggestion else f"{peak:g}, {why}")
     )
-    if said:
-        return plan
-    return replace(plan, rates=replace(plan.rates, peak=max(suggestion, plan.rates.least)))
+    return replace(plan, rates=replace(plan.rates, peak=peak))
 
 
 def _save(run: Run) -> None:

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tf.command import add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, to_flags
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
+from fmnist_tf.files import check_target, replacing
 from fmnist_tf.train import Settings, add_recipe, add_where, read_settings
 from fmnist_tf.trials import (
     Outcome,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.rundir import RunDir
 
-SWEEP, TABLE, FIGURE = "sweep.json", "trials.csv", "sweep.png"
+TABLE, FIGURE = "trials.csv", "sweep.png"
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -149,10 +151,7 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     settings = read_settings(flags)
     sweep = _plan(flags, settings, space, arguments)
     if flags.wandb_file is not None:
-        _write_wandb_file(flags, settings, space)
-    elif flags.dry_run:
-        for trial in sweep.trials:
-            print(sweep.describe(trial))
+        _write_wandb_file(sweep, space)
     else:
         _run(sweep)
 
@@ -199,16 +198,20 @@ def _plan(
     return Sweep(flags, settings, trials, configs, command)
 
 
-def _write_wandb_file(flags: argparse.Namespace, settings: Settings, space: Space) -> None:
+def _write_wandb_file(sweep: Sweep, space: Space) -> None:
     """Write the search as W&B's agents take it, and say how to start them."""
+    flags, settings = sweep.flags, sweep.settings
     if flags.seeds > 1:
         raise UsageError("--wandb-file: expected without --seeds, which W&B's search cannot do")
     if not space:
         raise UsageError("--wandb-file: expected with --grid, which says what to vary")
+    check_target("--wandb-file", flags.wandb_file)
     import yaml
 
-    from fmnist_tf.files import replacing
+    from fmnist_tf.startup import import_tensorflow
 
+    import_tensorflow()
+    _check_cards(sweep)
     words = ["--recipe", flags.recipe] if flags.recipe else []
     words += to_flags(settings.given)
     words += ["--runs-dir", str(flags.runs_dir), "--wandb", "online"]
@@ -229,7 +232,7 @@ def _run(sweep: Sweep) -> None:
     from fmnist_tf.console import say, warn
     from fmnist_tf.memory import MemoryWatch, release_memory
     from fmnist_tf.results.provenance import describe_code
-    from fmnist_tf.results.rundir import check_name
+    from fmnist_tf.results.rundir import SWEEP, check_name
     from fmnist_tf.run import StageClock
     from fmnist_tf.session import read_data
     from fmnist_tf.startup import import_tensorflow
@@ -242,7 +245,12 @@ def _run(sweep: Sweep) -> None:
     data = read_data(sweep.config, sweep.settings.parent, cache_dir, StageClock())
     if not goes_on:
         import_tensorflow()
-        _check_networks(sweep)
+        _check_cards(sweep)
+        _check_weights(sweep, data[0], cache_dir)
+    if flags.dry_run:
+        for trial in sweep.trials:
+            print(sweep.describe(trial))
+        return
     directory = _open_sweep(sweep, *data, goes_on=goes_on)
     with directory.locked():
         say(f"sweep: {directory.path}, {len(sweep.trials)} trials")
@@ -270,7 +278,7 @@ def _run(sweep: Sweep) -> None:
         _conclude(sweep, directory, results, is_new=bool(missing))
 
 
-def _check_networks(sweep: Sweep) -> None:
+def _check_cards(sweep: Sweep) -> None:
     """Refuse backbones, sides and stages that there are not, before anything is made.
 
     Raises:
@@ -282,6 +290,21 @@ def _check_networks(sweep: Sweep) -> None:
     for config in sweep.configs.values():
         card, _ = find_card(config.backbone, config.image_size)
         plan_unfreeze(card, config.phase, config.unfreeze)
+
+
+def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
+    """Refuse heads and weights that a backbone has not, before anything is made.
+
+    Raises:
+        UsageError: a trial asks for them.
+        DownloadError: the published weights were named and cannot be had.
+    """
+    from fmnist_tf.session import build_network
+
+    first_of = {(c.backbone, c.head, c.weights): c for c in reversed(list(sweep.configs.values()))}
+    for config in first_of.values():
+        build_network(config, dataset, sweep.settings.parent, cache_dir / "downloads")
+        _forget_networks()
 
 
 def _forget_networks() -> None:
@@ -296,7 +319,7 @@ def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits, *, goes_on: bool
     Raises:
         RunExistsError: what was begun under this name is another sweep.
     """
-    from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.results.rundir import SWEEP, RunDir
 
     flags, parent = sweep.flags, sweep.settings.parent
     here = {
@@ -368,8 +391,10 @@ def _run_trial(
 
     Raises:
         OSError: the disk is full or fails, which every trial would meet.
+        DownloadError: so does the network.
     """
     from fmnist_tf import session
+    from fmnist_tf.data.downloads import DownloadError
     from fmnist_tf.run import Run, StageClock
 
     started = time.perf_counter()
@@ -405,11 +430,11 @@ def _run_trial(
         if result is None:
             raise FmnistError(f"{own.path}: the trial's own files do not tell its result")
         return result
-    except OSError:
+    except (OSError, DownloadError):
         raise
     except Exception as error:
         if flags.debug:
-            raise
+            traceback.print_exc()
         kind = "" if isinstance(error, FmnistError) else f"{type(error).__name__}: "
         reason = printable(" ".join(f"{kind}{error}".split()), 300)
         return Result(error=reason, seconds=round(time.perf_counter() - started, 3))
@@ -439,11 +464,13 @@ def _write_table(directory: RunDir, sweep: Sweep, results: Mapping[int, Result])
 def _conclude(
     sweep: Sweep, directory: RunDir, results: Mapping[int, Result], *, is_new: bool
 ) -> None:
-    """Draw and print what came of all trials.
+    """Write, draw and print what came of all trials.
 
     Raises:
         FmnistError: every trial failed.
     """
+    # Once more: an earlier command may have been stopped between a trial and its row.
+    _write_table(directory, sweep, results)
     outcomes = rank_outcomes(sweep.trials, results)
     header, rows = tabulate(outcomes)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

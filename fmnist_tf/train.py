@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
@@ -90,12 +91,14 @@ class Settings:
         recipe: the knobs that the recipe sets.
         source: what messages call the recipe.
         parent: the frozen run that a finetune run continues.
+        runs_dir: the folder of runs.
     """
 
     given: dict[str, Any]
     recipe: dict[str, Any]
     source: str
     parent: FinishedRun | None
+    runs_dir: Path
 
     @property
     def seed(self) -> int:
@@ -112,7 +115,7 @@ class Settings:
         return complete_config(
             {**self.given, **more},
             self.parent.config if self.parent else None,
-            self.parent.directory.path.name if self.parent else None,
+            self.parent.directory.name_in(self.runs_dir) if self.parent else None,
             recipe=self.recipe,
             recipe_name=self.source,
         )
@@ -135,7 +138,7 @@ def read_settings(flags: argparse.Namespace) -> Settings:
         parent = _find_parent(flags, recipe.get("parent"), source)
     elif flags.from_run:
         raise UsageError("--from RUN: expected with --phase finetune alone")
-    return Settings(given, recipe, source, parent)
+    return Settings(given, recipe, source, parent, flags.runs_dir)
 
 
 def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
@@ -183,12 +186,12 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             clock=clock,
             memory=memory,
             wandb_mode=flags.wandb,
-            wandb_group=config.parent or directory.path.name,
+            wandb_group=parent.directory.path.name if parent else directory.path.name,
             # Which run is the newest may differ when the command is repeated.
             command=command_line(
                 "fmnist_tf.train",
-                [*arguments, "--from", parent.directory.path.name]
-                if parent and not flags.from_run
+                [*arguments, "--from", config.parent]
+                if config.parent and not flags.from_run
                 else arguments,
             ),
         )

@@ -43,7 +43,7 @@ _ELSEWHERE = {
         "trials are compared on the same images, so it is said once, by its flag",
     ),
     **dict.fromkeys(("cache", "precision"), "it is said once, by its flag"),
-    "test_time_flip": "it changes the test alone, which trials leave alone",
+    "test_time_flip": "it changes what is said of an epoch, not which one is best",
 }
 _MOST_TRIALS = 10_000
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
@@ -92,7 +92,7 @@ class Result:
         total: val images.
         loss: mean cross entropy in nats on them.
         epoch: the best one, 1-based; 0 where training never beat its start.
-        seconds: wall time of the whole trial.
+        seconds: of the trial's stages, as its run counts them; wall time where it failed.
         test_correct: test images classified correctly; None where the test was not read.
         test_total: test images.
         error: why the trial failed; then no other number but `seconds` is set.

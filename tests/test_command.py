@@ -6,6 +6,8 @@ import argparse
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -52,6 +54,33 @@ def test_debug_shows_the_traceback(capsys) -> None:
 
     assert run_command(body, flags("--debug")) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("is_done", "code"), [(True, 0), (False, 74)])
+def test_work_that_nobody_listens_to_is_done_only_when_it_is(is_done: bool, code: int) -> None:
+    script = (
+        "import argparse, os, sys\n"
+        "from fmnist_tf.command import add_terminal_flags, run_command\n"
+        "def body(flags):\n"
+        "    sys.stdin.readline()\n"
+        f"    print('x', flush={not is_done})\n"
+        "parser = argparse.ArgumentParser()\n"
+        "add_terminal_flags(parser)\n"
+        "sys.exit(run_command(body, parser.parse_args([])))\n"
+    )
+    pipe = subprocess.PIPE
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, env=buffered
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == code
 
 
 def test_quiet_leaves_warnings_and_results(capsys) -> None:

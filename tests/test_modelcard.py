@@ -41,6 +41,25 @@ def test_headings_and_figures(run: RunDir) -> None:
     assert text.startswith("---\nlibrary_name: keras\n")
 
 
+@pytest.mark.parametrize(
+    ("changes", "network", "preprocessing"),
+    [
+        ({}, " resize to 16 pixels,\n  toy, flatten, Dense(8), Dropout(0.5), softmax",
+         " bilinear resize, the channels"),
+        ({"image_size": 28, "units": 0, "dropout": 0.0}, "\n  toy, flatten, softmax",
+         " the channels"),
+    ],
+)  # fmt: skip
+def test_only_the_layers_that_there_are_are_named(
+    run: RunDir, changes: dict, network: str, preprocessing: str
+) -> None:
+    run.write_json("config.json", run.read_json("config.json") | changes)
+    write_model_card(run)
+    text = run.file("README.md").read_text()
+    assert f"a Keras Sequential:{network}\n" in text
+    assert f"Part of the model:{preprocessing} and the value range" in text
+
+
 def test_the_first_steps_it_shows_work(run: RunDir, monkeypatch, capsys) -> None:
     text = run.file("README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]

@@ -364,6 +364,20 @@ def test_a_damaged_run_is_bad_input_and_leaves_the_old_page(tmp_path, name, chan
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "page.html"]
 
 
+@pytest.mark.parametrize("what", ["probabilities", "split"])
+def test_damage_is_bad_input_in_a_comparison_too(tmp_path, what):
+    runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    if what == "split":
+        provenance = runs[1].read_json("provenance.json")
+        del provenance["data"]["split_sha256"]
+        runs[1].write_json("provenance.json", provenance)
+    else:
+        labels, probabilities = runs[1].read_predictions()
+        runs[1].write_predictions(labels, probabilities * np.nan)
+    with pytest.raises(UsageError, match=r"b: .*damaged, or of another version"):
+        write_comparison(runs, tmp_path / "c.html")
+
+
 def test_runs_are_compared_on_the_same_test_images_alone(tmp_path):
     runs = [make_run(tmp_path / name, seed=s) for s, name in enumerate("ab")]
     other_file = make_run(tmp_path / "c")

@@ -173,7 +173,7 @@ def test_nothing_but_bad_inputs_writes_nothing(folder: Path, capsys) -> None:
     ("words", "message"),
     [
         (["a.jpg", "--top", "0"], "--top 0: expected a whole number from 1"),
-        (["a.jpg", "--out", "."], "expected the name of a CSV file, found a folder"),
+        (["a.jpg", "--out", "."], "expected the name of a file, found a folder"),
         (["toy_test.csv", "--out", "./toy_test.csv"], "expected another file than the inputs"),
     ],
 )

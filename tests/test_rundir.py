@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.results.rundir import HistoryRow, RunDir, find_newest_complete_run
+from fmnist_tf.results.rundir import HistoryRow, RunDir, find_newest_complete_run, list_runs
 
 ROWS = [
     HistoryRow(0, "finetune", float("nan"), float("nan"), 0.1 + 0.2, 1 / 3, 1e-4, 1.5),
@@ -353,6 +353,22 @@ def test_the_newest_complete_run_is_found_by_its_own_record(tmp_path):
     assert find_newest_complete_run(tmp_path) == newest
     assert find_newest_complete_run(tmp_path, "finetune").path.name == "z"
     assert find_newest_complete_run(tmp_path, "scratch") is None
+
+
+def test_finished_runs_of_a_sweep_are_runs(tmp_path):
+    early = finish(tmp_path, "early", "frozen", "2020-01-01T00:00:00+00:00")
+    sweep = tmp_path / "a-sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text("{}")
+    first = finish(sweep, "trial-001", "frozen", "2021-01-01T00:00:00+00:00")
+    finish(sweep, "trial-002", "frozen", "2022-01-01T00:00:00+00:00").file("DONE.json").unlink()
+    assert list_runs(tmp_path) == [first, early]
+    assert find_newest_complete_run(tmp_path) == first
+    assert (first.runs_dir, early.runs_dir) == (tmp_path, tmp_path)
+    assert first.name_in(tmp_path) == "a-sweep/trial-001"
+    assert early.name_in(sweep) == str(early.path)
+    with pytest.raises(UsageError, match="a-sweep/trial-001, early"):
+        RunDir.open(tmp_path / "none")
 
 
 @pytest.mark.parametrize("done", ["", "[]", "{}", '{"finished_at": 7}', '{"finished_at": "soon"}'])

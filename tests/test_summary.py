@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmnist_tf.data.sources import Dataset, Pixels
 from fmnist_tf.data.summary import (
@@ -68,6 +70,14 @@ def test_background_and_content(background: int, height: int, width: int, side: 
     pixels = picture.reshape(3, 784)
     assert measure_background(pixels) == background
     assert measure_content_side(pixels, background) == side
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4), high=st.integers(1, 256))
+def test_background_is_the_median_of_the_edges(seed: int, n: int, high: int) -> None:
+    images = np.random.default_rng(seed).integers(0, high, (n, 28, 28)).astype(np.uint8)
+    inside = np.zeros((28, 28), bool)
+    inside[1:-1, 1:-1] = True
+    assert measure_background(images.reshape(n, 784)) == int(np.median(images[:, ~inside]))
 
 
 def test_content_tolerates_what_is_nearly_background() -> None:

@@ -103,6 +103,20 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
     assert "trial 1 failed" in said
 
 
+def test_debug_shows_why_a_trial_failed_and_changes_nothing_else(folder, capsys) -> None:
+    assert sweep("--grid", "learning_rate=1e38,1e-2 optimizer=sgd", "--debug") == 0
+    assert "Traceback" in capsys.readouterr().err
+    assert [bool(row["error"]) for row in read_trials()] == [True, False]
+
+
+def test_the_table_is_whole_though_a_trial_was_stopped_before_its_row(folder) -> None:
+    assert sweep(*RATES) == 0
+    whole = Path("runs/s/trials.csv").read_text()
+    Path("runs/s/trials.csv").unlink()
+    assert sweep(*RATES) == 0
+    assert Path("runs/s/trials.csv").read_text() == whole
+
+
 def test_when_all_fail_the_command_does(folder, capsys) -> None:
     assert sweep("--grid", "learning_rate=1e38 optimizer=sgd") == 1
     captured = capsys.readouterr()
@@ -241,6 +255,10 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
         (["--grid", "units=0,8"], "--units: expected once, and --grid varies it"),
         (["--grid", "momentum=0.1"], "momentum=0.1: --momentum 0.1: expected with --optimizer sgd"),
         (["--grid", "backbone=toy,resnt8"], "--backbone resnt8: expected one of"),
+        (["--grid", "backbone=toy,resnt8", "--dry-run"], "--backbone resnt8: expected one of"),
+        (["--grid", "backbone=toy,resnt8", "--wandb-file", "x.yaml"], "--backbone resnt8: expe"),
+        (["--grid", "dropout=0,0.1", "--weights", "none.h5"], "--weights none.h5: no such file"),
+        (["--grid", "weights=random,none.h5"], "--weights none.h5: no such file"),
         (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
         (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),
         (["--wandb-file", "x.yaml"], "--wandb-file: expected with --grid"),
@@ -248,11 +266,10 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     ],
 )
 def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) -> None:
-    if "backbone" in str(words):
-        toy = TOY[2:]
-        assert main([*toy, "--run", "s", *words]) == 2
-    else:
-        assert sweep(*words) == 2
+    varied = {name for name in ("--backbone", "--weights") if name[2:] in str(words)}
+    pairs = zip(TOY[::2], TOY[1::2], strict=True)
+    toy = [word for flag, value in pairs if flag not in varied for word in (flag, value)]
+    assert main([*toy, "--run", "s", *words]) == 2
     assert said in capsys.readouterr().err
     assert not Path("runs/s").exists()
     assert not Path("x.yaml").exists()
@@ -277,7 +294,7 @@ def test_dry_run_lists_the_trials(folder, capsys) -> None:
         "trial 1 of 4: learning_rate=1e-06 seed=0", "trial 2 of 4: learning_rate=0.01 seed=0",
         "trial 3 of 4: learning_rate=1e-06 seed=1", "trial 4 of 4: learning_rate=0.01 seed=1",
     ]  # fmt: skip
-    assert not Path("runs").exists()
+    assert not list(Path().glob("runs/[a-z]*"))
 
 
 def test_wandb_file_holds_the_search_and_what_is_fixed(folder, capsys) -> None:

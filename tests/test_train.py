@@ -31,6 +31,7 @@ FILES = {
 UNSEALED = {"DONE.json", "report.html"}
 LABELS = (3, 7, 20)  # neither from zero nor without gaps
 TOY = ["--backbone", "toy", "--weights", "random", "--data", "toy_train.csv", "--units", "8"]
+NEXT = ["--wandb", "disabled", "--batch-size", "16"]
 QUICK = [*TOY, "--epochs", "2", "--batch-size", "16", "--wandb", "disabled"]
 
 
@@ -221,6 +222,26 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     assert [row.loss for row in again] == [row.loss for row in history]
 
 
+def test_the_least_rate_bounds_what_the_range_test_suggests(folder: Path, capsys) -> None:
+    words = ["--range-test", "--schedule", "cosine", "--least-rate", "9"]
+    run = frozen("--epochs", "1", *words)
+    assert "; the run uses 9, the least rate asked for" in capsys.readouterr().err
+    assert RunDir(run).read_history()[0].learning_rate == 9
+
+
+def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch) -> None:
+    run = copy_frozen()
+    Path("runs/s").mkdir()
+    Path("runs/s/sweep.json").write_text("{}")
+    run.rename("runs/s/trial-001")
+    assert train("--phase", "finetune", *NEXT, "--epochs", "1", "--run", "second") == 0
+    assert read(Path("runs/second"), "config.json")["parent"] == "s/trial-001"
+    config = "runs/second/config.json"
+    assert train("--recipe", config, "--run", "third", "--wandb", "disabled") == 0
+    rows = [RunDir(Path("runs") / name).read_history() for name in ("second", "third")]
+    assert [row.val_loss for row in rows[0]] == [row.val_loss for row in rows[1]]
+
+
 def test_what_cannot_be_stored_is_not_stored_aloud(folder: Path, capsys) -> None:
     frozen("--epochs", "1", "--augment", "erasing")
     said = capsys.readouterr().err
@@ -286,7 +307,7 @@ def test_an_existing_run_is_refused_and_left_as_it_was(folder: Path, capsys) -> 
     assert (run / "DONE.json").read_bytes() == before
 
 
-BAD = {
+BAD: dict[str, tuple[list[str], int, str]] = {
     "no frozen run": (["--phase", "finetune"], 2, "holds none; run `python -m fmnist_tf.train"),
     "--from in frozen": (["--from", "x"], 2, "--phase finetune alone"),
     "--from nothing": (["--phase", "finetune", "--from", "x"], 2, "expected a run directory"),
@@ -295,7 +316,16 @@ BAD = {
     "weights": ([*TOY, "--weights", "none.h5"], 2, "--weights none.h5: no such file"),
     "data": ([*TOY, "--data", "none.csv"], 2, "error[E001] none.csv"),
     "range": (["--epochs", "0"], 2, "--epochs 0: expected a whole number from 1"),
-    "--cache is a file": ([*TOY, "--cache", "toy_test.csv"], 2, "expected a folder, found a file"),
+    "--cache is a file": (
+        [*TOY, "--cache", "toy_test.csv"],
+        2,
+        "expected a folder, found toy_test.csv",
+    ),
+    "--runs-dir is a file": (
+        [*TOY, "--runs-dir", "toy_test.csv"],
+        2,
+        "expected a folder, found toy_test.csv",
+    ),
     "run name": ([*TOY, "--run", "../x"], 2, "expected a plain name"),
     "limit": ([*TOY, "--limit", "2"], 2, "limit"),
 }

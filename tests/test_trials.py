@@ -69,7 +69,7 @@ def test_ranges() -> None:
         ("head=1..2", "head is no number to draw"),
         ("range_test=yes", "--grid range_test=yes: expected true or false"),
         ("seed=1,2", "--grid seed: cannot be varied; --seeds N"),
-        ("test_time_flip=true,false", "it changes the test alone"),
+        ("test_time_flip=true,false", "it changes what is said of an epoch"),
         ("phase=frozen", "--grid phase: cannot be varied"),
         ("limit=100,200", "trials are compared on the same images"),
     ],

@@ -39,7 +39,9 @@ DATA_DIR = Path("data")
 # A train file that comes without a test file gives up this share of its rows; the seed is fixed so
 # that every run of a file is tested on the same rows, whatever its own seed.
 TEST_FRACTION, TEST_SEED = 0.15, 0
+SAMPLE_SEED = 0
 SAMPLE_FOLDER = "sample"  # in the data folder; a later `auto` does not look into it
+SAMPLE_NAME = f"sample-seed{SAMPLE_SEED}_{{}}.csv"  # by which it is known wherever it lies
 _NO_LABEL_COLUMN = "E026"
 _CSV_NAME = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 _LAST_TRAIN = re.compile("train(?!.*train)", re.IGNORECASE)
@@ -102,7 +104,6 @@ def read_dataset(
     test_data: str | None = None,
     label_column: str | None = None,
     data_dir: Path = DATA_DIR,
-    sample_seed: int = 0,
     to_train: bool = True,
 ) -> Dataset:
     """Find, read and check the images of `--data`.
@@ -114,7 +115,6 @@ def read_dataset(
         test_data: a labelled CSV that replaces whatever test file would be used, or None.
         label_column: name of the label's column; None finds it.
         data_dir: the folder that `auto` looks in, and where it and `sample` leave CSVs.
-        sample_seed: what the sample is drawn from.
         to_train: whether a network is to learn from them. Else labels, a second class and a test
             file are optional, and nothing is set aside: all images without labels are of one class,
             and without a test file `test` is empty.
@@ -124,20 +124,25 @@ def read_dataset(
         OSError: the disk does not take the CSVs of `auto` or `sample`.
     """
     decisions: list[str] = []
-    train_path, test_path = _find_files(data, data_dir, store_dir, sample_seed, decisions, say)
+    train_path, test_path = _find_files(data, data_dir, store_dir, decisions, say)
     if test_data is not None:
         test_path = expand_path(test_data)
         check_paths(train_path, test_path)
     train = read_csv(train_path, store_dir, label_column=label_column)
     decisions += [f"{train_path.name}: {decision}" for decision in train.decisions]
-    test = _read_test(test_path, test_data is not None, store_dir, label_column, decisions)
     if not to_train and train.label_index is None:
-        test = None
+        if test_data is not None:
+            raise UsageError(
+                f"--test-data {printable(test_data, 200)}: expected beside labelled images, found "
+                f"{printable(str(train_path), 200)} without labels; look at each by itself"
+            )
+        test_path = None
+    test = _read_test(test_path, test_data is not None, store_dir, label_column, decisions)
     is_divided = to_train or test is not None
     if is_divided:
         check_label_map(train, test)
 
-    kind = _kind(train, train_path, data_dir)
+    kind = _kind(train, train_path)
     class_names = train.label_values
     has_ten = class_names == tuple(map(str, range(10)))
     if has_ten and (kind != "csv" or "fashion" in train_path.name.lower()):
@@ -196,13 +201,12 @@ def _find_files(
     data: str,
     data_dir: Path,
     store_dir: Path,
-    sample_seed: int,
     decisions: list[str],
     say: Callable[[str], None],
 ) -> tuple[Path, Path | None]:
     """Return the paths of the train file and of the test file found with it."""
     if data == "sample":
-        return _write_sample(data_dir, sample_seed)
+        return _write_sample(data_dir)
     if data != "auto":
         path = expand_path(data)
         if not path.is_dir():
@@ -222,7 +226,7 @@ def _find_files(
     except DownloadError as error:
         say(f"{error}; the built-in sample is used instead")
         decisions.append(f"data: the built-in sample, for want of CSVs and of a network ({error})")
-        return _write_sample(data_dir, sample_seed)
+        return _write_sample(data_dir)
     say(f"writing the official Fashion-MNIST files as CSVs to {data_dir}")
     decisions.append("data: the official Fashion-MNIST files, written as CSVs")
     return official.write_official_csvs(files, data_dir)
@@ -275,12 +279,12 @@ def _read_test(
     return table
 
 
-def _write_sample(data_dir: Path, seed: int) -> tuple[Path, Path]:
+def _write_sample(data_dir: Path) -> tuple[Path, Path]:
     """Draw the built-in sample and return its train and test CSV, rewritten where they differ."""
-    drawn = draw_sample(seed=seed)
+    drawn = draw_sample(seed=SAMPLE_SEED)
     paths = []
     for part, pixels, labels in (("train", *drawn[:2]), ("test", *drawn[2:])):
-        path = data_dir / SAMPLE_FOLDER / f"sample-seed{seed}_{part}.csv"
+        path = data_dir / SAMPLE_FOLDER / SAMPLE_NAME.format(part)
         text = b"".join(official.csv_pieces(pixels, labels))
         if not path.is_file() or path.read_bytes() != text:
             with write_atomically(path) as file:
@@ -336,8 +340,8 @@ def _unsplit(table: CsvTable, class_names: tuple[str, ...]) -> tuple[Pixels, Pix
     )
 
 
-def _kind(train: CsvTable, train_path: Path, data_dir: Path) -> str:
-    if train_path.resolve().parent == (data_dir / SAMPLE_FOLDER).resolve():
+def _kind(train: CsvTable, train_path: Path) -> str:
+    if train_path.resolve().name == SAMPLE_NAME.format("train"):
         return "sample"
     return "official" if train.sha256 == official.CSV_SHA256[official.TRAIN_CSV] else "csv"
 

@@ -102,7 +102,12 @@ def measure_background(pixels: np.ndarray) -> int:
     """
     square = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
     edge = np.unique(np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]]))
-    return int(np.median(pixels[:, edge]))
+    counts = np.zeros(256, np.int64)
+    for first in range(0, len(pixels), _BLOCK):
+        counts += np.bincount(pixels[first : first + _BLOCK, edge].ravel(), minlength=256)
+    up_to = np.cumsum(counts)
+    middle = np.searchsorted(up_to, [(up_to[-1] - 1) // 2, up_to[-1] // 2], side="right")
+    return int(middle.mean())
 
 
 def measure_content_side(pixels: np.ndarray, background: int) -> int:

@@ -24,6 +24,7 @@ from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import replacing
 from fmnist_tf.results import analysis, charts, sections
+from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.provenance import RANDOM, SAMPLE, find_caveats
 from fmnist_tf.results.rundir import HistoryRow, RunDir
 
@@ -253,6 +254,8 @@ def _read_facts(run: RunDir) -> _Facts:
         tested_at = f"{datetime.fromisoformat(tested_at):%Y-%m-%d %H:%M} UTC"
     own, files = run.read_history(), provenance["data"]["files"]
     labels, probabilities = run.read_predictions()
+    check_predictions(labels, probabilities)
+    _ = provenance["data"]["split_sha256"]  # a comparison relies on it
     return _Facts(
         name=printable(run.path.resolve().name, 64),
         config=config,

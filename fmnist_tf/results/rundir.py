@@ -32,6 +32,7 @@ from fmnist_tf.files import file_digest, replacing
 
 DONE = "DONE.json"
 CONFIG = "config.json"
+SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
 LOCK = ".lock"
@@ -121,7 +122,7 @@ class RunDir:
         if (path / CONFIG).is_file():
             return cls(path)
         found = "no config.json in it" if path.is_dir() else "no such folder"
-        neighbours = [run.path.name for run in list_runs(path.parent)]
+        neighbours = [str(run.path.relative_to(path.parent)) for run in list_runs(path.parent)]
         known = ", ".join(neighbours[:5]) or "none"
         more = f" and {len(neighbours) - 5} more" if len(neighbours) > 5 else ""
         raise UsageError(
@@ -133,6 +134,17 @@ class RunDir:
     def is_complete(self) -> bool:
         """Whether the run came to its end: `DONE.json`, the last file of all, is there."""
         return self.file(DONE).is_file()
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder of runs that this one belongs to; a sweep's trials belong to the sweep's."""
+        folder = self.path.parent
+        return folder.parent if (folder / SWEEP).is_file() else folder
+
+    def name_in(self, runs_dir: Path) -> str:
+        """Return the name that finds this run from `runs_dir`: its path where it lies elsewhere."""
+        path, folder = self.path.resolve(), runs_dir.resolve()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def file(self, name: str) -> Path:
         """Return where the file `name` of this run lies or would lie."""
@@ -325,14 +337,22 @@ class RunDir:
 
 
 def list_runs(runs_dir: Path) -> list[RunDir]:
-    """Return the runs in `runs_dir` by name, complete or not; none when there is no such folder."""
+    """Return the runs in `runs_dir` by name, complete or not; none when there is no such folder.
+
+    Those of a sweep are among them if they are complete: the others only compare settings.
+    """
     try:
-        paths = sorted(runs_dir.iterdir())
+        paths = sorted(path for path in runs_dir.iterdir() if _NAME.fullmatch(path.name))
     except OSError:
         return []
-    return [
-        RunDir(path) for path in paths if _NAME.fullmatch(path.name) and (path / CONFIG).is_file()
-    ]
+    runs: list[RunDir] = []
+    for path in paths:
+        if (path / CONFIG).is_file():
+            runs.append(RunDir(path))
+        elif (path / SWEEP).is_file():
+            trials = (RunDir(trial) for trial in sorted(path.glob("trial-*")))
+            runs += (trial for trial in trials if trial.is_complete)
+    return runs
 
 
 def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | None:
@@ -346,7 +366,7 @@ def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | 
         try:
             when = datetime.fromisoformat(run.read_json(DONE)["finished_at"]).timestamp()
             if run.read_json(CONFIG)["phase"] == phase:
-                finished.append((when, run.path.name, run))
+                finished.append((when, str(run.path), run))
         except (UsageError, KeyError, TypeError, ValueError, OverflowError):
             continue
     return max(finished, key=lambda entry: entry[:2])[2] if finished else None
