@@ -96,31 +96,36 @@ def compose_rows(
         arithmetic: what the processor can do at best.
         reached: what the fastest large product reached.
     """
+    bounds = {"percent_of_bound": arithmetic, "percent_of_reached": reached}
     checked = _with_cosines(measurements)
     rows = []
     for measurement, cosine in checked:
-        system, task = measurement.system, measurement.task
+        task, facts = measurement.task, measurement.facts
         trained = f": {N_TRAIN:,} trained on, {N_VAL:,} validated" if task.head else ""
         rule = f"seconds = {N_PHASE:,} / images_per_second{trained}"
-        if measurement.reason is not None:
-            rows.append(_empty_row(task.stage, task.head, system, rule, measurement.reason))
-            continue
-        flop = count_flop(system, task, multiplications)
-        parts = [(flop * N_PHASE, str(measurement.facts["precision"]))]
-        row = _row(task.stage, task.head, system, rule, N_PHASE / measurement.rate, [measurement])
-        row |= _shares(row["seconds"], parts, arithmetic, reached)
-        row |= {
-            "images_per_second": measurement.rate,
-            "rounds": list(measurement.rates),
-            "spread": (max(measurement.rates) - min(measurement.rates)) / measurement.rate,
-            "precision": measurement.facts["precision"],
-            "batch_size": measurement.facts["batch_size"],
-            "stored_bytes_an_image": measurement.facts.get("stored_bytes_an_image"),
-            "device": measurement.facts.get("device"),
-            "cosine": cosine,
-        }
+        row = _row(task.stage, [(measurement, 1)], rule, multiplications, bounds)
+        if measurement.reason is None:
+            row |= {
+                "rounds": list(measurement.rates),
+                "spread": (max(measurement.rates) - min(measurement.rates)) / measurement.rate,
+                "precision": facts["precision"],
+                "batch_size": facts["batch_size"],
+                "device": facts.get("device"),
+                "cosine": cosine,
+            }
         rows.append(row)
-    rows += _compose_phases([m for m, _ in checked], multiplications, arithmetic, reached)
+    passes = {m.system.name: m for m, _ in checked if m.task.stage == "feature_pass"}
+    for epoch, _ in checked:
+        if epoch.task.stage != "frozen_epoch":
+            continue
+        parts = [(epoch, PHASE_EPOCHS)]
+        rule = f"seconds = {PHASE_EPOCHS} x {N_PHASE:,} / frozen_epoch's rate"
+        if epoch.system.kind == "ours":
+            if epoch.system.name not in passes:
+                continue
+            parts.append((passes[epoch.system.name], 1))
+            rule = rule.replace("=", f"= {N_PHASE:,} / feature_pass's rate +")
+        rows.append(_row("frozen_phase", parts, rule, multiplications, bounds))
     return _with_ratios(rows)
 
 
@@ -152,66 +157,27 @@ def _comparable(measurement: Measurement) -> np.ndarray:
     return np.log(np.maximum(outputs, _LEAST_PROBABILITY)) if measurement.task.head else outputs
 
 
-def _compose_phases(
-    measurements: Sequence[Measurement],
+def _row(
+    stage: str,
+    parts: Sequence[tuple[Measurement, int]],
+    rule: str,
     multiplications: Mapping[str, Any],
-    arithmetic: Bounds,
-    reached: Bounds,
-) -> list[dict[str, Any]]:
-    """Return a row for each system and head: the whole frozen phase, from the measured rates."""
-    passes = {m.system.name: m for m in measurements if m.task.stage == "feature_pass"}
-    rows = []
-    for epoch in measurements:
-        system, head = epoch.system, epoch.task.head
-        if epoch.task.stage != "frozen_epoch":
-            continue
-        times = [(epoch, PHASE_EPOCHS)]
-        rule = f"seconds = {PHASE_EPOCHS} x {N_PHASE:,} / frozen_epoch's rate"
-        if system.kind == "ours":
-            if system.name not in passes:
-                continue
-            times.insert(0, (passes[system.name], 1))
-            rule = rule.replace("=", f"= {N_PHASE:,} / feature_pass's rate +")
-        missing = [part for part, _ in times if part.reason is not None]
-        if missing:
-            reason = f"{missing[0].task.stage}: {missing[0].reason}"
-            rows.append(_empty_row("frozen_phase", head, system, rule, reason))
-            continue
-        seconds = sum(count * N_PHASE / part.rate for part, count in times)
-        parts = [
-            (
-                count * N_PHASE * count_flop(system, part.task, multiplications),
-                str(part.facts["precision"]),
-            )
-            for part, count in times
-        ]
-        row = _row("frozen_phase", head, system, rule, seconds, [part for part, _ in times])
-        row |= _shares(seconds, parts, arithmetic, reached)
-        row["images_per_second"] = PHASE_EPOCHS * N_PHASE / seconds
-        row["stored_bytes_an_image"] = epoch.facts.get("stored_bytes_an_image")
-        rows.append(row)
-    return rows
-
-
-def _shares(
-    seconds: float, parts: Sequence[tuple[float, str]], arithmetic: Bounds, reached: Bounds
-) -> dict[str, float | None]:
-    """Return how much of the time either bound needs for (FLOP, precision) parts, in percent."""
-    shares: dict[str, float | None] = {}
-    for name, bounds in (("percent_of_bound", arithmetic), ("percent_of_reached", reached)):
-        rates = [bounds.get(precision) for _, precision in parts]
-        least = sum(flop / rate for (flop, _), rate in zip(parts, rates, strict=True) if rate)
-        shares[name] = 100 * least / seconds if all(rates) else None
-    return shares
-
-
-def _empty_row(
-    stage: str, head: str | None, system: System, rule: str, reason: str
+    bounds: Mapping[str, Bounds],
 ) -> dict[str, Any]:
-    return {
+    """Return the row of a stage that goes so often through `N_PHASE` images as the parts say.
+
+    Args:
+        stage: as the row calls it.
+        parts: measurements of one system and how often each counts; the first gives head and name.
+        rule: how the seconds follow from them.
+        multiplications: as in `compose_rows`.
+        bounds: name of a share -> FLOP/s by precision.
+    """
+    first, times = parts[0]
+    row: dict[str, Any] = {
         "stage": stage,
-        "head": head,
-        "system": system.name,
+        "head": first.task.head,
+        "system": first.system.name,
         "images_per_second": None,
         "ratio": None,
         "seconds": None,
@@ -227,24 +193,28 @@ def _empty_row(
         "stored_bytes_an_image": None,
         "device": None,
         "rule": rule,
-        "reason": reason,
-    }
-
-
-def _row(
-    stage: str,
-    head: str | None,
-    system: System,
-    rule: str,
-    seconds: float,
-    measurements: Sequence[Measurement],
-) -> dict[str, Any]:
-    anonymous = [m.anonymous_bytes for m in measurements if m.anonymous_bytes is not None]
-    return _empty_row(stage, head, system, rule, "") | {
-        "seconds": seconds,
-        "peak_mb": max(m.peak_bytes for m in measurements) / 1e6,
-        "anonymous_mb": max(anonymous) / 1e6 if anonymous else None,
         "reason": None,
+    }
+    for part, _ in parts:
+        if part.reason is not None:
+            own = part.task.stage == stage
+            return row | {"reason": part.reason if own else f"{part.task.stage}: {part.reason}"}
+    seconds = sum(count * N_PHASE / part.rate for part, count in parts)
+    anonymous = [part.anonymous_bytes for part, _ in parts if part.anonymous_bytes is not None]
+    for name, of_precision in bounds.items():
+        rates = [of_precision.get(str(part.facts["precision"])) for part, _ in parts]
+        least = sum(
+            count * N_PHASE * count_flop(part.system, part.task, multiplications) / rate
+            for (part, count), rate in zip(parts, rates, strict=True)
+            if rate
+        )
+        row[name] = 100 * least / seconds if all(rates) else None
+    return row | {
+        "images_per_second": times * N_PHASE / seconds,
+        "seconds": seconds,
+        "peak_mb": max(part.peak_bytes for part, _ in parts) / 1e6,
+        "anonymous_mb": max(anonymous) / 1e6 if anonymous else None,
+        "stored_bytes_an_image": first.facts.get("stored_bytes_an_image"),
     }
 
 
