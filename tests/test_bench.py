@@ -215,12 +215,12 @@ def test_systems_take_turns_and_sizes_follow_their_speed(tmp_path: Path) -> None
     log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     asked = [(name.split("/")[0], word) for name, word in log]
     # A unit of ten images at 12 a second: 12 of them take 10 s. The first measurement compiles, so
-    # the size follows the second, also where the least takes 50 s.
+    # the size follows the second, also where the least takes 50 s; that one is a round by then.
     assert asked == [
         ("ours", "outputs"), ("plain_keras", "outputs"),
         ("ours", "measure1"), ("ours", "measure1"),
         ("plain_keras", "measure1"), ("plain_keras", "measure1"),
-        *[("ours", "measure12"), ("plain_keras", "measure1")] * 3,
+        *[("ours", "measure12"), ("plain_keras", "measure1")] * 2, ("ours", "measure12"),
     ]  # fmt: skip
 
 
@@ -459,10 +459,10 @@ def test_the_command_prints_tables_and_writes_json(
     ours = next(line for line in cells if line[:3] == ["ours", "(float32)", "600"])
     assert ours[3:8] == ["0", "75.0x", "1.7", "min", "2"]
     assert "seconds = 60,000 / feature_pass's rate + 10 x 60,000 /" in printed.out
-    assert printed.out.splitlines()[-2:] == [
-        "frozen phase, flatten head: ours 66.7 min, keras_float32 20.8 h (18.8x)",
-        "frozen phase, gap head: ours 51.7 min, keras_float32 18.5 h (21.5x)",
-    ]
+    assert printed.out.splitlines()[-1] == (
+        "frozen phase, flatten head: ours 66.7 min, keras_float32 20.8 h (18.8x)"
+    )
+    assert {row["head"] for row in result["rows"]} == {None, "flatten"}
     assert "LEFT OUT: all bfloat16 systems (the processor has no bfloat16 units)" in printed.out
     assert "QUICK: at 64 pixels" in printed.out
     assert "NOISY" not in printed.out

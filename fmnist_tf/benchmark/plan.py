@@ -78,9 +78,13 @@ class Settings:
 
 
 def plan_settings(*, quick: bool, image_size: int | None) -> Settings:
-    """Return the settings of a full or a quick run; its usual side is 224 or 64 pixels."""
+    """Return the settings of a full or a quick run; its usual side is 224 or 64 pixels.
+
+    A quick one leaves the gap head out: two processes less to start, of the nine with TensorFlow.
+    """
     if quick:
-        return Settings(True, image_size or 64, rounds=3, round_seconds=1.0)
+        tasks = tuple(task for task in TASKS if task.head != "gap")
+        return Settings(True, image_size or 64, rounds=3, round_seconds=1.0, tasks=tasks)
     return Settings(False, image_size or 224, rounds=5, round_seconds=10.0)
 
 

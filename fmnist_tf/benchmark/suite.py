@@ -178,9 +178,12 @@ class _Suite:
         turn.measure()
         images, seconds = turn.last["images"], turn.last["seconds"]
         turn.units = max(1, round(min(self.settings.round_seconds / seconds, MOST_IMAGES / images)))
-        turn.rates.clear()
+        # A second one as large as the rounds will be is the first of them.
+        turn.rates = turn.rates[1:] if turn.units == 1 else []
 
     def _measure(self, turn: _Turn) -> None:
+        if len(turn.rates) == self.settings.rounds:
+            return
         turn.measure()
         if turn.last["clock_mhz"] is not None:
             self.clocks_mhz.append(turn.last["clock_mhz"])
