@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="few short rounds on smaller images; some minutes on 2 cores",
+        help="few short rounds on smaller images, without the gap head; minutes on 2 cores",
     )
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write the result; an existing file is replaced"

@@ -93,7 +93,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
         reason = printable(f"{type(error).__name__}: {error}", 200)
         warn(
             f"report.html was not made ({reason}); `python -m fmnist_tf.report "
-            f"{directory.path.name}` tries again"
+            f"{directory.name_in(directory.runs_dir)}` tries again"
         )
     tracker.log_results(
         {"val": val, "test": evaluation},

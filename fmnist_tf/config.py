@@ -309,11 +309,6 @@ class RunConfig:
                 "with --schedule triangular2",
             ),
             (
-                self.plateau_patience == RunConfig.plateau_patience or self.schedule == "plateau",
-                "plateau_patience",
-                "with --schedule plateau",
-            ),
-            (
                 self.stage_rate_factor == 1 or finetune,
                 "stage_rate_factor",
                 "with --phase finetune",
@@ -555,7 +550,7 @@ def complete_config(
     Args:
         given: the knobs that the person set by flags, and no others.
         parent: the frozen run that a finetune run continues.
-        parent_name: its directory's name, kept in the result.
+        parent_name: what finds it, kept in the result.
         recipe: the knobs that a recipe sets; those of `check_settings`.
         recipe_name: where they stand, as messages call it.
 

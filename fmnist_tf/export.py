@@ -196,12 +196,13 @@ def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:
 
     from fmnist_tf.console import say
     from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.finished import find_places, read_run_dataset
+    from fmnist_tf.finished import find_places, read_run_dataset, read_with_label
 
     if data is None:
         return read_run_dataset(run, say)
-    dataset = read_dataset(
-        data, store_dir=Path(store_dir), say=say, label_column=run.config.label_column
+    dataset = read_with_label(
+        lambda column: read_dataset(data, store_dir=Path(store_dir), say=say, label_column=column),
+        run,
     )
     places, names = find_places(run.class_names), dataset.train.class_names
     if unknown := [name for name in names if name not in places]:

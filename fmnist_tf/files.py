@@ -39,16 +39,23 @@ def check_target(flag: str, path: Path) -> None:
     if path.exists() and not path.is_file():
         # A rename would put a file in the place of /dev/stdout.
         raise UsageError(f"{where}: expected the name of a file, found a device or a pipe")
-    check_folder(flag, path.parent)
+    _check_place(where, path.parent)
 
 
 def check_folder(flag: str, path: Path) -> None:
     """Refuse a folder that neither is one to write to nor can be made.
 
+    Args:
+        flag: that names it, for the message.
+        path: of the folder.
+
     Raises:
         UsageError: a file is in its place or in that of a folder above, or writing is forbidden.
     """
-    where = f"{flag} {printable(str(path), 200)}"
+    _check_place(f"{flag} {printable(str(path), 200)}", path)
+
+
+def _check_place(where: str, path: Path) -> None:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir():
         found = printable(str(existing), 200)
@@ -64,8 +71,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary file lies in the same folder, which is made when missing, so the last step is one
     rename. Its name is unique: several processes may write one path at once, the last to finish
-    wins, none is ever torn. On an error `path` stays as it was.
+    wins, none is ever torn. On an error `path` stays as it was. A link is followed.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex}{path.suffix}")
     try:

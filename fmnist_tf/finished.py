@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fmnist_tf.config import RunConfig
 from fmnist_tf.data.sample import GARMENTS
 from fmnist_tf.data.sources import Dataset, read_dataset
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.files import file_digest
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
@@ -34,6 +34,7 @@ MODEL = "model.keras"
 _PIXELS_PER_BATCH = 64 * 224 * 224  # after resizing; bounds the memory of a forward pass
 _LARGEST_BATCH = 1024
 
+_Read = TypeVar("_Read")
 RunBatches = Callable[[np.ndarray, Callable[[int, int], None] | None], Iterator[list[np.ndarray]]]
 """Images, and who hears of progress -> a list of outputs for each batch."""
 
@@ -122,11 +123,31 @@ def find_places(class_names: Sequence[str]) -> dict[str, int]:
     return places
 
 
+def read_with_label(read: Callable[[str | None], _Read], run: FinishedRun) -> _Read:
+    """Return what `read` makes of a file whose label column is the run's, else found.
+
+    Args:
+        read: label column, or None to find it -> what is read.
+        run: trained on a file with the column.
+
+    Raises:
+        DataError: the file is bad, whatever column holds its labels.
+    """
+    column = run.config.label_column
+    if column is not None:
+        try:
+            return read(column)
+        except DataError as error:
+            if {problem.code for problem in error.problems} - {"E021", "E026"}:
+                raise
+    return read(None)
+
+
 def load_weights(classifier: keras.Sequential, run: FinishedRun) -> None:
     """Put the run's weights into a classifier of the run's architecture.
 
     Raises:
-        UsageError: the model file is not the one that the run wrote.
+        UsageError: the model file is not the one that the run wrote, or an older version's.
     """
     path = run.directory.file(MODEL)
     found = file_digest(path) if path.is_file() else "no file"
@@ -135,7 +156,13 @@ def load_weights(classifier: keras.Sequential, run: FinishedRun) -> None:
             f"{printable(str(path), 200)}: expected SHA-256 {run.model_sha256} as DONE.json says, "
             f"found {found}: the model was changed after its run; train the run again"
         )
-    classifier.load_weights(path)
+    try:
+        classifier.load_weights(path)
+    except ValueError as error:
+        raise UsageError(
+            f"{printable(str(path), 200)}: expected the weights of the {run.config.backbone} that "
+            "there is now, found another network's, of an older version; train the run again"
+        ) from error
 
 
 def build_configured(

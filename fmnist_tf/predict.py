@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
-from fmnist_tf.errors import DataError, UsageError, printable
+from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.files import check_target, write_atomically
 
 if TYPE_CHECKING:
@@ -168,8 +168,9 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_dir: str) -> Source:
     from fmnist_tf.console import say, warn
+    from fmnist_tf.data.csvfile import read_csv
     from fmnist_tf.data.pictures import find_polarity, is_picture, read_picture
-    from fmnist_tf.finished import find_places
+    from fmnist_tf.finished import find_places, read_with_label
 
     shown = printable(str(path), 200)
     facts = run.provenance["data"]
@@ -184,7 +185,11 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_d
         )
         say(f"{shown}: {'; '.join(picture.decisions)}")
         return Source(str(path), picture.pixels[None])
-    table = _read_table(path, label_column, run.config.label_column, store_dir)
+
+    def read(column: str | None) -> CsvTable:
+        return read_csv(path, store_dir, label_column=column)
+
+    table = read(label_column) if label_column else read_with_label(read, run)
     for decision in table.decisions:
         say(f"{shown}: {decision}")
     if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):
@@ -194,21 +199,6 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_d
         run.class_names[places[text]] if text in places else text for text in table.label_values
     ]
     return Source(str(path), table.pixels, table.first_line, table.label_index, tuple(truths))
-
-
-def _read_table(
-    path: Path, label_column: str | None, column_of_run: str | None, store_dir: str
-) -> CsvTable:
-    """Read a CSV whose label, if it has one, is in the column named or in the run's own."""
-    from fmnist_tf.data.csvfile import read_csv
-
-    if label_column is None and column_of_run is not None:
-        try:
-            return read_csv(path, store_dir, label_column=column_of_run)
-        except DataError as error:
-            if {problem.code for problem in error.problems} - {"E021", "E026"}:
-                raise
-    return read_csv(path, store_dir, label_column=label_column)
 
 
 def _rank_all(

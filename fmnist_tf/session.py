@@ -270,8 +270,7 @@ def _tracked(run: Run) -> Iterator[Tracker]:
 def _tracked_config(run: Run) -> dict[str, Any]:
     knobs = run.config.to_json()
     # Paths say where somebody's files lie; the tracker is told what is in them instead.
-    paths = ("cache", "test_data", "parent")
-    knobs = {key: value for key, value in knobs.items() if key not in paths}
+    knobs = {key: value for key, value in knobs.items() if key not in ("cache", "test_data")}
     weights = run.network.weights
     return knobs | {
         "data": run.dataset.name,

@@ -243,15 +243,16 @@ def _run(sweep: Sweep) -> None:
         check_name(flags.runs_dir, flags.run)
     cache_dir = sweep.config.cache_dir(flags.runs_dir)
     data = read_data(sweep.config, sweep.settings.parent, cache_dir, StageClock())
-    if not goes_on:
+    if flags.dry_run or not goes_on:
         import_tensorflow()
         _check_cards(sweep)
         _check_weights(sweep, data[0], cache_dir)
+    if goes_on or not flags.dry_run:
+        directory = _open_sweep(sweep, *data, goes_on=goes_on)
     if flags.dry_run:
         for trial in sweep.trials:
             print(sweep.describe(trial))
         return
-    directory = _open_sweep(sweep, *data, goes_on=goes_on)
     with directory.locked():
         say(f"sweep: {directory.path}, {len(sweep.trials)} trials")
         results: dict[int, Result] = {}

@@ -186,7 +186,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             clock=clock,
             memory=memory,
             wandb_mode=flags.wandb,
-            wandb_group=parent.directory.path.name if parent else directory.path.name,
+            wandb_group=(parent.directory if parent else directory).group,
             # Which run is the newest may differ when the command is repeated.
             command=command_line(
                 "fmnist_tf.train",

@@ -244,7 +244,7 @@ FREE = {
 }  # fmt: skip
 TIED = {
     "momentum": "sgd", "weight_decay": "sgd",
-    "cycle_epochs": "triangular2", "plateau_patience": "plateau",
+    "cycle_epochs": "triangular2",
 }  # fmt: skip
 
 

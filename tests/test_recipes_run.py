@@ -21,12 +21,12 @@ SMALLER = ("vgg16", "convnext-tiny", "inceptionv3")  # minutes each at the recip
 
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory) -> Path:
-    """Drawn garments as a pair of CSV files; ten of each class train."""
+    """Drawn garments as a pair of CSV files, as many of each class."""
     folder = tmp_path_factory.mktemp("data")
-    pixels, labels, test_pixels, test_labels = draw_sample(seed=0)
+    pixels, labels, test_pixels, test_labels = draw_sample(N_TRAIN, N_TEST)
     for name, rows, classes in (
-        ("garments_train.csv", pixels[:N_TRAIN], labels[:N_TRAIN]),
-        ("garments_test.csv", test_pixels[:N_TEST], test_labels[:N_TEST]),
+        ("garments_train.csv", pixels, labels),
+        ("garments_test.csv", test_pixels, test_labels),
     ):
         header = ",".join(["label", *(f"pixel{i}" for i in range(1, 785))])
         table = np.column_stack([classes, rows])

@@ -115,12 +115,15 @@ def test_any_csv_can_be_looked_at(
         (["one", "--test-data", "x.csv"], "expected with --data alone"),
         (["--out", "x.html"], "name a RUN"),
         (["one", "--out", "x.pdf"], "ends in .html"),
+        (["one", "--out", "one.csv/x.html"], "--out one.csv/x.html: expected a folder, found one."),
+        (["--data", "one.csv", "--runs-dir", "one.csv"], "--runs-dir one.csv: expected a folder"),
         (["one", "--wandb", "offline"], "expected with two runs or more"),
         (["none"], "expected a run directory, found no such folder"),
         (["--data", "none.csv"], "none.csv"),
     ],
 )
 def test_wrong_usage_is_said(run: Path, capsys, words: list[str], complaint: str) -> None:
+    Path("one.csv").touch()
     assert main(words) == 2
     said = capsys.readouterr()
     assert complaint in said.err

@@ -367,6 +367,7 @@ def test_finished_runs_of_a_sweep_are_runs(tmp_path):
     assert (first.runs_dir, early.runs_dir) == (tmp_path, tmp_path)
     assert first.name_in(tmp_path) == "a-sweep/trial-001"
     assert early.name_in(sweep) == str(early.path)
+    assert (first.group, early.group) == ("a-sweep", "early")
     with pytest.raises(UsageError, match="a-sweep/trial-001, early"):
         RunDir.open(tmp_path / "none")
 

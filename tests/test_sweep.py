@@ -18,6 +18,7 @@ import yaml
 from test_train import write_csv
 
 from fmnist_tf import session
+from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.sweep import main
 from fmnist_tf.train import main as train_main
 
@@ -150,6 +151,15 @@ def test_a_full_disk_ends_the_sweep_and_is_no_result(folder, capsys, monkeypatch
     assert sweep(*RATES) == 0
 
 
+def test_a_network_that_is_gone_ends_the_sweep_too(folder, monkeypatch) -> None:
+    def fail(run):
+        raise DownloadError("no server")
+
+    monkeypatch.setattr(session, "run_trial", fail)
+    assert sweep(*RATES) == 74
+    assert not Path("runs/s/trials.csv").exists()
+
+
 def test_it_goes_on_where_it_was(folder, capsys) -> None:
     assert sweep(*RATES) == 0
     kept = Path("runs/s/trial-001/history.csv").stat().st_mtime_ns
@@ -164,7 +174,10 @@ def test_it_goes_on_where_it_was(folder, capsys) -> None:
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in read_trials()] == same
 
 
-@pytest.mark.parametrize("words", [["--epochs", "3"], ["--grid", "learning_rate=1e-6,1e-3"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--epochs", "3"], ["--epochs", "3", "--dry-run"], ["--grid", "learning_rate=1e-6,1e-3"]],
+)
 def test_another_sweep_of_that_name_is_refused(folder, capsys, words, monkeypatch) -> None:
     # Interrupted before its first trial.
     monkeypatch.setattr("fmnist_tf.sweep._run_trial", lambda *_: 1 / 0)
@@ -258,6 +271,7 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
         (["--grid", "backbone=toy,resnt8", "--dry-run"], "--backbone resnt8: expected one of"),
         (["--grid", "backbone=toy,resnt8", "--wandb-file", "x.yaml"], "--backbone resnt8: expe"),
         (["--grid", "dropout=0,0.1", "--weights", "none.h5"], "--weights none.h5: no such file"),
+        ([*RATES, "--wandb-file", "."], "--wandb-file .: expected the name of a file"),
         (["--grid", "weights=random,none.h5"], "--weights none.h5: no such file"),
         (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
         (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),

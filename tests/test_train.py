@@ -14,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from fmnist_tf import session
+from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
 
@@ -230,12 +233,22 @@ def test_the_least_rate_bounds_what_the_range_test_suggests(folder: Path, capsys
 
 
 def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch) -> None:
+    def listen(*given, **named):
+        mirrored.append((named["group"], named["epochs_before"]))
+        return start_tracking(*given, **named)
+
+    mirrored: list[tuple[str, int]] = []
+    start_tracking = session.start_tracking
+    monkeypatch.setattr(session, "start_tracking", listen)
     run = copy_frozen()
+    # As if it had stopped early: W&B's curve goes on where the parent's ended.
+    (run / "config.json").write_text(json.dumps(read(run, "config.json") | {"epochs": 9}))
     Path("runs/s").mkdir()
     Path("runs/s/sweep.json").write_text("{}")
     run.rename("runs/s/trial-001")
     assert train("--phase", "finetune", *NEXT, "--epochs", "1", "--run", "second") == 0
     assert read(Path("runs/second"), "config.json")["parent"] == "s/trial-001"
+    assert mirrored == [("s", 2)]
     config = "runs/second/config.json"
     assert train("--recipe", config, "--run", "third", "--wandb", "disabled") == 0
     rows = [RunDir(Path("runs") / name).read_history() for name in ("second", "third")]
@@ -413,6 +426,19 @@ def test_a_damaged_parent_is_bad_input(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_a_disk_too_small_for_the_store_is_a_warning(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("fmnist_tf.training.features.fits_on_disk", lambda *_: False)
+    frozen("--quiet")
+    assert "does not fit on the disk of runs/.cache/features" in capsys.readouterr().err
+
+
+def test_a_model_of_another_network_is_bad_input(folder: Path, capsys, monkeypatch) -> None:
+    copy_frozen()
+    monkeypatch.setitem(BACKBONES, "toy", replace(BACKBONES["resnet8"], name="toy"))
+    assert train("--phase", "finetune", *NEXT) == 2
+    assert "found another network's, of an older version" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_with_74(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ class Settings:
 def plan_settings(*, quick: bool, image_size: int | None) -> Settings:
     """Return the settings of a full or a quick run; its usual side is 224 or 64 pixels.
 
-    A quick one leaves the gap head out: two processes less to start, of the nine with TensorFlow.
+    A quick one leaves the gap head out, which saves the start of a process for each system.
     """
     if quick:
         tasks = tuple(task for task in TASKS if task.head != "gap")

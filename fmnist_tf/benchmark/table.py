@@ -84,8 +84,8 @@ def _write_notes(result: Mapping[str, Any]) -> list[str]:
         )
     if settings["quick"]:
         notes.append(
-            f"QUICK: at {settings['image_size']} pixels and without the gap head; ratios at 224 "
-            "differ. Leave --quick out, or give --image-size."
+            f"QUICK: at {settings['image_size']} pixels, few short rounds, without the gap head. "
+            "Leave --quick out for the rest; ratios differ from side to side."
         )
     return notes
 

@@ -139,11 +139,22 @@ class RunDir:
     def runs_dir(self) -> Path:
         """The folder of runs that this one belongs to; a sweep's trials belong to the sweep's."""
         folder = self.path.parent
-        return folder.parent if (folder / SWEEP).is_file() else folder
+        return folder.absolute().parent if self._is_trial else folder
+
+    @property
+    def group(self) -> str:
+        """What this run and those that continue it have in common: its name, or its sweep's."""
+        path = self.path.absolute()
+        return path.parent.name if self._is_trial else path.name
+
+    @property
+    def _is_trial(self) -> bool:
+        return (self.path.parent / SWEEP).is_file()
 
     def name_in(self, runs_dir: Path) -> str:
         """Return the name that finds this run from `runs_dir`: its path where it lies elsewhere."""
-        path, folder = self.path.resolve(), runs_dir.resolve()
+        # Links are not followed: what a run is called by is its name.
+        path, folder = (Path(os.path.abspath(p)) for p in (self.path, runs_dir))
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def file(self, name: str) -> Path:
