@@ -9,6 +9,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -20,6 +21,7 @@ from toy import build_toy_card
 
 from fmnist_tf import export, train
 from fmnist_tf.export import ONNX_PACKAGES, compare, main
+from fmnist_tf.finished import read_finished
 from fmnist_tf.model import exporting
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.results.rundir import RunDir
@@ -229,6 +231,24 @@ def test_what_was_found_is_written_and_shown(folder: Path, expected: np.ndarray,
         "converting to saved_model",
         "checking what was written",
     ]
+
+
+@pytest.mark.parametrize("columns", ["label", "grade,label"])
+def test_labels_are_in_the_runs_own_column_or_found(
+    folder: Path, tmp_path: Path, columns: str
+) -> None:
+    run = read_finished(RunDir(RUN))
+    run = replace(run, config=replace(run.config, label_column="grade"))
+    path = tmp_path / "graded_train.csv"
+    write_csv(path, 60, seed=0)
+    if columns != "label":
+        header, *rows = path.read_text().splitlines()
+        lines = [f"{columns}{header.removeprefix('label')}"]
+        lines += [f"{row.split(',')[0]},x,{row.split(',', 1)[1]}" for row in rows]
+        path.write_text("\n".join(lines))
+    dataset = export._read_data(run, str(path), str(tmp_path))
+    counts = np.bincount(dataset.train.labels) + np.bincount(dataset.test.labels)
+    assert counts.tolist() == [20, 20, 20]
 
 
 def test_an_export_is_never_overwritten(folder: Path, tmp_path: Path, capsys) -> None:
