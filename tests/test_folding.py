@@ -95,7 +95,9 @@ def test_padding_is_taken_in_where_that_changes_nothing(activation: str) -> None
     model = keras.Model(inputs, layers.DepthwiseConv2D(2)(x))
     images = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
     left = {layer.name for layer in compare(model, images, 1e-5).layers}
-    assert not left & {"pad_conv", "pad_depthwise"}
+    assert "pad_conv" not in left
+    # TensorFlow may abort on it: tests/test_recipes_run.py, mobilenetv3.
+    assert "pad_depthwise" in left
     # The largest of zeros and negative numbers is zero: such a padding has to stay.
     assert ("pad_pool" in left) == (activation == "tanh")
 

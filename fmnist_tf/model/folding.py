@@ -155,7 +155,9 @@ def _foldable_pairs(
             is_maximum = type(after) is keras.layers.MaxPooling2D and _is_rectifier(
                 producer_of[layer.name]
             )
-            if _is_plain_convolution(after) or is_maximum:
+            # TensorFlow 2.21 with oneDNN aborts on a depthwise convolution with explicit padding.
+            is_full = _is_plain_convolution(after) and not _is_depthwise(after)
+            if is_full or is_maximum:
                 padding_of[after.name] = layer
     return norm_of, padding_of
 
