@@ -112,9 +112,14 @@ def _is_depthwise(layer: Any) -> bool:
     )
 
 
+def _is_full(layer: Any) -> bool:
+    """Return whether each filter convolves all input channels."""
+    return type(layer) is keras.layers.Conv2D and layer.groups == 1
+
+
 def _is_plain_convolution(layer: Any) -> bool:
     """Return whether `_FoldedConvolution` can stand for the layer."""
-    return _is_depthwise(layer) or (type(layer) is keras.layers.Conv2D and layer.groups == 1)
+    return _is_depthwise(layer) or _is_full(layer)
 
 
 def _foldable_pairs(
@@ -156,8 +161,7 @@ def _foldable_pairs(
                 producer_of[layer.name]
             )
             # TensorFlow 2.21 with oneDNN aborts on a depthwise convolution with explicit padding.
-            is_full = _is_plain_convolution(after) and not _is_depthwise(after)
-            if is_full or is_maximum:
+            if _is_full(after) or is_maximum:
                 padding_of[after.name] = layer
     return norm_of, padding_of
 

@@ -47,8 +47,7 @@ def build_small_resnet(
         stem: side of the kernel and stride of the first convolution.
     """
     inputs = keras.Input((side, side, 1), name="stem_input")
-    x = _conv_norm(inputs, widths[0], *stem, "stem")
-    x = layers.ReLU(name="stem_relu")(x)
+    x = _conv_norm_relu(inputs, widths[0], *stem, "stem")
     for stage, width in enumerate(widths, start=2):
         for block in range(1, blocks + 1):
             stride = 2 if stage > 2 and block == 1 else 1
@@ -64,26 +63,25 @@ def build_resnet6(side: int) -> keras.Model:
     one stage more, two such blocks and twice the width.
     """
     inputs = x = keras.Input((side, side, 1), name="stem_input")
-    for name, width in (("stem", 32), ("conv2", 64), ("conv3", 128)):
-        x = _conv_norm_relu(x, width, name)
-        if name != "conv3":
-            x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
-    y = _conv_norm_relu(x, 128, "conv3_1")
-    y = _conv_norm_relu(y, 128, "conv3_2")
+    for name, width in (("stem", 32), ("conv2", 64)):
+        x = _conv_norm_relu(x, width, 3, 1, name)
+        x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
+    x = _conv_norm_relu(x, 128, 3, 1, "conv3")
+    y = _conv_norm_relu(x, 128, 3, 1, "conv3_1")
+    y = _conv_norm_relu(y, 128, 3, 1, "conv3_2")
     return keras.Model(inputs, layers.Add(name="conv3_add")([x, y]), name="resnet6")
 
 
-def _conv_norm_relu(x: Any, width: int, name: str) -> Any:
-    return layers.ReLU(name=f"{name}_relu")(_conv_norm(x, width, 3, 1, name))
-
-
 def _basic_block(x: Any, width: int, stride: int, name: str) -> Any:
-    y = _conv_norm(x, width, 3, stride, f"{name}_1")
-    y = layers.ReLU(name=f"{name}_1_relu")(y)
+    y = _conv_norm_relu(x, width, 3, stride, f"{name}_1")
     y = _conv_norm(y, width, 3, 1, f"{name}_2")
     if x.shape[1:] != y.shape[1:]:
         x = _conv_norm(x, width, 1, stride, f"{name}_0")
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, y]))
+
+
+def _conv_norm_relu(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:
+    return layers.ReLU(name=f"{name}_relu")(_conv_norm(x, width, kernel, stride, name))
 
 
 def _conv_norm(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:

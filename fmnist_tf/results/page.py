@@ -45,6 +45,7 @@ class _Facts:
         provenance: provenance.json.
         cells: its row in the table of runs.
         confusion: (K, K) int64 counts on the test images.
+        split: SHA-256 of the train file and of its division into train and val.
         test_file: how many data files there were, and the SHA-256 of the last, which the test
             images are of.
         tested_at: in words; None in an older run.
@@ -63,6 +64,7 @@ class _Facts:
     provenance: dict[str, Any]
     cells: list[str]
     confusion: np.ndarray
+    split: tuple[str, str]
     test_file: tuple[int, str]
     tested_at: str | None
     history: list[HistoryRow]
@@ -145,11 +147,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
         f"Validation accuracy by epoch; that of the epochs kept lies between {min(kept):.2%} and "
         f"{max(kept):.2%}."
     )
-    splits = {
-        (facts.provenance["data"]["files"][0]["sha256"], facts.provenance["data"]["split_sha256"])
-        for facts in all_facts
-    }
-    if len(splits) > 1:
+    if len({facts.split for facts in all_facts}) > 1:
         finding += " Not all runs were validated on the same rows."
     colours = [charts.COLOURS[number % len(charts.COLOURS)] for number in range(len(runs))]
     banners = [_banners(facts.config, facts.provenance) for facts in all_facts]
@@ -255,7 +253,6 @@ def _read_facts(run: RunDir) -> _Facts:
     own, files = run.read_history(), provenance["data"]["files"]
     labels, probabilities = run.read_predictions()
     check_predictions(labels, probabilities)
-    _ = provenance["data"]["split_sha256"]  # a comparison relies on it
     return _Facts(
         name=printable(run.path.resolve().name, 64),
         config=config,
@@ -263,6 +260,7 @@ def _read_facts(run: RunDir) -> _Facts:
         provenance=provenance,
         cells=_cells(config, evaluation, provenance),
         confusion=np.array(evaluation["test"]["confusion"], np.int64),
+        split=(files[0]["sha256"], provenance["data"]["split_sha256"]),
         test_file=(len(files), files[-1]["sha256"]),
         tested_at=tested_at,
         history=[HistoryRow(**row) for row in provenance.get("parent_history", ())] + own,
