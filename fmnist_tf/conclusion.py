@@ -85,7 +85,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
         )
     with run.clock.stage("figures"):
         _write_figures(run, trained, evaluation, probabilities)
-    directory.write_json("provenance.json", describe_run(run))
+    directory.write_json("provenance.json", describe_run(run, trained))
     write_model_card(directory)
     try:
         write_report(directory, directory.file("report.html"))

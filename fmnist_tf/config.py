@@ -171,8 +171,8 @@ class RunConfig:
     )
     range_test: bool = _knob(
         "training",
-        "first take some steps at rising rates, draw rates.png, and use what it suggests where no "
-        "--learning-rate is given",
+        "first take some steps at rising rates, draw rates.png, and use what it suggests where "
+        "neither flag nor recipe says a rate (--learning-rate none unsays a recipe's)",
         default=False,
     )
     schedule: str = _knob(

@@ -142,11 +142,14 @@ class Trained:
     Attributes:
         chosen_epoch: whose weights were kept.
         history: a row an epoch.
+        peak_rate: the learning rate that the schedule is scaled to; the range test's, where it
+            was to say one.
         val_probabilities: (V, K) float32, of the val rows in the order of `Splits.val`.
     """
 
     chosen_epoch: int
     history: tuple[HistoryRow, ...]
+    peak_rate: float
     val_probabilities: np.ndarray
 
 
@@ -161,8 +164,8 @@ def describe_devices() -> list[str]:
     return described
 
 
-def describe_run(run: Run) -> dict[str, Any]:
-    """Return provenance.json as it stands now."""
+def describe_run(run: Run, trained: Trained | None = None) -> dict[str, Any]:
+    """Return provenance.json as it stands now, before training or after."""
     parent: dict[str, Any] = {}
     if run.parent:
         parent = {
@@ -189,6 +192,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         },
         "weights": asdict(run.network.weights),
         "trained": run.network.plan.count_stages(),
+        "peak_learning_rate": trained.peak_rate if trained else run.config.learning_rate,
         "parent": run.config.parent,
         **parent,
         "seconds": run.clock.seconds,

@@ -23,7 +23,7 @@ from fmnist_tf.config import RunConfig
 from fmnist_tf.console import boxed, progress_bar, say, warn
 from fmnist_tf.data.sources import Dataset, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import FmnistError, UsageError, printable
 from fmnist_tf.files import check_folder
 from fmnist_tf.finished import (
     MODEL,
@@ -41,6 +41,10 @@ from fmnist_tf.run import Network, Run, StageClock, Trained, describe_devices, d
 
 if TYPE_CHECKING:
     from fmnist_tf.training.loop import Counts, TrainingPlan
+
+
+class NoRateError(FmnistError):
+    """The range test was to say the learning rate and found none."""
 
 
 def read_parent(directory: RunDir) -> FinishedRun:
@@ -234,7 +238,7 @@ def run_trial(run: Run) -> None:
         val = Evaluation.from_probabilities(
             run.dataset.train.labels[run.splits.val], trained.val_probabilities
         )
-        run.directory.write_json("provenance.json", describe_run(run))
+        run.directory.write_json("provenance.json", describe_run(run, trained))
         run.directory.write_json(
             "evaluation.json", {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
         )
@@ -380,26 +384,47 @@ def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
             _save(run)
             say(f"the best model so far (epoch {best.epoch}) is in {run.directory.file(MODEL)}")
         raise
-    return Trained(best.epoch, tuple(history), val_probabilities)
+    return Trained(best.epoch, tuple(history), plan.rates.peak, val_probabilities)
 
 
 def _use_suggestion(
     run: Run, plan: TrainingPlan, rates: list[float], losses: list[float]
 ) -> TrainingPlan:
-    """Write what the range test found; return the plan with the rate that the run is to use."""
+    """Write what the range test found; return the plan with the rate that the run is to use.
+
+    Raises:
+        NoRateError: it found none, and the settings say none.
+    """
     from fmnist_tf.training.rangetest import smooth_losses, suggest_rate
 
     smoothed = smooth_losses(losses)
     suggestion, said = suggest_rate(rates, losses), run.config.learning_rate
     lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]
     run.directory.write_text("rates.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
-    with run.directory.writing("rates.png") as path:
-        write_rates(path, rates, losses, smoothed, suggestion, run.title, banner=run.banner)
-    peak = said or max(suggestion, plan.rates.least)
-    why = "as asked" if said else "the least rate asked for"
+    if losses:
+        with run.directory.writing("rates.png") as path:
+            write_rates(
+                path, rates, losses, smoothed, suggestion.rate, run.title, banner=run.banner
+            )
+    if suggestion.rate is None:
+        found = (
+            f"range test: the loss fell at none of the rates from {rates[0]:g} to "
+            f"{rates[max(len(losses) - 1, 0)]:.3g}, so it suggests none"
+        )
+        if said is None:
+            raise NoRateError(f"{found}. Say one with --learning-rate")
+        warn(f"{found}; the run uses {said:g}, as set")
+        return plan
+    if suggestion.is_bound:
+        warn(
+            f"range test: the loss still fell at the largest rate, {rates[-1]:g}: a larger "
+            "--learning-rate than is suggested may do better"
+        )
+    peak = said or max(suggestion.rate, plan.rates.least)
+    why = "as set" if said else "the least rate asked for"
     say(
-        f"range test: {len(losses)} steps suggest a rate of {suggestion:.3g}; the run uses "
-        + ("it" if peak == suggestion else f"{peak:g}, {why}")
+        f"range test: {len(losses)} steps suggest a rate of {suggestion.rate:.3g}; the run uses "
+        + ("it" if peak == suggestion.rate else f"{peak:g}, {why}")
     )
     return replace(plan, rates=replace(plan.rates, peak=peak))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows
-from fmnist_tf.model.classifier import build_classifier, split_classifier
+from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_prefix_function
 from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
@@ -175,6 +175,28 @@ def test_averaged_weights_validate_and_are_kept(make_trainer, toy_classifier) ->
     np.testing.assert_array_equal(toy_classifier.get_layer("probabilities").kernel, own)
     trainer.restore(heard)
     assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == while_heard
+
+
+def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_card) -> None:
+    plan_of_all = plan_phase(toy_classifier, toy_card, "scratch")
+    apply_plan(toy_classifier, toy_card, plan_of_all)
+    split = split_classifier(toy_classifier, toy_card, plan_of_all.lowest_stage)
+    trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
+    variance = find_backbone(toy_classifier).get_layer("deep_bn").moving_variance
+    average, own = variance.numpy(), []
+
+    def follow(step: int, steps: int) -> None:
+        nonlocal average
+        own.append(variance.numpy())
+        share = 1 - min(0.9, step / (9 + step))
+        average = average + share * (own[-1] - average)
+
+    epochs = run(trainer, epochs=1, average_decay=0.9, on_step=follow)
+    next(epochs)
+    np.testing.assert_allclose(variance, average, rtol=1e-5)
+    assert (abs(variance.numpy() - own[-1]) > 1e-4).any()
+    assert list(epochs) == []
+    np.testing.assert_array_equal(variance, own[-1])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

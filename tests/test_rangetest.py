@@ -24,7 +24,8 @@ def test_a_tenth_of_the_lowest() -> None:
     losses = [2 + abs(math.log10(rate) + 2) for rate in rates]  # lowest at 0.01
     suggestion = suggest_rate(rates, losses)
     # Smoothing sees the turn a few steps late.
-    assert 1e-3 <= suggestion <= 1e-3 * (rates[1] / rates[0]) ** 10
+    assert 1e-3 <= suggestion.rate <= 1e-3 * (rates[1] / rates[0]) ** 10
+    assert not suggestion.is_bound
 
 
 def test_one_bad_batch_is_not_hopeless_and_an_explosion_is() -> None:
@@ -35,7 +36,18 @@ def test_one_bad_batch_is_not_hopeless_and_an_explosion_is() -> None:
     assert is_hopeless([math.inf])
 
 
-@pytest.mark.parametrize("losses", [[], [1.0], [1.0, math.nan]])
-def test_too_little_is_an_error(losses: list[float]) -> None:
-    with pytest.raises(ValueError, match="two finite losses"):
-        suggest_rate(plan_rates(), losses)
+def test_the_first_losses_differ_as_they_like() -> None:
+    # Batches of one image, or of a network that has learned already.
+    assert not any(is_hopeless([0.02, *[0.5] * n]) for n in range(10))
+    assert is_hopeless([0.02, *[5.0] * 10])
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [1.0] * 120, [1 + step / 9 for step in range(120)]])
+def test_where_the_loss_never_falls_nothing_is_suggested(losses: list[float]) -> None:
+    assert suggest_rate(plan_rates(), losses).rate is None
+
+
+def test_a_loss_that_falls_to_the_end_is_told_of() -> None:
+    suggestion = suggest_rate(plan_rates(), [200 - step for step in range(120)])
+    assert suggestion.is_bound
+    assert suggestion.rate == pytest.approx(0.1)

@@ -215,6 +215,7 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     assert (len(history) < 9) == bool(stopped)
     assert history[0].learning_rate == pytest.approx(suggested, rel=0.3)  # the end of warm-up
     assert read(run, "config.json")["learning_rate"] is None
+    assert read(run, "provenance.json")["peak_learning_rate"] == pytest.approx(suggested, rel=5e-3)
     lines = (run / "rates.csv").read_text().splitlines()
     assert lines[0] == "rate,loss,smoothed"
     assert len(lines) > 10

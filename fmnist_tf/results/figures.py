@@ -283,7 +283,7 @@ def write_rates(
     rates: Sequence[float],
     losses: Sequence[float],
     smoothed: Sequence[float],
-    suggestion: float,
+    suggestion: float | None,
     title: str,
     *,
     banner: str | None = None,
@@ -295,18 +295,20 @@ def write_rates(
         rates: rising, above 0.
         losses: of the first steps at these rates; as many or fewer.
         smoothed: the same number, smoothed.
-        suggestion: gets a line.
+        suggestion: gets a line; None where there is none.
         title: one line above the figure.
         banner: a warning that has to be seen.
     """
-    subtitle = f"one step at each rate; suggested: {suggestion:.3g}"
+    suggested = "none suggested" if suggestion is None else f"suggested: {suggestion:.3g}"
+    subtitle = f"one step at each rate; {suggested}"
     with _figure(path, title, subtitle, banner, width=6.4, height=4.0) as figure:
         axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
         tried = rates[: len(losses)]
         axes.plot(tried, losses, color="#bbbbbb", linewidth=1, label="each step")
         axes.plot(tried, smoothed, color=BLUE, linewidth=2, label="smoothed")
         axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-        axes.axvline(suggestion, color=ORANGE, linestyle="--", label="suggested")
+        if suggestion is not None:
+            axes.axvline(suggestion, color=ORANGE, linestyle="--", label="suggested")
         # The range that matters: what explodes would flatten the rest.
         axes.set_ylim(top=1.5 * max(smoothed[0], min(smoothed)))
         axes.legend()

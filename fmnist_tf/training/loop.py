@@ -110,8 +110,8 @@ class TrainingPlan:
         label_smoothing: share of the target spread evenly over the classes, 0..1 (Szegedy et al.
             2016, section 7).
         class_weights: (K,) factor on the loss of each class, or None.
-        average_decay: per step, of the moving average of the trained weights that validates and is
-            kept; 0 keeps the weights themselves.
+        average_decay: per step, of the moving average of weights and BatchNorm statistics that
+            validates and is kept; 0 keeps the weights themselves.
     """
 
     rates: RatePlan
@@ -194,7 +194,8 @@ class Trainer:
         """Train, and yield after each epoch.
 
         With `plan.average_decay` the network holds the averaged weights while an epoch is heard,
-        and its own again while it trains.
+        and its own again while it trains. BatchNorm's statistics are averaged with them: those of
+        the network's own weights would not fit.
 
         Args:
             source: rows of pixels or features, by number; `plan.n_views` views of N rows.
@@ -209,7 +210,7 @@ class Trainer:
         """
         steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
         n_rows, labels = len(labels), np.tile(labels, plan.n_views)
-        averages = [tf.Variable(v) for v in self._variables] if plan.average_decay else []
+        averages = [tf.Variable(v) for v in self._moving_variables] if plan.average_decay else []
         train_step = self._find_train_step(plan, averages)
         val_losses: list[float] = []
         for number in range(1, plan.rates.epochs + 1):
@@ -227,14 +228,14 @@ class Trainer:
                 if not math.isfinite(counts.loss_sum):
                     raise _non_finite(counts, number, f"step {step + 1} of {steps}", peak)
                 on_step(step + 1, steps)
-            _swap(averages, self._variables)
+            _swap(averages, self._moving_variables)
             val = self.evaluate(source, labels, val_rows, plan.batch_size)
             if not math.isfinite(val.loss_sum):
                 # The last step's damage shows only here: a step's loss is of the weights before.
                 raise _non_finite(val, number, f"validation, after step {steps}", peak)
             val_losses.append(val.loss)
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
-            _swap(averages, self._variables)
+            _swap(averages, self._moving_variables)
 
     def run_range_test(
         self,
@@ -346,8 +347,8 @@ class Trainer:
             x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor]:
             sums = self._reduced(self.strategy.run(step, (x, y, seed)))
-            moving = self._variables[: len(averages)]
-            update_averages(averages, moving, plan.average_decay, seed[1])
+            if averages:
+                update_averages(averages, self._moving_variables, plan.average_decay, seed[1])
             return sums
 
         # Traced once, at the first batch: any batch size fits.
@@ -373,7 +374,7 @@ class Trainer:
 
 
 def _swap(averages: list[tf.Variable], variables: list[Any]) -> None:
-    """Exchange the values of each average and its variable."""
+    """Exchange the values of each average and its variable; without averages do nothing."""
     for average, variable in zip(averages, variables[: len(averages)], strict=True):
         value = variable.numpy()
         variable.assign(average)

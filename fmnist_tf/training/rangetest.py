@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 120
 _SMOOTHING = 0.9
 _HOPELESS = 4.0
+_FIRST_STEPS = 10
+"""So many losses the smoothed one rests on; before, it is noise."""
 
 
 def plan_rates(least: float = LEAST, most: float = MOST, steps: int = STEPS) -> list[float]:
@@ -34,23 +37,37 @@ def smooth_losses(losses: Sequence[float]) -> list[float]:
 def is_hopeless(losses: Sequence[float]) -> bool:
     """Return whether larger rates need not be tried: the smoothed loss is four times its lowest.
 
-    A loss that is not finite is hopeless too.
+    A loss that is not finite is hopeless too. Of the first losses nothing else is: batches of few
+    images, or of a network that has learned already, differ by far more.
     """
+    if not math.isfinite(losses[-1]):
+        return True
     smoothed = smooth_losses(losses)
-    return not (math.isfinite(smoothed[-1]) and smoothed[-1] <= _HOPELESS * min(smoothed))
+    return len(losses) > _FIRST_STEPS and smoothed[-1] > _HOPELESS * min(smoothed)
 
 
-def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the rate to train with: a tenth of the rate at which the smoothed loss was lowest.
+@dataclass(frozen=True)
+class Suggestion:
+    """What the losses say.
+
+    Attributes:
+        rate: to train with; None where the loss never fell.
+        is_bound: the loss still fell at the largest rate, so that a larger one might do better.
+    """
+
+    rate: float | None
+    is_bound: bool = False
+
+
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
+    """Suggest a tenth of the rate at which the smoothed loss was lowest.
 
     Args:
         rates: rising.
         losses: of the steps that were taken, finite, at most as many.
-
-    Raises:
-        ValueError: there are fewer than two losses, or one is not finite.
     """
-    if len(losses) < 2 or not all(map(math.isfinite, losses)):
-        raise ValueError(f"expected at least two finite losses, found {list(losses)}")
     smoothed = smooth_losses(losses)
-    return rates[smoothed.index(min(smoothed))] / 10
+    lowest = smoothed.index(min(smoothed)) if smoothed else 0
+    if lowest < min(_FIRST_STEPS, len(rates) - 1):
+        return Suggestion(None)
+    return Suggestion(rates[lowest] / 10, is_bound=lowest == len(rates) - 1)
