@@ -69,7 +69,7 @@ class _Ours:
         load_weights(find_backbone(self._classifier), job.folder)
         plan = plan_phase(self._classifier, card, self._phase)
         apply_plan(self._classifier, card, plan)
-        self._precision, _ = choose_precision("auto")
+        self._precision, _ = choose_precision(job.precision)
         self._split = split_classifier(self._classifier, card, plan.lowest_stage, self._precision)
         self._row_shape = self._split.prefix.output_shape[1:]
         self._compute = features.build_prefix_function(self._split.prefix, self._precision)

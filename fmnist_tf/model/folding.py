@@ -2,7 +2,7 @@
 
 In: a functional Keras model, the precision to compute in. Out: its folded twin, a Keras model of
 the same inputs and outputs that reads the very same variables. A BatchNorm that stands still is
-folded into the convolution before it, zero padding into the convolution or pooling behind it, and
+folded into the convolution before it, zero padding into the still convolution behind it, and
 everything computes in the asked precision, while the variables stay float32. What does not train
 is computed once and stands in the graph as a constant, which lets the kernels keep their own
 layout of it; what trains is folded anew in each step, so that gradients reach it. This module must
@@ -78,8 +78,6 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
             return _FoldedDense(layer, own_precision, trains)
         if type(layer) is keras.layers.BatchNormalization:
             return (_FusedNorm if trains else _FoldedNorm)(layer, own_precision, trains)
-        if padding is not None:
-            return _PaddedMaxPool(layer, own_precision, trains, padding=padding)
         if layer.weights:
             return layer  # in float32; Keras casts its input
         return type(layer).from_config({**layer.get_config(), "dtype": own_precision})
@@ -129,18 +127,14 @@ def _foldable_pairs(
 
     Returns:
         Convolution's name -> the still BatchNorm that alone consumes its output, and convolution's
-        or pooling's name -> the padding that it alone consumes.
+        name -> the padding that it alone consumes.
     """
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     consumers: dict[str, list[Any]] = {}
-    producer_of: dict[str, Any] = {}
-    by_name = {layer.name: layer for layer in layers}
     for layer in layers:
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
         for tensor in inputs:
-            producer = tensor._keras_history.operation
-            consumers.setdefault(producer.name, []).append(layer)
-            producer_of[layer.name] = by_name.get(producer.name)
+            consumers.setdefault(tensor._keras_history.operation.name, []).append(layer)
     ends = {tensor._keras_history.operation.name for tensor in model.outputs}
     norm_of, padding_of = {}, {}
     for layer in layers:
@@ -155,21 +149,16 @@ def _foldable_pairs(
             and (still or not after.trainable)
         ):
             norm_of[layer.name] = after
-        if type(layer) is keras.layers.ZeroPadding2D and getattr(after, "padding", "") == "valid":
-            # A maximum over zeros is one over what lies outside only where nothing is negative.
-            is_maximum = type(after) is keras.layers.MaxPooling2D and _is_rectifier(
-                producer_of[layer.name]
-            )
-            # TensorFlow 2.21 with oneDNN aborts on a depthwise convolution with explicit padding.
-            if _is_full(after) or is_maximum:
-                padding_of[after.name] = layer
+        # With explicit padding TensorFlow 2.21 has oneDNN's kernels for the forward pass of a full
+        # convolution alone: not for gradients, not for pooling, and a depthwise one aborts.
+        if (
+            type(layer) is keras.layers.ZeroPadding2D
+            and _is_full(after)
+            and after.padding == "valid"
+            and (still or not after.trainable)
+        ):
+            padding_of[after.name] = layer
     return norm_of, padding_of
-
-
-def _is_rectifier(layer: Any) -> bool:
-    return (
-        isinstance(layer, keras.layers.ReLU) and not layer.negative_slope and not layer.threshold
-    ) or getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
 
 
 def _scale_and_shift(
@@ -308,14 +297,3 @@ class _FusedNorm(_Folded):
         for statistic, new in ((mean, batch_mean), (variance, batch_variance)):
             statistic.assign_sub((statistic - new) * (1 - source.momentum))
         return outputs
-
-
-class _PaddedMaxPool(_Folded):
-    """Zero padding and a maximum over what is never negative."""
-
-    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        return []
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        source = self._source
-        return tf.nn.max_pool2d(inputs, source.pool_size, source.strides, self._padding)
