@@ -617,7 +617,10 @@ def _contradiction(
         "network on that split"
     )
     if where:
-        hint = "Name another run with --from, or train a new frozen run with this first"
+        hint = (
+            f"Name another run with --from, override it with {_flag(name)} {_shown(expected)}, or "
+            "train a new frozen run with this first"
+        )
         return _wrong_value(name, value, f"{reason}. {hint}", where)
     flag = _flag(name)
     return UsageError(

@@ -333,8 +333,8 @@ def test_the_recipe_cannot_change_what_the_parent_fixed() -> None:
         complete({}, recipe, PARENT, "mother")
     assert str(caught.value) == (
         "backbone in recipe r is 'toy'; expected resnet50, which mother was trained with; finetune "
-        "continues that network on that split. Name another run with --from, or train a new frozen "
-        "run with this first"
+        "continues that network on that split. Name another run with --from, override it with "
+        "--backbone resnet50, or train a new frozen run with this first"
     )
     config, _ = complete({"backbone": "resnet50"}, recipe, PARENT, "mother")
     assert config.backbone == "resnet50"

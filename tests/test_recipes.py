@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.config import AUGMENTATIONS, PHASES, RunConfig, complete_config
+from fmnist_tf.errors import UsageError
 from fmnist_tf.recipe import describe_recipes, list_names, read_recipe
 from fmnist_tf.train import build_parser, main, read_settings
 
@@ -73,7 +74,8 @@ def test_settings_of_the_recipes_that_are_told() -> None:
     assert (tiny.phase, tiny.image_size, tiny.head, tiny.units) == ("frozen", 32, "gap", 512)
     settings = read_recipe("resnet50-16px").settings_of("finetune")
     assert settings == {
-        "backbone": "resnet50", "phase": "finetune", "unfreeze": ("stem",),
+        "backbone": "resnet50", "image_size": 32, "head": "gap", "units": 512,
+        "phase": "finetune", "unfreeze": ("stem",),
         "train_batch_norm": True, "optimizer": "sgd", "momentum": 0.8, "schedule": "triangular2",
         "least_rate": 1e-3, "learning_rate": 1e-2, "cycle_epochs": 10.0, "epochs": 25,
         "batch_size": 500,
@@ -83,6 +85,16 @@ def test_settings_of_the_recipes_that_are_told() -> None:
     assert ask("--recipe", "resnet8").units == 0
     assert ask("--recipe", "resnet18").schedule == "plateau"
     assert ask("--recipe", "efficientnet").backbone == "efficientnetv2-b0"
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("resnet50", "resnet50-16px"), ("resnet50-16px", "resnet50")]
+)
+def test_one_recipe_does_not_go_on_from_anothers_run(first: str, then: str) -> None:
+    parent, _ = complete_config({}, recipe=read_recipe(first).settings_of("frozen"))
+    recipe = read_recipe(then).settings_of("finetune")
+    with pytest.raises(UsageError, match=r"image_size.*which mother was trained with"):
+        complete_config({}, parent, "mother", recipe=recipe, recipe_name=then)
 
 
 def test_flags_override_a_recipe() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +104,17 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
     said = capsys.readouterr().err
     assert "1 of them have their result already" in said
     assert "trial 1 failed" in said
+
+
+def test_what_ended_the_sweep_is_tried_again_last(folder, capsys) -> None:
+    # A trial that takes the process with it may do so again: the others have their turn first.
+    assert sweep(*RATES) == 0
+    for name in ("trial-001/evaluation.json", "trial-002"):
+        path = Path("runs/s", name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    capsys.readouterr()
+    assert sweep(*RATES) == 0
+    assert re.findall(r"^trial (\d) of 2", capsys.readouterr().err, re.MULTILINE) == ["2", "1"]
 
 
 def test_debug_shows_why_a_trial_failed_and_changes_nothing_else(folder, capsys) -> None:
