@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.bench",
         description="Measure the stages of training here, beside plain Keras, OpenVINO and "
-        "torch.compile (pip install -e '.[bench]') in alternating rounds. Takes about 20 minutes "
+        "torch.compile (pip install -e '.[bench]') in alternating rounds. Takes perhaps 20 minutes "
         "on 2 cores.",
         allow_abbrev=False,
     )

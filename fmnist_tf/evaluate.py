@@ -122,17 +122,17 @@ def _read_images(
     from fmnist_tf.console import boxed, say, warn
     from fmnist_tf.data.csvfile import expand_path, read_csv
     from fmnist_tf.data.pictures import find_polarity
-    from fmnist_tf.finished import read_run_dataset
+    from fmnist_tf.finished import read_run_dataset, read_with_label
 
     if flags.data is None:
         dataset = read_run_dataset(run, say)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test.pixels, dataset.test.labels
-    table = read_csv(
-        expand_path(flags.data),
-        store_dir,
-        label_column=flags.label_column or run.config.label_column,
-    )
+
+    def read(column: str | None) -> CsvTable:
+        return read_csv(expand_path(flags.data), store_dir, label_column=column)
+
+    table = read(flags.label_column) if flags.label_column else read_with_label(read, run)
     for decision in table.decisions:
         say(f"{printable(table.path, 200)}: {decision}")
     labels = map_labels(table, run.class_names)

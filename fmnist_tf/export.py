@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
+from fmnist_tf.files import check_folder
 
 if TYPE_CHECKING:
     import keras
@@ -184,6 +185,7 @@ def _require_free(out: Path) -> None:
             f"{printable(str(out), 200)} exists already, and an export is never overwritten; "
             "choose another --out PATH, or delete it"
         )
+    check_folder("--out", out.parent)
 
 
 def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-column",
         metavar="NAME",
-        help="name of the label's column in CSVs (default: found by the header)",
+        help="name of the label's column in CSVs (default: the run's, else found by the header)",
     )
     add_terminal_flags(parser)
     return parser

@@ -111,6 +111,7 @@ def describe_recipes() -> str:
         lines += _align([cell or NOT_MEASURED for cell in cells])
         for text in (about["what"], f"from: {about['source']}"):
             lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
+    lines += ["", "Run one:  python -m fmnist_tf.train --recipe NAME [--phase PHASE]"]
     return "\n".join(lines)
 
 

@@ -142,14 +142,19 @@ def test_a_label_column_needs_data(folder: Path, capsys) -> None:
     assert "--label-column NAME: expected with --data PATH alone" in capsys.readouterr().err
 
 
-def test_the_label_column_is_the_runs_own_unless_named(folder: Path, capsys) -> None:
+def test_the_label_column_is_the_runs_own_else_found(folder: Path, capsys) -> None:
     write_csv(folder / "kinds.csv", ["bag", "hat", "shoe"], seed=5, column="kind")
     path = Path("runs/named/config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "label_column": "other"}))
-    assert main(["named", "--data", "kinds.csv"]) == 2
+    # A file without the run's column is read as one of a run that names none.
+    assert main(["named", "--data", "kinds.csv"]) == 0
+    assert "kinds.csv: the label is column 1, kind" in capsys.readouterr().err
+    assert main(["named", "--data", "kinds.csv", "--label-column", "other"]) == 2
     assert "no column named other" in capsys.readouterr().err
-    assert main(["named", "--data", "kinds.csv", "--label-column", "kind"]) == 0
+    write_csv(folder / "two.csv", ["bag", "hat", "shoe"], seed=5, column="other")
+    assert main(["named", "--data", "two.csv"]) == 0
+    assert "two.csv: the label is column 1, other" in capsys.readouterr().err
 
 
 def test_negated_images_are_noticed(folder: Path, capsys) -> None:

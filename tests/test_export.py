@@ -258,6 +258,9 @@ def test_an_export_is_never_overwritten(folder: Path, tmp_path: Path, capsys) ->
         assert main(["first", "--format", "litert", "--out", str(taken)]) == 3
         assert "exists already, and an export is never overwritten" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["note"]
+    below = tmp_path / "taken/note/below"
+    assert main(["first", "--format", "litert", "--out", str(below)]) == 2
+    assert "expected a folder, found" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     export_to("saved_model", tmp_path / "empty")
 

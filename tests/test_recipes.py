@@ -325,7 +325,7 @@ def test_the_table_of_recipes_fits_80_columns() -> None:
     lines = describe_recipes().splitlines()
     assert lines[0].split() == ["recipe", "phases", "published", "ours"]
     assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == NAMES
+    assert [line.split()[0] for line in lines[2:-2] if not line.startswith(" ")] == NAMES
     at = lines.index(next(line for line in lines if line.startswith("resnet8 ")))
     for word in ("scratch", "90.38 %", read_recipe("resnet8").about["ours"]):
         assert word in lines[at]
