@@ -195,6 +195,58 @@ def test_training_gives_the_same_gradients_and_statistics(
         np.testing.assert_allclose(now, of_keras, rtol=0.02 if loose else 1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"), [(3, 1, "same"), (3, 2, "valid"), (1, 2, "same")]
+)
+def test_wide_kernels_on_small_maps_have_their_gradient_from_a_product(
+    size: int, strides: int, padding: str
+) -> None:
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((6, 5, 256))
+    x = layers.Conv2D(256, 1)(inputs)
+    model = keras.Model(inputs, layers.Conv2D(3, size, strides, padding)(x))
+    images = np.random.default_rng(0).normal(size=(2, 6, 5, 256)).astype(np.float32)
+    expected, expected_gradients = run_step(model, model, images)
+    folded = tf.function(fold_model(model, "float32"), autograph=False)
+    found, gradients = run_step(folded, model, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for gradient, of_keras in zip(gradients, expected_gradients, strict=True):
+        assert np.linalg.norm(gradient - of_keras) < 1e-5 * np.linalg.norm(of_keras)
+
+
+def count_kernel_gradients(function: keras.Model, images: tf.Tensor) -> int:
+    """Return how many kernels have their gradient from TensorFlow's own operation."""
+
+    def differentiate(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            outputs = function(images, training=True)
+        kernels = [v for v in tape.watched_variables() if len(v.shape) == 4]
+        return tape.gradient(outputs, kernels)
+
+    graph = tf.function(differentiate, autograph=False).get_concrete_function(images).graph
+    return sum(op.type == "Conv2DBackpropFilter" for op in graph.get_operations())
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "precision", "n_own"),
+    [
+        (7, 256, "float32", 0),
+        (8, 256, "float32", 1),
+        (7, 255, "float32", 1),
+        (7, 256, "bfloat16", 1),
+    ],
+)
+def test_where_a_product_was_measured_to_be_faster(
+    side: int, channels: int, precision: str, n_own: int
+) -> None:
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("a GPU has other kernels")
+    inputs = keras.Input((side, side, channels))
+    model = keras.Model(inputs, layers.Conv2D(2, 3, padding="same")(inputs))
+    images = tf.zeros((1, side, side, channels))
+    assert count_kernel_gradients(fold_model(model, precision), images) == n_own
+
+
 def test_bfloat16_points_the_same_way(toy_classifier, toy_card) -> None:
     prefix = split_classifier(toy_classifier, toy_card, "head").prefix
     expected = np.asarray(prefix(PIXELS, training=False)).ravel()

@@ -5,8 +5,8 @@ the same inputs and outputs that reads the very same variables. A BatchNorm that
 folded into the convolution before it, zero padding into the still convolution behind it, and
 everything computes in the asked precision, while the variables stay float32. What does not train
 is computed once and stands in the graph as a constant, which lets the kernels keep their own
-layout of it; what trains is folded anew in each step, so that gradients reach it. This module must
-not know which network it is given.
+layout of it; what trains is folded anew in each step, so that gradients reach it; those of wide kernels on small
+maps are computed as one product. This module must not know which network it is given.
 
 Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
 Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
@@ -17,6 +17,7 @@ Shape letters: B batch, H W C feature map.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -241,11 +242,58 @@ class _FoldedConvolution(_Folded):
             convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
         else:
             convolve, strides = tf.nn.conv2d, source.strides
+            if self._constants is None and _is_faster_by_product(inputs, source):
+                convolve = _convolve_by_product
         outputs = convolve(inputs, kernel, strides, self._padding, dilations=source.dilation_rate)
         if bias:
             # TensorFlow fuses this form with the convolution, and an activation and addition after.
             outputs = tf.nn.bias_add(outputs, bias[0])
         return source.activation(outputs)
+
+
+# Measured in float32 on a processor with AVX2 alone (runs/LOG.md, 2026-11-25): where a kernel reads
+# so many channels and makes so small a map, oneDNN's gradient for it takes up to six times as long
+# as one product of matrices.
+_WIDE_CHANNELS, _SMALL_MAP = 256, 7 * 7
+
+
+def _is_faster_by_product(inputs: tf.Tensor, source: keras.layers.Conv2D) -> bool:
+    """Return whether `_convolve_by_product` trains this convolution faster than TensorFlow does."""
+    n_outputs = math.prod(source.compute_output_shape(inputs.shape)[1:3])
+    return (
+        inputs.dtype == tf.float32
+        and inputs.shape[-1] >= _WIDE_CHANNELS
+        and n_outputs <= _SMALL_MAP
+        and source.dilation_rate == (1, 1)
+        and not tf.config.list_physical_devices("GPU")
+    )
+
+
+def _convolve_by_product(
+    inputs: tf.Tensor, kernel: tf.Tensor, strides: Any, padding: str, dilations: Any
+) -> tf.Tensor:
+    """Return `tf.nn.conv2d` of undilated kernels, whose gradient for the kernel is one product."""
+    del dilations
+    height, width, n_in, n_out = kernel.shape
+
+    @tf.custom_gradient
+    def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradients(of_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            patches = tf.image.extract_patches(
+                x, (1, height, width, 1), (1, *strides, 1), (1, 1, 1, 1), padding
+            )
+            of_kernel = tf.matmul(
+                tf.reshape(patches, (-1, height * width * n_in)),
+                tf.reshape(of_outputs, (-1, n_out)),
+                transpose_a=True,
+            )
+            of_x = tf.nn.conv2d_transpose(of_outputs, kernel, tf.shape(x), strides, padding)
+            return of_x, tf.reshape(of_kernel, kernel.shape)
+
+        return tf.nn.conv2d(x, kernel, strides, padding), gradients
+
+    outputs: tf.Tensor = convolve(inputs, kernel)
+    return outputs
 
 
 class _FoldedDense(_Folded):
