@@ -5,8 +5,9 @@ the same inputs and outputs that reads the very same variables. A BatchNorm that
 folded into the convolution before it, zero padding into the still convolution behind it, and
 everything computes in the asked precision, while the variables stay float32. What does not train
 is computed once and stands in the graph as a constant, which lets the kernels keep their own
-layout of it; what trains is folded anew in each step, so that gradients reach it; those of wide kernels on small
-maps are computed as one product. This module must not know which network it is given.
+layout of it; what trains is folded anew in each step, so that gradients reach it, and the gradient
+for a wide kernel on a small map is one product. This module must not know which network it is
+given.
 
 Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
 Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
