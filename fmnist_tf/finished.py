@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fmnist_tf.model.backbones import BackboneCard
 
 MODEL = "model.keras"
-_PIXELS_PER_BATCH = 64 * 224 * 224  # after resizing; bounds the memory of a forward pass
+_PIXELS_PER_BATCH = 32 * 224 * 224  # after resizing; bounds the memory of a forward pass
 _LARGEST_BATCH = 1024
 
 _Read = TypeVar("_Read")
