@@ -58,6 +58,7 @@ def plan_training(run: Run, train_labels: np.ndarray) -> TrainingPlan:
             warmup_steps=round(config.warmup_epochs * steps),
             cycle_steps=max(2, round(cycle_epochs * steps)),
             patience=config.plateau_patience,
+            factor=config.plateau_factor,
         ),
         batch_size=batch_size,
         seed=config.seed,

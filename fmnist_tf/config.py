@@ -196,9 +196,15 @@ class RunConfig:
     )
     plateau_patience: int = _knob(
         "training",
-        "plateau: epochs without a lower validation loss until the rate falls to a tenth",
+        "plateau: epochs without a lower validation loss until the rate falls",
         default=2,
         within=_COUNT,
+    )
+    plateau_factor: float = _knob(
+        "training",
+        "plateau: what the rate is multiplied by",
+        default=0.1,
+        within=(lambda x: 0 < x < 1, "a number above 0 and below 1"),
     )
     early_stopping: int | None = _knob(
         "training",

@@ -40,6 +40,7 @@ def test_what_is_planned_without_options() -> None:
         ({"schedule": "cosine", "least_rate": 1e-5}, "rates.least", 1e-5),
         ({"schedule": "triangular2", "cycle_epochs": 2.0}, "rates.cycle_steps", 26),
         ({"schedule": "plateau", "plateau_patience": 3}, "rates.patience", 3),
+        ({"schedule": "plateau", "plateau_factor": 0.5}, "rates.factor", 0.5),
         ({"label_smoothing": 0.1}, "label_smoothing", 0.1),
         ({"average_decay": 0.9}, "average_decay", 0.9),
         ({"augment": ("flip", "mixup")}, "n_views", 2),

@@ -74,8 +74,9 @@ def test_flags_are_these_and_no_others() -> None:
         "--epochs", "--batch-size", "--optimizer", "--momentum", "--weight-decay", "--clip-norm",
         "--learning-rate", "--range-test", "--no-range-test", "--schedule", "--least-rate",
         "--warmup-epochs", "--cycle-epochs",
-        "--plateau-patience", "--early-stopping", "--augment", "--label-smoothing",
-        "--class-weights", "--stage-rate-factor", "--average-decay", "--test-time-flip",
+        "--plateau-patience", "--plateau-factor",
+        "--early-stopping", "--augment", "--label-smoothing", "--class-weights",
+        "--stage-rate-factor", "--average-decay", "--test-time-flip",
         "--no-test-time-flip", "--precision", "--cache",
     }  # fmt: skip
 
@@ -153,6 +154,7 @@ OUT_OF_RANGE = [
     ({"cycle_epochs": 2.0}, "--cycle-epochs 2.0: expected with --schedule triangular2"),
     ({"least_rate": float("inf")}, "--least-rate inf: expected a number from 0 to"),
     ({"plateau_patience": 0}, "--plateau-patience 0: expected a whole number from 1"),
+    ({"plateau_factor": 1.0}, "--plateau-factor 1.0: expected a number above 0 and below 1"),
     ({"early_stopping": 0}, "--early-stopping 0: expected a whole number from 1"),
     ({"augment": ("flop",)}, "--augment flop: expected some of flip, shift-crop, erasing, mixup"),
     ({"augment": ("flip", "flip")}, "--augment flip,flip: expected some of flip"),
