@@ -529,11 +529,11 @@ def _limit_files(folder: Path, n_bytes: int) -> None:
 @pytest.mark.parametrize(
     ("make_small", "n_bytes", "number", "n_stored"),
     [
-        # A shard of 16 rows has 25,120 bytes, which a memory disk rounds up to whole pages.
+        # A shard of 16 rows has 25,104 bytes, which a memory disk rounds up to whole pages.
         (_mount_small_disk, 4 * 4096, errno.ENOSPC, 0),
         (_mount_small_disk, 8 * 4096, errno.ENOSPC, 16),
         (_mount_small_disk, 18 * 4096, errno.ENOSPC, 32),
-        (_limit_files, 25119, errno.EFBIG, 0),
+        (_limit_files, 25103, errno.EFBIG, 0),
     ],
 )
 def test_a_disk_that_fills_up_keeps_what_is_stored_and_is_said(

@@ -31,7 +31,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (50, 784), np.uint8)
 N_ROWS, N_SHARDS, SHARD_ROWS, BATCH = 50, 7, 8, 2
 SIDE_OF_TWOS = 800
 ROW_SHAPE = (3, 2)
-SHARD_BYTES = SHARD_ROWS * 12 + 32
+SHARD_BYTES = SHARD_ROWS * 12 + 16
 ROWS_OF = [range(start, min(start + SHARD_ROWS, N_ROWS)) for start in range(0, 50, SHARD_ROWS)]
 
 
@@ -247,7 +247,7 @@ def test_killed_at_any_moment_it_goes_on(seconds_until_kill: list[float], writer
                 process.join()
         whole = [path for path in (stored.folder / "key").glob("shard-*")]
         for path in whole:
-            assert path.stat().st_size in (SHARD_BYTES, len(ROWS_OF[-1]) * 12 + 32)
+            assert path.stat().st_size in (SHARD_BYTES, len(ROWS_OF[-1]) * 12 + 16)
         stored.fill()
         assert stored.rows_computed == N_ROWS - min(SHARD_ROWS * len(whole), N_ROWS)
         stored.check()
