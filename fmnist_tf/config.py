@@ -244,7 +244,8 @@ class RunConfig:
     )
     average_decay: float = _knob(
         "training",
-        "per step, of a moving average of the weights, which is validated and kept; 0: none",
+        "per step, of a moving average of weights and BatchNorm statistics, which is validated and "
+        "kept; 0: none",
         default=0.0,
         within=_SHARE,
     )

@@ -1,6 +1,6 @@
 """`python -m fmnist_tf.evaluate RUN`: a finished run and labelled images -> what it gets right.
 
-In: a run, and its own test data or any labelled CSV. Out: on stdout a table of the classes, the
+In: a run, and its own test data or a labelled CSV. Out: on stdout a table of the classes, the
 accuracy with counts and 95 % interval, and one last line for scripts; nothing is written to the
 run. This module must not train, nor judge unlabelled images.
 """
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.evaluate",
-        description="Measure a finished run on its own test data, or on any labelled CSV.",
+        description="Measure a finished run on its own test data, or on a labelled CSV.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-column",
         metavar="NAME",
-        help="name of the label's column in --data (default: as in the run)",
+        help="name of the label's column in --data (default: the run's, else found)",
     )
     add_terminal_flags(parser)
     return parser

@@ -185,7 +185,7 @@ def _require_free(out: Path) -> None:
             f"{printable(str(out), 200)} exists already, and an export is never overwritten; "
             "choose another --out PATH, or delete it"
         )
-    check_folder("--out", out.parent)
+    check_folder("the export", out)
 
 
 def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:

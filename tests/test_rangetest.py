@@ -31,18 +31,27 @@ def test_a_tenth_of_the_lowest() -> None:
 def test_one_bad_batch_is_not_hopeless_and_an_explosion_is() -> None:
     assert not is_hopeless([2.0])
     assert not is_hopeless([1.0] * 10 + [8.0])
-    assert is_hopeless([1.0] * 10 + [8.0] * 10)
+    assert is_hopeless([1.0] * 12 + [8.0] * 10)
     assert is_hopeless([1.0, math.nan])
     assert is_hopeless([math.inf])
 
 
 def test_the_first_losses_differ_as_they_like() -> None:
     # Batches of one image, or of a network that has learned already.
-    assert not any(is_hopeless([0.02, *[0.5] * n]) for n in range(10))
-    assert is_hopeless([0.02, *[5.0] * 10])
+    assert not any(is_hopeless([0.02, *[0.5] * n]) for n in range(120))
+    assert not any(is_hopeless([0.02, *[5.0] * n]) for n in range(10))
+    assert is_hopeless([*[0.5] * 12, *[5.0] * 10])
 
 
-@pytest.mark.parametrize("losses", [[], [1.0], [1.0] * 120, [1 + step / 9 for step in range(120)]])
+def test_a_lucky_first_batch_decides_nothing() -> None:
+    rates = plan_rates()
+    losses = [0.01, *(0.3 + 0.02 * abs(math.log10(rate) + 2) for rate in rates[1:])]
+    assert 1e-3 <= suggest_rate(rates, losses).rate <= 1e-3 * (rates[1] / rates[0]) ** 10
+
+
+@pytest.mark.parametrize(
+    "losses", [[], [1.0], [math.log(10)] * 120, [1 + step / 9 for step in range(120)]]
+)
 def test_where_the_loss_never_falls_nothing_is_suggested(losses: list[float]) -> None:
     assert suggest_rate(plan_rates(), losses).rate is None
 

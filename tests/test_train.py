@@ -26,6 +26,7 @@ from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
 from fmnist_tf.training import optimizers
+from fmnist_tf.training.loop import Trainer
 
 FILES = {
     "config.json", "provenance.json", "trainable.txt", "history.csv", "evaluation.json",
@@ -249,6 +250,35 @@ def test_the_settings_of_the_optimizer_reach_it(folder: Path, monkeypatch) -> No
     factors = settings.pop("rate_factors")
     assert (name, settings) == ("sgd", {"momentum": 0.3, "weight_decay": 0.2, "clip_norm": 5.0})
     assert set(factors.values()) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("losses", "words", "code", "said"),
+    [
+        ([1.0] * 50, [], 1, "the loss fell at none of the rates from 1e-06 to"),
+        ([], [], 1, "so it suggests none. Say one with --learning-rate"),
+        (
+            [1.0] * 50,
+            ["--learning-rate", "0.1"],
+            0,
+            "so it suggests none; the run uses 0.1, as set",
+        ),
+        (
+            [200.0 - step for step in range(120)],
+            [],
+            0,
+            "the loss still fell at the largest rate, 1",
+        ),
+    ],
+)
+def test_what_the_range_test_does_not_find_is_said(
+    folder: Path, capsys, monkeypatch, losses: list[float], words: list[str], code: int, said: str
+) -> None:
+    monkeypatch.setattr(Trainer, "run_range_test", lambda *given: losses)
+    run = ["--phase", "frozen", *QUICK, "--epochs", "1", "--run", "first", "--range-test"]
+    assert train(*run, *words) == code
+    assert said in capsys.readouterr().err
+    assert Path("runs/first/rates.png").is_file() == bool(losses)
 
 
 def test_the_least_rate_bounds_what_the_range_test_suggests(folder: Path, capsys) -> None:

@@ -215,7 +215,7 @@ def run_benchmark(
     show: Callable[[int, int], None],
     command: Sequence[str] = COMMAND,
 ) -> dict[str, Any]:
-    """Measure everything and return machine, settings and rows; `rows` tells a row's keys.
+    """Measure everything and return machine, settings and rows, each as in `benchmark.rows`.
 
     Args:
         settings: how much is measured.

@@ -1,7 +1,8 @@
 """The learning-rate range test: which rate to train with, from one short rising run.
 
-In: the losses of steps whose rate rises from step to step. Out: the rates to try, and one to use.
-Pure; `Trainer.run_range_test` takes the steps. This module must not know networks or data.
+In: the losses of steps whose rate rises from step to step. Out: the rates to try, and one to use,
+if there is one. Pure; `Trainer.run_range_test` takes the steps. This module must not know networks
+or data.
 
 Smith 2017, section 3.3: a network is trained while the rate rises; the loss falls fastest where the
 rate is large enough to learn and not yet too large to be stable.
@@ -17,7 +18,9 @@ LEAST, MOST, STEPS = 1e-6, 1.0, 120
 _SMOOTHING = 0.9
 _HOPELESS = 4.0
 _FIRST_STEPS = 10
-"""So many losses the smoothed one rests on; before, it is noise."""
+"""So many losses the smoothed one rests on; before, it is noise and decides nothing."""
+_FALLEN = 0.99
+"""The lowest smoothed loss as a share of the first, from which on it has fallen."""
 
 
 def plan_rates(least: float = LEAST, most: float = MOST, steps: int = STEPS) -> list[float]:
@@ -37,13 +40,13 @@ def smooth_losses(losses: Sequence[float]) -> list[float]:
 def is_hopeless(losses: Sequence[float]) -> bool:
     """Return whether larger rates need not be tried: the smoothed loss is four times its lowest.
 
-    A loss that is not finite is hopeless too. Of the first losses nothing else is: batches of few
-    images, or of a network that has learned already, differ by far more.
+    A loss that is not finite is hopeless too. Of the first losses nothing else is: those of small
+    batches, or of a network that has learned already, differ by far more.
     """
-    if not math.isfinite(losses[-1]):
-        return True
-    smoothed = smooth_losses(losses)
-    return len(losses) > _FIRST_STEPS and smoothed[-1] > _HOPELESS * min(smoothed)
+    settled = smooth_losses(losses)[_FIRST_STEPS:]
+    return not math.isfinite(losses[-1]) or (
+        bool(settled) and settled[-1] > _HOPELESS * min(settled)
+    )
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
         rates: rising.
         losses: of the steps that were taken, finite, at most as many.
     """
-    smoothed = smooth_losses(losses)
-    lowest = smoothed.index(min(smoothed)) if smoothed else 0
-    if lowest < min(_FIRST_STEPS, len(rates) - 1):
+    settled = smooth_losses(losses)[_FIRST_STEPS:]
+    if not settled or min(settled) > _FALLEN * settled[0]:
         return Suggestion(None)
+    lowest = _FIRST_STEPS + settled.index(min(settled))
     return Suggestion(rates[lowest] / 10, is_bound=lowest == len(rates) - 1)
