@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.bench",
         description="Measure the stages of training here, beside plain Keras, OpenVINO and "
-        "torch.compile (pip install -e '.[bench]') in alternating rounds. Takes perhaps 20 minutes "
-        "on 2 cores.",
+        "torch.compile (pip install -e '.[bench]') in alternating rounds. Takes far longer "
+        "than with --quick.",
         allow_abbrev=False,
     )
     parser.add_argument(

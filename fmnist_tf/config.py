@@ -33,6 +33,7 @@ _MOST_SHOWN = 10  # unknown names of one file
 # What a knob may be, and the words for it.
 _Range = tuple[Callable[[Any], bool], str]
 _SHARE: _Range = (lambda x: 0 <= x < 1, "a number from 0, below 1")
+_PART: _Range = (lambda x: 0 < x < 1, "a number above 0 and below 1")
 _FINITE: _Range = (lambda x: 0 < x < math.inf, "a finite number above 0")
 _COUNT: _Range = (lambda x: x >= 1, "a whole number from 1")
 _SEED: _Range = (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647")
@@ -94,7 +95,7 @@ class RunConfig:
         "data",
         "share of the training rows held out for validation",
         default=0.1,
-        within=(lambda x: 0 < x < 1, "a number above 0 and below 1"),
+        within=_PART,
         metavar="F",
     )
     limit: int | None = _knob(
@@ -204,7 +205,7 @@ class RunConfig:
         "training",
         "plateau: what the rate is multiplied by",
         default=0.1,
-        within=(lambda x: 0 < x < 1, "a number above 0 and below 1"),
+        within=_PART,
     )
     early_stopping: int | None = _knob(
         "training",

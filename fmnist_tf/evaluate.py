@@ -128,11 +128,10 @@ def _read_images(
         dataset = read_run_dataset(run, say)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test.pixels, dataset.test.labels
-
-    def read(column: str | None) -> CsvTable:
-        return read_csv(expand_path(flags.data), store_dir, label_column=column)
-
-    table = read(flags.label_column) if flags.label_column else read_with_label(read, run)
+    path = expand_path(flags.data)
+    table = read_with_label(
+        lambda column: read_csv(path, store_dir, label_column=column), run, flags.label_column
+    )
     for decision in table.decisions:
         say(f"{printable(table.path, 200)}: {decision}")
     labels = map_labels(table, run.class_names)

@@ -123,16 +123,21 @@ def find_places(class_names: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def read_with_label(read: Callable[[str | None], _Read], run: FinishedRun) -> _Read:
-    """Return what `read` makes of a file whose label column is the run's, else found.
+def read_with_label(
+    read: Callable[[str | None], _Read], run: FinishedRun, named: str | None = None
+) -> _Read:
+    """Return what `read` makes of a file whose label column is as named, the run's, or found.
 
     Args:
         read: label column, or None to find it -> what is read.
         run: trained on a file with the column.
+        named: the column that counts whatever the run's is, or None.
 
     Raises:
         DataError: the file is bad, whatever column holds its labels.
     """
+    if named:
+        return read(named)
     column = run.config.label_column
     if column is not None:
         try:

@@ -29,7 +29,6 @@ from fmnist_tf.files import check_target, write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tf.data.csvfile import CsvTable
     from fmnist_tf.finished import FinishedRun, RunBatches
 
 SHOWN_ROWS = 10
@@ -186,10 +185,9 @@ def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_d
         say(f"{shown}: {'; '.join(picture.decisions)}")
         return Source(str(path), picture.pixels[None])
 
-    def read(column: str | None) -> CsvTable:
-        return read_csv(path, store_dir, label_column=column)
-
-    table = read(label_column) if label_column else read_with_label(read, run)
+    table = read_with_label(
+        lambda column: read_csv(path, store_dir, label_column=column), run, label_column
+    )
     for decision in table.decisions:
         say(f"{shown}: {decision}")
     if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):

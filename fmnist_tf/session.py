@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from fmnist_tf.training.loop import Counts, TrainingPlan
 
 
-class NoRateError(FmnistError):
-    """The range test was to say the learning rate and found none."""
-
-
 def read_parent(directory: RunDir) -> FinishedRun:
     """Read a frozen run to continue.
 
@@ -393,7 +389,7 @@ def _use_suggestion(
     """Write what the range test found; return the plan with the rate that the run is to use.
 
     Raises:
-        NoRateError: it found none, and the settings say none.
+        FmnistError: it found none, and the settings say none.
     """
     from fmnist_tf.training.rangetest import smooth_losses, suggest_rate
 
@@ -412,7 +408,7 @@ def _use_suggestion(
             f"{rates[max(len(losses) - 1, 0)]:.3g}, so it suggests none"
         )
         if said is None:
-            raise NoRateError(f"{found}. Say one with --learning-rate")
+            raise FmnistError(f"{found}. Say one with --learning-rate")
         warn(f"{found}; the run uses {said:g}, as set")
         return plan
     if suggestion.is_bound:

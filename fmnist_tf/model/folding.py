@@ -146,11 +146,12 @@ def _foldable_pairs(
         if layer.name in ends or len(following) != 1:
             continue
         after = following[0]
+        stands_still = still or not after.trainable
         if (
             _is_plain_convolution(layer)
             and layer.activation is keras.activations.linear
             and type(after) is keras.layers.BatchNormalization
-            and (still or not after.trainable)
+            and stands_still
         ):
             norm_of[layer.name] = after
         # With explicit padding TensorFlow 2.21 has oneDNN's kernels for the forward pass of a full
@@ -159,7 +160,7 @@ def _foldable_pairs(
             type(layer) is keras.layers.ZeroPadding2D
             and _is_full(after)
             and after.padding == "valid"
-            and (still or not after.trainable)
+            and stands_still
         ):
             padding_of[after.name] = layer
     return norm_of, padding_of
@@ -207,12 +208,6 @@ class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
             return [tf.constant(weight) for weight in self._constants]
         return [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float32)]
 
-    @property
-    def _padding(self) -> Any:
-        if self._zero_padding is None:
-            return self._source.padding.upper()
-        return [[0, 0], *map(list, self._zero_padding.padding), [0, 0]]
-
     def compute_output_shape(self, input_shape: Any) -> Any:
         if self._zero_padding is not None:
             input_shape = self._zero_padding.compute_output_shape(input_shape)
@@ -221,6 +216,12 @@ class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
 
 class _FoldedConvolution(_Folded):
     """Padding, convolution, still BatchNorm: one convolution and one addition per channel."""
+
+    @property
+    def _padding(self) -> Any:
+        if self._zero_padding is None:
+            return self._source.padding.upper()
+        return [[0, 0], *map(list, self._zero_padding.padding), [0, 0]]
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
         source = self._source

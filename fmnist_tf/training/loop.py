@@ -210,7 +210,8 @@ class Trainer:
         """
         steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
         n_rows, labels = len(labels), np.tile(labels, plan.n_views)
-        averages = [tf.Variable(v) for v in self._moving_variables] if plan.average_decay else []
+        moving = self._moving_variables if plan.average_decay else []
+        averages = [tf.Variable(variable) for variable in moving]
         train_step = self._find_train_step(plan, averages)
         val_losses: list[float] = []
         for number in range(1, plan.rates.epochs + 1):
@@ -228,14 +229,14 @@ class Trainer:
                 if not math.isfinite(counts.loss_sum):
                     raise _non_finite(counts, number, f"step {step + 1} of {steps}", peak)
                 on_step(step + 1, steps)
-            _swap(averages, self._moving_variables)
+            _swap(averages, moving)
             val = self.evaluate(source, labels, val_rows, plan.batch_size)
             if not math.isfinite(val.loss_sum):
                 # The last step's damage shows only here: a step's loss is of the weights before.
                 raise _non_finite(val, number, f"validation, after step {steps}", peak)
             val_losses.append(val.loss)
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
-            _swap(averages, self._moving_variables)
+            _swap(averages, moving)
 
     def run_range_test(
         self,
@@ -374,8 +375,8 @@ class Trainer:
 
 
 def _swap(averages: list[tf.Variable], variables: list[Any]) -> None:
-    """Exchange the values of each average and its variable; without averages do nothing."""
-    for average, variable in zip(averages, variables[: len(averages)], strict=True):
+    """Exchange the values of each average and its variable."""
+    for average, variable in zip(averages, variables, strict=True):
         value = variable.numpy()
         variable.assign(average)
         average.assign(value)

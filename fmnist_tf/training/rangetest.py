@@ -18,7 +18,7 @@ LEAST, MOST, STEPS = 1e-6, 1.0, 120
 _SMOOTHING = 0.9
 _HOPELESS = 4.0
 _FIRST_STEPS = 10
-"""So many losses the smoothed one rests on; before, it is noise and decides nothing."""
+"""A smoothed loss that rests on fewer is noise and decides nothing."""
 _FALLEN = 0.99
 """The lowest smoothed loss as a share of the first, from which on it has fallen."""
 
@@ -43,7 +43,7 @@ def is_hopeless(losses: Sequence[float]) -> bool:
     A loss that is not finite is hopeless too. Of the first losses nothing else is: those of small
     batches, or of a network that has learned already, differ by far more.
     """
-    settled = smooth_losses(losses)[_FIRST_STEPS:]
+    settled = smooth_losses(losses)[_FIRST_STEPS - 1 :]
     return not math.isfinite(losses[-1]) or (
         bool(settled) and settled[-1] > _HOPELESS * min(settled)
     )
@@ -69,8 +69,8 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
         rates: rising.
         losses: of the steps that were taken, finite, at most as many.
     """
-    settled = smooth_losses(losses)[_FIRST_STEPS:]
+    settled = smooth_losses(losses)[_FIRST_STEPS - 1 :]
     if not settled or min(settled) > _FALLEN * settled[0]:
         return Suggestion(None)
-    lowest = _FIRST_STEPS + settled.index(min(settled))
+    lowest = _FIRST_STEPS - 1 + settled.index(min(settled))
     return Suggestion(rates[lowest] / 10, is_bound=lowest == len(rates) - 1)
