@@ -133,10 +133,12 @@ def open_source(
         compute = features.build_prefix_function(split.prefix, precision)
         # Room for all views before hours go into the first.
         if not features.fits_on_disk(folder, keys[found.index(None)], missing * n_bytes):
+            there = features.bytes_there(folder)
             warn(
-                f"frozen part: its output, {missing * n_bytes / 1e9:.2g} GB, does not fit on the "
+                f"frozen part: its output, {missing * n_bytes / 1e9:.3g} GB, does not fit on the "
                 f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "
-                "disk"
+                f"disk; what is stored there, {there / 1e9:.3g} GB, may be deleted while nothing "
+                "runs"
             )
             return StackedRows(views), compute
         stores = [
@@ -159,7 +161,7 @@ def _compute_features(
     from fmnist_tf.training import features
 
     n_rows, n_bytes = pixels.n_rows, features.stored_bytes(pixels.n_rows, row_shape)
-    say(f"frozen part: computing its output for {n_rows:,} images, {n_bytes / 1e9:.2g} GB")
+    say(f"frozen part: computing its output for {n_rows:,} images, {n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
     kept: list[int] = []  # the first thing heard: rows that an earlier run had stored
     with progress_bar("frozen part", "image") as show:

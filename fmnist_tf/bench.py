@@ -73,10 +73,11 @@ def _bench(flags: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="fmnist_tf-bench-") as folder:
         with progress_bar("bench", "step") as show:
             result = run_benchmark(settings, Path(folder), say=say, show=show)
+    # Printed first: a disk that is full by now does not cost the result.
+    print(format_result(result, shutil.get_terminal_size().columns), flush=True)
     if flags.json is not None:
         with write_atomically(flags.json) as file:
             file.write(json.dumps(result, indent=1).encode())
-    print(format_result(result, shutil.get_terminal_size().columns))
 
 
 if __name__ == "__main__":

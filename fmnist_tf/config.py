@@ -35,8 +35,8 @@ _Range = tuple[Callable[[Any], bool], str]
 _SHARE: _Range = (lambda x: 0 <= x < 1, "a number from 0, below 1")
 _PART: _Range = (lambda x: 0 < x < 1, "a number above 0 and below 1")
 _FINITE: _Range = (lambda x: 0 < x < math.inf, "a finite number above 0")
-_COUNT: _Range = (lambda x: x >= 1, "a whole number from 1")
-_SEED: _Range = (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647")
+_COUNT: _Range = (lambda x: 1 <= x < 2**31, "a whole number from 1 to 2147483647")
+_FROM_0: _Range = (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647")
 
 
 class SettingError(UsageError):
@@ -101,11 +101,11 @@ class RunConfig:
     limit: int | None = _knob(
         "data",
         "use only N training and validation rows, stratified",
-        within=(lambda x: x >= 2, "a whole number from 2"),
+        within=(lambda x: 2 <= x < 2**31, "a whole number from 2 to 2147483647"),
         metavar="N",
     )
     seed: int = _knob(
-        "data", "decides split, order, initial weights and dropout", default=0, within=_SEED
+        "data", "decides split, order, initial weights and dropout", default=0, within=_FROM_0
     )
 
     backbone: str = _knob("model", "the network under the head", default="resnet50", metavar="NAME")
@@ -131,7 +131,7 @@ class RunConfig:
         "model",
         "width of the hidden dense layer; 0: none",
         default=512,
-        within=(lambda x: x >= 0, "a whole number from 0"),
+        within=_FROM_0,
     )
     dropout: float = _knob(
         "model", "dropout before the last layer", default=0.5, within=_SHARE, metavar="P"
@@ -193,7 +193,7 @@ class RunConfig:
     cycle_epochs: float | None = _knob(
         "training",
         "triangular2: epochs of one rise and fall (default: half the run)",
-        within=_FINITE,
+        within=(lambda x: 0 < x < 2**31, "a number above 0 and below 2147483648"),
     )
     plateau_patience: int = _knob(
         "training",
@@ -272,7 +272,7 @@ class RunConfig:
     )
 
     parent: str | None = field(default=None, metadata={})
-    split_seed: int | None = field(default=None, metadata={"within": _SEED})
+    split_seed: int | None = field(default=None, metadata={"within": _FROM_0})
 
     def cache_dir(self, runs_dir: Path) -> Path:
         """Return the folder for parsed files, downloads and the frozen part's output."""

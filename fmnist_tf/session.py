@@ -254,7 +254,7 @@ def _tracked(run: Run) -> Iterator[Tracker]:
         directory.path,
         group=run.wandb_group,
         job_type=config.phase,
-        name=directory.path.name,
+        name=directory.full_name,
         config=_tracked_config(run),
         warn=warn,
         epochs_before=run.parent.directory.read_history()[-1].epoch if run.parent else 0,

@@ -2,7 +2,8 @@
 
 In: flags of `fmnist_tf.train`, and a grid of knobs to vary. Out: a folder with a trial each, a
 table on stdout, trials.csv and sweep.png. Trials share the data, the split and the stored output of
-the frozen part; they are compared on validation images, and the test images are left alone. Where
+the frozen part, unless its weights are random and seeds differ; they are compared on validation
+images, and the test images are left alone. Where
 nothing is varied there is nothing to choose: each seed is then a finished run, tested once.
 
 This module parses, decides the order and hands over; what is tried stands in `trials`, how it is
@@ -30,7 +31,7 @@ from fmnist_tf.command import add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, to_flags
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.files import check_target, replacing
-from fmnist_tf.train import Settings, add_recipe, add_where, read_settings
+from fmnist_tf.train import Settings, add_recipe, add_where, naming_parent, read_settings
 from fmnist_tf.trials import (
     Outcome,
     Result,
@@ -143,17 +144,29 @@ class Sweep:
     def describe(self, trial: Trial) -> str:
         """Return a trial as people are told of it."""
         words = [show_point(trial.point), f"seed={trial.seed}" if self.flags.seeds > 1 else ""]
-        return f"trial {trial.number} of {len(self.trials)}: {' '.join(filter(None, words))}"
+        said = f"trial {trial.number} of {len(self.trials)}: {' '.join(filter(None, words))}"
+        return said.removesuffix(": ")
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     space = read_space(flags.grid)
-    settings = read_settings(flags)
+    settings = read_settings(flags, usual_parent=_read_parent(flags))
     sweep = _plan(flags, settings, space, arguments)
     if flags.wandb_file is not None:
         _write_wandb_file(sweep, space)
     else:
         _run(sweep)
+
+
+def _read_parent(flags: argparse.Namespace) -> str | None:
+    """Return the run that the sweep to go on with continues; another may be the newest by now."""
+    from fmnist_tf.results.rundir import SWEEP, RunDir
+
+    if flags.run is None or not (flags.runs_dir / flags.run / SWEEP).is_file():
+        return None
+    settings = RunDir(flags.runs_dir / flags.run).read_json(SWEEP).get("settings")
+    parent = settings.get("parent") if isinstance(settings, dict) else None
+    return parent if isinstance(parent, str) else None
 
 
 def _plan(
@@ -170,6 +183,8 @@ def _plan(
     for name, value in (("--random", flags.random), ("--seeds", flags.seeds)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: expected a whole number from 1")
+    if flags.wandb_file is not None and flags.dry_run:
+        raise UsageError("--wandb-file: expected without --dry-run; it runs nothing either")
     if flags.random is not None and not space:
         raise UsageError("--random: expected with --grid, which says what to draw")
     if clash := next((name for name in space if name in settings.given), None):
@@ -194,8 +209,8 @@ def _plan(
             for line in lines:
                 if line.split(" = ")[0] not in space:
                     say(line)
-    command = command_line("fmnist_tf.sweep", arguments)
-    return Sweep(flags, settings, trials, configs, command)
+    words = naming_parent(arguments, flags, configs[1])
+    return Sweep(flags, settings, trials, configs, command_line("fmnist_tf.sweep", words))
 
 
 def _write_wandb_file(sweep: Sweep, space: Space) -> None:
@@ -305,8 +320,11 @@ def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     from fmnist_tf.session import build_network
 
     first_of = {(c.backbone, c.head, c.weights): c for c in reversed(list(sweep.configs.values()))}
+    parent = sweep.settings.parent
     for config in first_of.values():
-        build_network(config, dataset, sweep.settings.parent, cache_dir / "downloads")
+        # A dense layer that memory cannot hold is for its trial to fail of.
+        small = config if parent else dataclasses.replace(config, units=0)
+        build_network(small, dataset, parent, cache_dir / "downloads")
         _forget_networks()
 
 
@@ -459,8 +477,12 @@ def _write_table(directory: RunDir, sweep: Sweep, results: Mapping[int, Result])
     writer.writerow(["trial", "seed", *knobs, *names])
     for trial in sweep.trials:
         if (result := results.get(trial.number)) is not None:
-            values = [show_value(trial.point[name]) for name in knobs]
-            writer.writerow([trial.number, trial.seed, *values, *dataclasses.astuple(result)])
+            values: list[Any] = [show_value(trial.point[name]) for name in knobs]
+            told = dataclasses.asdict(result)
+            if result.error:  # a failed trial's other numbers say nothing
+                told = {name: told[name] for name in ("seconds", "error")}
+            values += [told.get(name) for name in names]
+            writer.writerow([trial.number, trial.seed, *values])
     directory.write_text(TABLE, text.getvalue())
 
 
@@ -531,15 +553,16 @@ def _describe_sources(
 
 
 def _command_of_best(sweep: Sweep, directory: RunDir, best: Outcome) -> str:
-    """Return the command that makes an ordinary run of the best point, with its first seed."""
+    """Return the command that makes an ordinary run of the best point, of a sound trial."""
     flags, parent = sweep.flags, sweep.settings.parent
-    path = _trial_dir(directory, best.trials[0]).file("config.json")
+    path = _trial_dir(directory, best.sound_trials[0]).file("config.json")
     words = ["python", "-m", "fmnist_tf.train", "--recipe", str(path)]
-    words += ["--run", f"{directory.path.name}-best"]
     if flags.runs_dir != Path("runs"):
         words += ["--runs-dir", str(flags.runs_dir)]
     if parent:
         words += ["--from", str(parent.directory.path)]
+    if flags.wandb != "auto":
+        words += ["--wandb", flags.wandb]
     return shlex.join(words)
 
 

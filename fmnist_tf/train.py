@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.config import RunConfig, add_flags, complete_config
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.recipe import describe_recipes, read_recipe
 
 if TYPE_CHECKING:
@@ -121,8 +121,13 @@ class Settings:
         )
 
 
-def read_settings(flags: argparse.Namespace) -> Settings:
+def read_settings(flags: argparse.Namespace, *, usual_parent: str | None = None) -> Settings:
     """Return what the flags, the recipe and the frozen run to continue say.
+
+    Args:
+        flags: of the command.
+        usual_parent: what finetune continues where neither flag nor recipe names a run; None: the
+            newest complete frozen run.
 
     Raises:
         UsageError: the recipe or the run to continue is at fault.
@@ -135,7 +140,7 @@ def read_settings(flags: argparse.Namespace) -> Settings:
         recipe, source = read.settings_of(given.get("phase")), read.name
     parent = None
     if {**recipe, **given}.get("phase") == "finetune":
-        parent = _find_parent(flags, recipe.get("parent"), source)
+        parent = _find_parent(flags, recipe.get("parent"), source, usual_parent)
     elif flags.from_run:
         raise UsageError("--from RUN: expected with --phase finetune alone")
     return Settings(given, recipe, source, parent, flags.runs_dir)
@@ -187,13 +192,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
             memory=memory,
             wandb_mode=flags.wandb,
             wandb_group=(parent.directory if parent else directory).group,
-            # Which run is the newest may differ when the command is repeated.
-            command=command_line(
-                "fmnist_tf.train",
-                [*arguments, "--from", config.parent]
-                if config.parent and not flags.from_run
-                else arguments,
-            ),
+            command=command_line("fmnist_tf.train", naming_parent(arguments, flags, config)),
         )
         test = session.run_session(run)
     print(run.sources)
@@ -203,13 +202,25 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     )
 
 
-def _find_parent(flags: argparse.Namespace, named: str | None, source: str) -> FinishedRun:
+def naming_parent(
+    arguments: Sequence[str], flags: argparse.Namespace, config: RunConfig
+) -> list[str]:
+    """Return the words of a command with the run that it continues among them."""
+    # Which run is the newest may differ when the command is repeated.
+    is_silent = config.parent and not flags.from_run
+    return [*arguments, "--from", str(config.parent)] if is_silent else list(arguments)
+
+
+def _find_parent(
+    flags: argparse.Namespace, named: str | None, source: str, usual: str | None
+) -> FinishedRun:
     """Return the frozen run that a finetune run continues.
 
     Args:
         flags: --from has the first word.
         named: the parent that the recipe names, if any.
         source: where it is named.
+        usual: the parent where neither names one; None: the newest complete frozen run.
     """
     from fmnist_tf.console import say
     from fmnist_tf.finished import find_run
@@ -226,6 +237,9 @@ def _find_parent(flags: argparse.Namespace, named: str | None, source: str) -> F
             raise UsageError(f"{error}. {hint}") from error
         say(f"finetune continues {directory.path}, the parent in {source}")
         return read_parent(directory)
+    if usual is not None:
+        say(f"finetune continues {printable(usual, 200)}, as before")
+        return read_parent(find_run(usual, flags.runs_dir))
     newest = find_newest_complete_run(flags.runs_dir, "frozen")
     if newest is None:
         raise UsageError(

@@ -160,6 +160,12 @@ class Outcome:
         return [result for result in self.results if result is not None and not result.error]
 
     @property
+    def sound_trials(self) -> list[Trial]:
+        """The trials that these came of."""
+        pairs = zip(self.trials, self.results, strict=True)
+        return [trial for trial, result in pairs if result is not None and not result.error]
+
+    @property
     def is_whole(self) -> bool:
         """Whether every seed has its result, and none failed."""
         return len(self.sound) == len(self.results)

@@ -99,6 +99,15 @@ def test_stacked_rows_are_the_views_one_above_the_other() -> None:
         np.testing.assert_array_equal(stacked.take(rows), above[rows])
 
 
+def test_one_view_is_not_copied_again() -> None:
+    class Same(ArrayRows):
+        def take(self, rows: np.ndarray) -> np.ndarray:
+            return self.array
+
+    array = np.zeros((3, 2))
+    assert StackedRows((Same(array),)).take(np.arange(3)) is array
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

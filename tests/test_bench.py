@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -460,6 +461,7 @@ def test_the_command_prints_tables_and_writes_json(
     printed = capsys.readouterr()
     result = json.loads(Path("x.json").read_text())
     assert printed.out == format_result(result, 80) + "\n"
+    assert re.search(r"for the deepest stage at\s+60,000 images", printed.out)
     assert result["settings"]["quick"] is True
     assert result["settings"]["image_size"] == 64
     assert max(map(len, printed.out.splitlines())) <= 80
@@ -500,6 +502,20 @@ def test_the_parent_imports_no_framework() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert answer.stdout == "[]\n"
+
+
+def test_a_full_disk_does_not_cost_the_result(tmp_path, monkeypatch, capsys) -> None:
+    def fail(path: Path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "fmnist_tf.benchmark.suite.run_benchmark",
+        functools.partial(run_benchmark, command=fake(tmp_path)),
+    )
+    monkeypatch.setattr("fmnist_tf.bench.write_atomically", fail)
+    assert main(["--quick", "--json", "x.json"]) == 74
+    assert "seconds = 60,000 / feature_pass's rate" in capsys.readouterr().out
 
 
 def is_alive(pid: int) -> bool:
@@ -634,7 +650,7 @@ def test_ours_and_plain_keras_compute_the_same(prepared, task: Task) -> None:
         assert stage.facts["precision"] == "float32"
         outputs[kind] = np.asarray(stage.outputs(), np.float32)
         assert len(outputs[kind]) == N_CHECKED
-        batch_size = stage.facts["batch_size"] * stage.facts.get("streams", 1)
+        batch_size = stage.facts["batch_size"]
         if task.head:
             assert stage.measure(2) == 2 * batch_size + round(2 * batch_size / 9)
         else:

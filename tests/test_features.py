@@ -573,10 +573,21 @@ def test_a_disk_that_fills_up_keeps_what_is_stored_and_is_said(
 
 
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 1100})
+    usage = type("Usage", (), {"free": 1100 + features.FREE_BYTES})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert features.fits_on_disk(tmp_path, "key", 999)
     assert not features.fits_on_disk(tmp_path, "key", 1000)
     (tmp_path / "key").mkdir()
     (tmp_path / "key/shard-00000.bin").write_bytes(bytes(500))
     assert features.fits_on_disk(tmp_path, "key", 1499)
+    assert features.bytes_there(tmp_path) == features.bytes_there(tmp_path / "key") == 500
+
+
+def test_a_store_that_is_not_whole_is_not_hashed(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "key"
+    folder.mkdir()
+    (folder / "shard-00000.bin").write_bytes(bytes(100))
+    monkeypatch.setattr(features, "_unsound_shards", lambda store: 1 / 0)
+    assert features.read_features(tmp_path, "key", 51, (1,)) is None
+    with pytest.raises(ZeroDivisionError):
+        features.read_features(tmp_path, "key", 50, (1,))

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from fmnist_tf.model import folding
 from fmnist_tf.model.classifier import split_classifier
 from fmnist_tf.model.folding import choose_precision, fold_model
 from fmnist_tf.training.features import build_prefix_function
@@ -269,8 +270,14 @@ def test_bfloat16_points_the_same_way(toy_classifier, toy_card) -> None:
     assert (found != expected).any()
 
 
-def test_the_person_overrules_the_machine() -> None:
+def test_the_person_overrules_the_machine(monkeypatch) -> None:
     assert choose_precision("bfloat16") == ("bfloat16", "as asked")
+    with monkeypatch.context() as patch:
+        patch.setattr(folding, "read_cpu_features", lambda: {"amx_bf16"})
+        patch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+        assert choose_precision("auto") == ("bfloat16", "the processor has amx_bf16")
+        patch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+        assert choose_precision("auto") == ("float32", "TF_ENABLE_ONEDNN_OPTS is 0")
     precision, why = choose_precision("auto")
     assert precision in ("float32", "bfloat16")
     assert why

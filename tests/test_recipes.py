@@ -237,14 +237,14 @@ def test_what_is_no_file_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
 
 FLOATS = st.floats(0, 1, exclude_max=True)
 POSITIVE = st.floats(1e-9, 1e9)
-COUNTS = st.integers(1, 2**62)
+COUNTS = st.integers(1, 2**31 - 1)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
 FREE = {
     "data": TEXTS, "test_data": TEXTS, "label_column": TEXTS, "backbone": TEXTS, "cache": TEXTS,
-    "val_fraction": st.floats(0.01, 0.99), "limit": st.integers(2, 2**62),
+    "val_fraction": st.floats(0.01, 0.99), "limit": st.integers(2, 2**31 - 1),
     "seed": st.integers(0, 2**31 - 1), "split_seed": st.integers(0, 2**31 - 1),
     "image_size": st.integers(1, 1024), "head": st.sampled_from(["flatten", "gap"]),
-    "units": st.integers(0, 2**62), "dropout": FLOATS, "epochs": COUNTS, "batch_size": COUNTS,
+    "units": st.integers(0, 2**31 - 1), "dropout": FLOATS, "epochs": COUNTS, "batch_size": COUNTS,
     "optimizer": st.just("sgd"), "momentum": FLOATS, "weight_decay": FLOATS,
     "clip_norm": POSITIVE, "learning_rate": POSITIVE,
     "schedule": st.sampled_from(["triangular2", "plateau"]), "cycle_epochs": POSITIVE,

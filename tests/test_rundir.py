@@ -368,6 +368,7 @@ def test_finished_runs_of_a_sweep_are_runs(tmp_path):
     assert first.name_in(tmp_path) == "a-sweep/trial-001"
     assert early.name_in(sweep) == str(early.path)
     assert (first.group, early.group) == ("a-sweep", "early")
+    assert (first.full_name, early.full_name) == ("a-sweep-trial-001", "early")
     with pytest.raises(UsageError, match="a-sweep/trial-001, early"):
         RunDir.open(tmp_path / "none")
 

@@ -83,9 +83,10 @@ def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best"))
     words = shlex.split(line.split(":", 1)[1])
     assert words[:3] == ["python", "-m", "fmnist_tf.train"]
-    assert train_main([*words[3:], "--wandb", "disabled"]) == 0
+    assert words[-2:] == ["--wandb", "disabled"]
+    assert train_main([*words[3:], "--run", "best"]) == 0
     trial = Path("runs/s/trial-002/history.csv").read_text().splitlines()
-    again = Path("runs/s-best/history.csv").read_text().splitlines()
+    again = Path("runs/best/history.csv").read_text().splitlines()
     without_seconds = [line.rsplit(",", 1)[0] for line in trial]
     assert [line.rsplit(",", 1)[0] for line in again] == without_seconds
 
@@ -95,7 +96,10 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
     assert sweep(*words) == 0
     first, second = read_trials()
     assert "expected a finite number" in first["error"]
+    assert (first["correct"], first["loss"], first["epoch"]) == ("", "", "")
+    assert float(first["seconds"]) > 0
     assert second["error"] == ""
+    assert second["correct"] != ""
     captured = capsys.readouterr()
     assert "trial 1 failed, the others go on" in captured.err
     assert "failed: " in captured.out
@@ -104,6 +108,33 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
     said = capsys.readouterr().err
     assert "1 of them have their result already" in said
     assert "trial 1 failed" in said
+
+
+@pytest.mark.parametrize("units", ["8,4", "4,8"])
+def test_a_head_that_memory_cannot_hold_fails_alone(folder, monkeypatch, units) -> None:
+    def build(config, *words):
+        if config.units == 8:
+            raise MemoryError("no room")
+        return original(config, *words)
+
+    original = session.build_configured
+    monkeypatch.setattr(session, "build_configured", build)
+    toy = [word for word in TOY if word not in ("--units", "0")]
+    assert main([*toy, "--run", "s", "--grid", f"units={units}"]) == 0
+    errors = {row["units"]: row["error"] for row in read_trials()}
+    assert errors == {"4": "", "8": "MemoryError: no room"}
+
+
+def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monkeypatch) -> None:
+    def fail_once(run):
+        if run.config.seed == 0:
+            raise MemoryError("no room")
+        return original(run)
+
+    original = session.run_trial
+    monkeypatch.setattr(session, "run_trial", fail_once)
+    assert sweep("--grid", "learning_rate=1e-2", "--seeds", "2") == 0
+    assert "--recipe runs/s/trial-002/config.json" in capsys.readouterr().out
 
 
 def test_what_ended_the_sweep_is_tried_again_last(folder, capsys) -> None:
@@ -270,6 +301,13 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     configs = [read_json(f"runs/s/trial-00{n}/config.json") for n in (1, 2)]
     assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
     assert {c["parent"] for c in configs} == {"base"}
+    command = read_json("runs/s/trial-001/provenance.json")["command"]
+    assert command.endswith("--from base")
+    # Another run is the newest by now; the sweep goes on from its own.
+    assert train_main([*TOY, "--phase", "frozen", "--run", "newer", "--seed", "1"]) == 0
+    Path("runs/s/trial-002/evaluation.json").unlink()
+    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all"]) == 0
+    assert read_json("runs/s/trial-002/config.json")["parent"] == "base"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +323,7 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
         (["--grid", "backbone=toy,resnt8", "--wandb-file", "x.yaml"], "--backbone resnt8: expe"),
         (["--grid", "dropout=0,0.1", "--weights", "none.h5"], "--weights none.h5: no such file"),
         ([*RATES, "--wandb-file", "."], "--wandb-file .: expected the name of a file"),
+        ([*RATES, "--wandb-file", "x.yaml", "--dry-run"], "--wandb-file: expected without --dry"),
         (["--grid", "weights=random,none.h5"], "--weights none.h5: no such file"),
         (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
         (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),

@@ -486,8 +486,13 @@ def test_a_damaged_parent_is_bad_input(
 
 def test_a_disk_too_small_for_the_store_is_a_warning(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("fmnist_tf.training.features.fits_on_disk", lambda *_: False)
+    other = Path("runs/.cache/features/other/shard-00000.bin")
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(5 * 10**6))
     frozen("--quiet")
-    assert "does not fit on the disk of runs/.cache/features" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not fit on the disk of runs/.cache/features" in said
+    assert "what is stored there, 0.005 GB, may be deleted" in said
 
 
 def test_a_model_of_another_network_is_bad_input(folder: Path, capsys, monkeypatch) -> None:

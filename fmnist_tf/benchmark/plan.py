@@ -28,7 +28,7 @@ N_IMAGES = 256
 N_CHECKED = 32
 """Of these, the images whose outputs are compared between the systems."""
 MOST_IMAGES = 8192
-"""In one measurement: what a fast machine stores meanwhile stays below 2 GB."""
+"""In one measurement: at 224 pixels what a fast machine stores meanwhile stays below 2 GB."""
 
 IMAGES, WEIGHTS, SAVED_MODEL = "images.npz", "weights.npz", "saved_model"
 
@@ -143,6 +143,7 @@ class Job:
         image_size: side in pixels.
         backbone: the network's card.
         folder: where images, weights and SavedModel lie, and where the worker may write.
+        on_gpu: whether TensorFlow computes on a GPU, and PyTorch is to do so too.
     """
 
     kind: str
@@ -153,6 +154,7 @@ class Job:
     image_size: int
     backbone: str
     folder: str
+    on_gpu: bool = False
 
 
 class Measurable(Protocol):

@@ -100,6 +100,7 @@ class _Suite:
         command: starts a worker.
         show: hears (done, total) steps.
         feature_batch: batch of the feature pass, known once it is prepared.
+        on_gpu: whether TensorFlow has one; known then too.
         n_steps: in all.
         n_done: so far.
         clocks_mhz: seen while something was measured.
@@ -111,6 +112,7 @@ class _Suite:
     command: Sequence[str]
     show: Callable[[int, int], None]
     feature_batch: int = 1
+    on_gpu: bool = False
     n_steps: int = 0
     n_done: int = 0
     clocks_mhz: list[float] = field(default_factory=list)
@@ -204,6 +206,7 @@ class _Suite:
             image_size=self.settings.image_size,
             backbone=self.settings.backbone,
             folder=str(self.folder),
+            on_gpu=self.on_gpu,
         )
 
 
@@ -219,7 +222,7 @@ def run_benchmark(
 
     Args:
         settings: how much is measured.
-        folder: existing and empty; takes up to 2 GB.
+        folder: existing and empty; takes up to 2 GB at 224 pixels.
         say: hears what takes time.
         show: hears (done, total) steps.
         command: starts a worker.
@@ -233,7 +236,7 @@ def run_benchmark(
     machine = describe_machine()
     systems = plan_systems(facts["precision"], machine["features"])
     say(f"measuring {', '.join(system.name for system in systems)}, one at a time")
-    suite.feature_batch = facts["feature_batch"]
+    suite.feature_batch, suite.on_gpu = facts["feature_batch"], bool(facts["gpus"])
     measurements = suite.measure_all(systems)
     if all(measurement.reason is not None for measurement in measurements):
         raise BenchError(f"nothing could be measured: {measurements[0].reason}")

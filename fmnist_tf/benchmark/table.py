@@ -64,18 +64,25 @@ def _write_notes(result: Mapping[str, Any]) -> list[str]:
     if machine["gpus"]:
         notes.append("OpenVINO computes on the processor, the others on the GPU.")
     stored = {
-        row["head"]: row["stored_bytes_an_image"] * N_PHASE
+        f"the {row['head']} head" if row["stage"] == "frozen_phase" else "the deepest stage": (
+            row["stored_bytes_an_image"] * N_PHASE
+        )
         for row in rows
-        if row["stage"] == "frozen_phase" and row["stored_bytes_an_image"]
+        if row["stage"] in ("frozen_phase", "finetune_epoch") and row["stored_bytes_an_image"]
     }
-    for head, n_bytes in stored.items():
-        note = f"ours stores {n_bytes / 1e9:.2g} GB for the {head} head at {N_PHASE:,} images"
+    for what, n_bytes in stored.items():
+        note = f"ours stores {n_bytes / 1e9:.3g} GB for {what} at {N_PHASE:,} images"
         if n_bytes > machine["memory_bytes"] / 2:
             note += (
                 "; this memory does not hold that, so each epoch also reads it from disk, which "
                 "is NOT in its rate"
             )
         notes.append(f"{note}.")
+    if any(row["stage"] == "finetune_epoch" for row in rows):
+        notes.append(
+            "finetune_epoch, ours: without what lies below the deepest stage, computed once for "
+            "all epochs; feature_pass computes that and the deepest stage."
+        )
     noisy = sum(row["spread"] > NOISY for row in rows if row["spread"] is not None)
     if noisy:
         notes.append(

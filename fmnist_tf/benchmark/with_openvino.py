@@ -48,31 +48,32 @@ class FeaturePass:
 
     def outputs(self) -> np.ndarray:
         """Return the checked images' features."""
-        self._infer(-(-N_CHECKED // self._job.batch_size))
+        n_batches = -(-N_CHECKED // self._job.batch_size)
+        self._infer(n_batches, n_kept=n_batches)
         return np.concatenate([self._features[batch] for batch in sorted(self._features)])[
             :N_CHECKED
         ]
 
     def measure(self, units: int) -> int:
         """Compute as many batches as fill the queue, `units` times."""
-        return self._infer(units * len(self._queue))
+        return self._infer(units * len(self._queue), n_kept=len(self._queue))
 
     def probe(self) -> float | None:
         """Return the highest rate of one large product."""
         return find_fastest(self._build_product)
 
-    def _infer(self, n_batches: int) -> int:
-        self._features.clear()
+    def _infer(self, n_batches: int, *, n_kept: int) -> int:
         size = self._job.batch_size
         for batch in range(n_batches):
             rows = np.arange(batch * size, (batch + 1) * size) % N_IMAGES
-            self._queue.start_async({0: self._images[rows]}, batch)
+            self._queue.start_async({0: self._images[rows]}, batch % n_kept)
         self._queue.wait_all()
         return n_batches * size
 
-    def _keep(self, request: Any, batch: int) -> None:
+    def _keep(self, request: Any, place: int) -> None:
         # A copy, as whoever stores features needs one: the request's memory is used again.
-        self._features[batch] = request.get_output_tensor(0).data.copy()
+        features = request.get_output_tensor(0).data
+        np.copyto(self._features.setdefault(place, np.empty_like(features)), features)
 
     def _build_product(self, product: MatMul | Conv) -> Callable[[], None]:
         operators = import_module("openvino.opset13")

@@ -1,8 +1,8 @@
 """The feature pass in PyTorch, compiled by `torch.compile` with frozen weights.
 
 In: a `Job`, weights in Keras' layout. Out: the stage, in channels-last memory, on the GPU if
-PyTorch sees one. The network is Keras' ResNet50 version 1 (He et al. 2015, table 1), which has its
-stride in a block's first 1x1 convolution, biases in its convolutions, and epsilon 1.001e-5.
+TensorFlow computes there. The network is Keras' ResNet50 version 1 (He et al. 2015, table 1), which
+has its stride in a block's first 1x1 convolution, biases in its convolutions, and epsilon 1.001e-5.
 TensorFlow is not imported here. This module must not know other networks.
 
 Shape letters: B batch, S side of the resized image.
@@ -101,7 +101,9 @@ class FeaturePass:
     def __init__(self, job: Job) -> None:
         torch._inductor.config.freezing = True
         self._job = job
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if job.on_gpu and not torch.cuda.is_available():
+            raise RuntimeError("the others compute on a GPU, which this PyTorch does not see")
+        self._device = torch.device("cuda" if job.on_gpu else "cpu")
         self._dtype = getattr(torch, job.precision)
         with np.load(Path(job.folder) / IMAGES) as arrays:
             self._images = arrays["images"]

@@ -146,6 +146,8 @@ class StackedRows:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape), each from its view."""
+        if len(self.sources) == 1:
+            return self.sources[0].take(rows)  # rows are large: one copy less
         taken = np.empty((len(rows), *self.row_shape), self.dtype)
         views, rows_within = np.divmod(rows, self.sources[0].n_rows)
         for view in np.unique(views):

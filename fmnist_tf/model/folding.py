@@ -19,6 +19,7 @@ Shape letters: B batch, H W C feature map.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import keras
@@ -39,6 +40,8 @@ def choose_precision(knob: str) -> tuple[str, str]:
         if capability >= (8, 0):
             return "bfloat16", f"GPU of compute capability {capability[0]}.{capability[1]}"
         return "float32", "the GPU has no bfloat16 units"
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":  # with which bfloat16 is computed
+        return "float32", "TF_ENABLE_ONEDNN_OPTS is 0"
     features = read_cpu_features()
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in features:
@@ -58,7 +61,8 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
 
     Returns:
         A model of the same input and output shapes. A variable that trains is the model's own; of
-        one that does not, the twin holds a copy of its value now.
+        one that does not, the twin holds a copy of its value now, if a convolution, a BatchNorm or
+        a cast dense layer has it.
     """
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)

@@ -126,8 +126,9 @@ def plan_phase(
     """
     stages = plan_unfreeze(card, phase, unfreeze)
     norm_moves = phase == "scratch" or train_batch_norm
-    planned = []
+    planned, covered = [], set()
     for named in _named_weights(classifier, card):
+        covered.add(id(named.weight))
         is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
         stage = named.stage
         if named.layer.name == "value_range":
@@ -148,7 +149,6 @@ def plan_phase(
             status, rule = TRAINED, f"stage {named.stage} is unfrozen"
         shape = tuple(named.weight.shape)
         planned.append(PlannedWeight(named.path, shape, stage, status, rule))
-    covered = {id(named.weight) for named in _named_weights(classifier, card)}
     missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
     if missed or len({weight.path for weight in planned}) != len(planned):
         raise PlanBrokenError(f"the plan does not cover each weight once; missed: {missed[:5]}")

@@ -148,6 +148,12 @@ class RunDir:
         return path.parent.name if self._is_trial else path.name
 
     @property
+    def full_name(self) -> str:
+        """Its name, with its sweep's before it; unlike other sweeps' trials by that."""
+        name = self.path.absolute().name
+        return f"{self.group}-{name}" if self._is_trial else name
+
+    @property
     def _is_trial(self) -> bool:
         return (self.path.parent / SWEEP).is_file()
 

@@ -57,8 +57,9 @@ SHARD_BYTES = 64 << 20
 SHARD_ROWS = 1024
 READ_BYTES = 1 << 20
 WAIT_SECONDS = 0.2
-# The disk also has to take the run directory and whatever else the machine does meanwhile.
-FREE_SPACE_MARGIN = 1.1
+# The disk also has to take the run directory, a model of up to a few hundred MB in it, and whatever
+# else the machine does meanwhile.
+FREE_SPACE_MARGIN, FREE_BYTES = 1.1, 10**9
 FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 
 # Names in /proc/cpuinfo that begin so decide which kernels compute.
@@ -247,8 +248,13 @@ def fits_on_disk(folder: Path, key: str, n_bytes: int) -> bool:
     What is stored of the entry already needs no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = sum(path.stat().st_size for path in (folder / key).glob("shard-*.bin"))
-    return shutil.disk_usage(folder).free > (n_bytes - stored) * FREE_SPACE_MARGIN
+    needed = (n_bytes - bytes_there(folder / key)) * FREE_SPACE_MARGIN + FREE_BYTES
+    return shutil.disk_usage(folder).free > needed
+
+
+def bytes_there(folder: Path) -> int:
+    """Return the size of all shards in one entry's folder, or in that of all entries."""
+    return sum(path.stat().st_size for path in folder.rglob("shard-*.bin"))
 
 
 def read_features(
@@ -256,10 +262,11 @@ def read_features(
 ) -> FeatureStore | None:
     """Return the stored entry, or None unless every shard is there and unharmed.
 
-    Every byte is read and hashed, `STREAMS` shards at a time.
+    Every byte is read and hashed, `STREAMS` shards at a time, once there are enough of them.
     """
     store = FeatureStore(folder / key, n_rows, row_shape)
-    return None if _unsound_shards(store) else store
+    is_whole = bytes_there(store.path) >= stored_bytes(n_rows, row_shape)
+    return store if is_whole and not _unsound_shards(store) else None
 
 
 def run_prefix(
