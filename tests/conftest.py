@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The tests are for the processor, several at a time; a GPU rounds otherwise and is full at once.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
 SHARED = Path(os.environ.get("FMNIST_TF_SHARED", Path(__file__).parents[2] / "shared"))
 
 

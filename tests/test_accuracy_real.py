@@ -82,6 +82,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
                     )  # fmt: skip
             else:
                 split = split_classifier(classifier, card, "head", "bfloat16")
+                assert split.body.get_layer("hidden").compute_dtype == "bfloat16"
                 if fast_features is None:
                     fast_features = compute(build_prefix_function(split.prefix, "bfloat16"), pixels)
                 trainer = Trainer(classifier, split, build_optimizer("adam"))

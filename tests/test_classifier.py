@@ -50,6 +50,12 @@ def test_prefix_holds_no_weight_of_the_body(toy_classifier, toy_card) -> None:
         assert prefix | body | output == {weight.path for weight in toy_classifier.weights}
 
 
+def test_the_body_computes_in_the_asked_precision(toy_classifier, toy_card) -> None:
+    for precision in ("float32", "bfloat16"):
+        split = split_classifier(toy_classifier, toy_card, "head", precision)
+        assert split.body.get_layer("hidden").compute_dtype == precision
+
+
 def test_cut_through_two_tensors_is_refused(toy_classifier, toy_card, monkeypatch) -> None:
     stages = {"low": ("toy_input", "stem_", "deep_conv", "deep_bn"), "high": ("deep_",)}
     monkeypatch.setitem(toy_card.__dict__, "stages", stages)

@@ -266,15 +266,50 @@ def test_key_depends_on_what_chooses_the_kernels(prefix, monkeypatch: pytest.Mon
     def key() -> str:
         return features.feature_key(ArrayRows(PIXELS), prefix, "float32")
 
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    keys = {key()}
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    keys.add(key())
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    keys.add(key())
-    monkeypatch.setattr(features, "_VECTOR_UNITS", ())
-    keys.add(key())
-    assert len(keys) == 4
+    settings = [
+        "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
+        "TF_ENABLE_ONEDNN_OPTS",
+    ]  # fmt: skip
+    for name in settings:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(features, "read_cpu_features", lambda: {"avx2", "lm"})
+    base = key()
+    others = set()
+    for name in settings:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "0")
+            others.add(key())
+            patch.setenv(name, "1")
+            others.add(key())
+    for owner, name, other in (
+        (features, "FORMAT", 99),
+        (features, "read_cpu_features", lambda: {"avx2", "lm", "amx_bf16"}),
+        (features, "usable_cpus", lambda: set(range(77))),
+        (features.platform, "machine", lambda: "abacus"),
+        (keras, "__version__", "0"),
+        (tf, "__version__", "0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, other)
+            others.add(key())
+    assert len(others | {base}) == 1 + 2 * len(settings) + 6
+    monkeypatch.setattr(features, "read_cpu_features", lambda: {"avx2"})
+    assert key() == base  # no kernel is chosen by the others
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_key_depends_on_the_settings_of_layers(nested: bool) -> None:
+    def key(side: int) -> str:
+        inputs = keras.Input((28, 28, 1))
+        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Resizing(side, side)(inputs))
+        model = keras.Model(inputs, pooled)
+        if nested:
+            outer = keras.Input((28, 28, 1))
+            model = keras.Model(outer, model(outer))
+        return features.feature_key(ArrayRows(PIXELS), model, "float32")
+
+    assert key(16) == key(16) != key(24)
 
 
 def test_key_is_the_same_in_another_process() -> None:
@@ -387,10 +422,14 @@ def in_child(body: Callable[[], None]) -> multiprocessing.Process:
 
 
 class Children:
-    """Processes that each store PIXELS, 20 ms a batch, and write down what they did."""
+    """Processes that each store PIXELS and write down what they did.
+
+    The first stands still once it has computed `hold_at` rows, until there is a file `go`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.hold_at = 1
         self.processes: list[multiprocessing.Process] = []
 
     def start(self) -> multiprocessing.Process:
@@ -401,8 +440,13 @@ class Children:
                 file.write(text + "\n")
 
         def slow(batch: np.ndarray) -> np.ndarray:
-            time.sleep(0.02)
             note("computed", str(len(batch)))
+            while (
+                number == 0
+                and self.rows_computed(0) >= self.hold_at
+                and not (self.folder / "go").exists()
+            ):
+                time.sleep(0.002)
             return batch
 
         def body() -> None:
@@ -443,6 +487,8 @@ def test_the_second_of_two_processes_waits_and_finds_it_done(children: Children)
     first = children.start()
     children.wait_until(lambda: bool(children.noted("computed", 0)))
     second = children.start()
+    children.wait_until(lambda: bool(children.noted("said", 1)))
+    (children.folder / "go").touch()
     first.join()
     second.join()
     assert (first.exitcode, second.exitcode) == (0, 0)
@@ -458,9 +504,11 @@ def test_the_second_of_two_processes_waits_and_finds_it_done(children: Children)
 def test_the_second_goes_on_where_a_killed_one_stopped(
     children: Children, rows_before_the_kill: int
 ) -> None:
+    children.hold_at = rows_before_the_kill
     first = children.start()
     children.wait_until(lambda: bool(children.noted("computed", 0)))
     second = children.start()
+    children.wait_until(lambda: bool(children.noted("said", 1)))
     children.wait_until(lambda: children.rows_computed(0) >= rows_before_the_kill)
     first.kill()
     first.join()
@@ -519,6 +567,8 @@ def _mount_small_disk(folder: Path, n_bytes: int) -> None:
     ):
         if answer != 0:
             raise OSError(ctypes.get_errno(), "no mount of our own")
+    (folder / "probe").mkdir()  # refused where this user has no number in the new space
+    (folder / "probe").rmdir()
 
 
 def _limit_files(folder: Path, n_bytes: int) -> None:

@@ -38,6 +38,7 @@ ROWS_OF = [range(start, min(start + SHARD_ROWS, N_ROWS)) for start in range(0, 5
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(features, "READ_BYTES", 20)  # a shard is read in several pieces
 
 
 def corner(batch: np.ndarray) -> np.ndarray:

@@ -272,12 +272,30 @@ def test_bfloat16_points_the_same_way(toy_classifier, toy_card) -> None:
 
 def test_the_person_overrules_the_machine(monkeypatch) -> None:
     assert choose_precision("bfloat16") == ("bfloat16", "as asked")
-    with monkeypatch.context() as patch:
-        patch.setattr(folding, "read_cpu_features", lambda: {"amx_bf16"})
-        patch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-        assert choose_precision("auto") == ("bfloat16", "the processor has amx_bf16")
-        patch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-        assert choose_precision("auto") == ("float32", "TF_ENABLE_ONEDNN_OPTS is 0")
-    precision, why = choose_precision("auto")
-    assert precision in ("float32", "bfloat16")
-    assert why
+    monkeypatch.setattr(folding, "read_cpu_features", lambda: {"amx_bf16"})
+    assert choose_precision("float32") == ("float32", "as asked")
+
+
+@pytest.mark.parametrize(
+    ("units", "precision", "why"),
+    [
+        ({"amx_bf16"}, "bfloat16", "the processor has amx_bf16"),
+        ({"avx512_bf16"}, "bfloat16", "the processor has avx512_bf16"),
+        ({"avx2", "avx512f"}, "float32", "the processor has no bfloat16 units"),
+        ((8, 0), "bfloat16", "GPU of compute capability 8.0"),
+        ((7, 5), "float32", "the GPU has no bfloat16 units"),
+        (None, "float32", "the GPU has no bfloat16 units"),
+    ],
+)
+def test_auto_is_what_the_device_computes_in(monkeypatch, units, precision: str, why: str) -> None:
+    is_processor = isinstance(units, set)
+    devices = [] if is_processor else ["GPU:0"]
+    details = {} if units is None else {"compute_capability": units}
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    monkeypatch.setattr(folding, "read_cpu_features", lambda: units if is_processor else {"avx2"})
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert choose_precision("auto") == (precision, why)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # which says nothing of a GPU
+    expected = ("float32", "TF_ENABLE_ONEDNN_OPTS is 0") if is_processor else (precision, why)
+    assert choose_precision("auto") == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
@@ -241,6 +242,59 @@ def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:
     found = make_trainer().predict(ArrayRows(PIXELS), np.arange(17, 23), 4)
     expected = toy_classifier.predict(PIXELS[17:].reshape(-1, 28, 28), verbose=0)
     np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_a_step_follows_the_mean_of_its_batch(make_trainer, toy_classifier) -> None:
+    toy_classifier.get_layer("dropout").rate = 0.0
+    start = toy_classifier.get_layer("probabilities").kernel.numpy()
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        one_step = TrainingPlan(RatePlan("constant", 1e-3, 1, 1), len(rows), seed=0)
+        trainer = make_trainer("sgd")
+        next(trainer.run_epochs(ArrayRows(PIXELS), LABELS, rows, np.arange(17, 23), one_step))
+        return toy_classifier.get_layer("probabilities").kernel.numpy() - start
+
+    once = moved(np.arange(6))
+    assert np.abs(once).max() > 1e-4
+    twice = moved(np.tile(np.arange(6), 2))
+    np.testing.assert_allclose(twice, once, rtol=1e-3, atol=1e-6)
+
+
+def test_every_epoch_has_its_own_order_views_and_draws(make_trainer, monkeypatch) -> None:
+    asked, drawn, seeded = [], [], []
+
+    class Watched(StackedRows):
+        def take(self, rows: np.ndarray) -> np.ndarray:
+            asked.extend(rows.tolist())
+            return super().take(rows)
+
+    def listen(x, targets, seed, kinds, background):
+        def hear(seed: np.ndarray) -> np.float32:
+            drawn.append((*seed.tolist(), kinds, background))
+            return np.float32(0)
+
+        heard = tf.ensure_shape(tf.numpy_function(hear, [seed], tf.float32), ())
+        return x, targets + heard
+
+    monkeypatch.setattr("fmnist_tf.training.loop.augment", listen)
+    monkeypatch.setattr(Trainer, "_seed_dropout", lambda self, *given: seeded.append(given))
+    views = Watched((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))
+    changes = {"n_views": 2, "augment": ("shift-crop",), "background": 7}
+    list(run(make_trainer(), source=views, **changes))
+    one, two = np.reshape(asked, (2, 23))[:, :17]
+    assert (one % 23 != two % 23).any()
+    first, second = (dict(zip(x % 23, x // 23, strict=True)) for x in (one, two))
+    assert all(first[row] != second[row] for row in range(17))
+    assert drawn == [(0, step, ("shift-crop",), 7) for step in range(8)]
+    assert seeded == [(0, 1), (0, 2)]
+
+
+def test_range_test_stops_where_the_loss_explodes(make_trainer) -> None:
+    rates = plan_rates(1e-5, 1e30, 40)
+    trainer = make_trainer("sgd")
+    losses = trainer.run_range_test(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
+    assert len(losses) < 40
+    assert np.isfinite(losses).all()
 
 
 def test_counts_add_up() -> None:

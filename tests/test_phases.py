@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -103,6 +105,17 @@ def test_a_frozen_weight_that_moves_is_an_error(toy_classifier, toy_card) -> Non
     kernel.assign(kernel + 1)
     with pytest.raises(PlanBrokenError, match="stem_conv/kernel"):
         prove_plan(plan, before, digest_weights(toy_classifier, toy_card))
+
+
+def test_a_plan_that_keras_cannot_follow_is_an_error(toy_classifier, toy_card) -> None:
+    plan = plan_phase(toy_classifier, toy_card, "frozen")
+    # A layer trains as a whole: its kernel cannot move beside a bias that stands still.
+    weights = tuple(
+        replace(weight, status="frozen") if weight.path == "hidden/bias" else weight
+        for weight in plan.weights
+    )
+    with pytest.raises(PlanBrokenError, match="hidden/bias"):
+        apply_plan(toy_classifier, toy_card, replace(plan, weights=weights))
 
 
 def test_a_planned_weight_that_stays_is_named(toy_classifier, toy_card) -> None:

@@ -328,11 +328,15 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
         (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
         (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),
         (["--wandb-file", "x.yaml"], "--wandb-file: expected with --grid"),
+        (
+            ["--backbone", "mlp", "--grid", "head=flatten,gap"],
+            "--head gap: expected flatten, for mlp has no feature map",
+        ),
         (["--grid", "dropout=0..0.5", "--wandb-file", "x.yaml"], "expected --random N"),
     ],
 )
 def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) -> None:
-    varied = {name for name in ("--backbone", "--weights") if name[2:] in str(words)}
+    varied = {name for name in ("--backbone", "--weights", "--head") if name[2:] in str(words)}
     pairs = zip(TOY[::2], TOY[1::2], strict=True)
     toy = [word for flag, value in pairs if flag not in varied for word in (flag, value)]
     assert main([*toy, "--run", "s", *words]) == 2
@@ -372,6 +376,24 @@ def test_wandb_file_holds_the_search_and_what_is_fixed(folder, capsys) -> None:
     assert "--epochs=2" in fixed
     assert train_main([*fixed, "--wandb", "disabled", "--learning-rate=0.01", "--dry-run"]) == 0
     assert not list(Path().glob("runs/[a-z]*"))
+
+
+def test_words_of_others_hold_recipe_parent_and_folder(folder, capsys) -> None:
+    where = ["--runs-dir", "elsewhere"]
+    assert train_main([*TOY, *where, "--run", "base"]) == 0
+    Path("r.toml").write_text("epochs = 1\nbatch_size = 16\nphase = 'finetune'\n")
+    words = [*where, "--recipe", "r.toml", "--grid", "unfreeze=deep", "--wandb", "disabled"]
+    assert main([*words, "--wandb-file", "w.yaml"]) == 0
+    command = yaml.safe_load(Path("w.yaml").read_text())["command"]
+    assert command[4:6] == ["--recipe", "r.toml"]
+    given = dict(zip(command[6:-1:2], command[7:-1:2], strict=False))
+    assert (given["--runs-dir"], given["--from"]) == ("elsewhere", "elsewhere/base")
+    capsys.readouterr()
+    assert main([*words, "--run", "s"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
+    printed = shlex.split(line)
+    assert printed[printed.index("--runs-dir") + 1] == "elsewhere"
+    assert printed[printed.index("--from") + 1] == "elsewhere/base"
 
 
 def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:

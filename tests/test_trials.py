@@ -6,7 +6,7 @@ import dataclasses
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.config import RunConfig
@@ -81,6 +81,7 @@ def test_what_is_wrong_is_said(text: str, said: str) -> None:
 
 
 @given(st.text(max_size=60))
+@settings(deadline=None)
 def test_any_text_is_a_space_or_one_clear_error(text: str) -> None:
     said = ""
     try:
