@@ -123,6 +123,7 @@ class Sweep:
         trials: all of them.
         configs: by a trial's number, complete.
         command: the command line without secrets.
+        begun: what an earlier command began under this name, None where there is nothing.
     """
 
     flags: argparse.Namespace
@@ -130,6 +131,7 @@ class Sweep:
     trials: Sequence[Trial]
     configs: Mapping[int, RunConfig]
     command: str
+    begun: Mapping[str, Any] | None
 
     @property
     def config(self) -> RunConfig:
@@ -150,27 +152,37 @@ class Sweep:
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     space = read_space(flags.grid)
-    settings = read_settings(flags, usual_parent=_read_parent(flags))
-    sweep = _plan(flags, settings, space, arguments)
+    begun = _read_begun(flags)
+    # Another run may be the newest by now.
+    parent = _settings_of(begun).get("parent")
+    settings = read_settings(flags, usual_parent=parent if isinstance(parent, str) else None)
+    sweep = _plan(flags, settings, space, arguments, begun)
     if flags.wandb_file is not None:
         _write_wandb_file(sweep, space)
     else:
         _run(sweep)
 
 
-def _read_parent(flags: argparse.Namespace) -> str | None:
-    """Return the run that the sweep to go on with continues; another may be the newest by now."""
+def _read_begun(flags: argparse.Namespace) -> dict[str, Any] | None:
+    """Return what the sweep of this name was begun with; None where there is none yet."""
     from fmnist_tf.results.rundir import SWEEP, RunDir
 
     if flags.run is None or not (flags.runs_dir / flags.run / SWEEP).is_file():
         return None
-    settings = RunDir(flags.runs_dir / flags.run).read_json(SWEEP).get("settings")
-    parent = settings.get("parent") if isinstance(settings, dict) else None
-    return parent if isinstance(parent, str) else None
+    return RunDir(flags.runs_dir / flags.run).read_json(SWEEP)
+
+
+def _settings_of(begun: Mapping[str, Any] | None) -> dict[str, Any]:
+    settings = (begun or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def _plan(
-    flags: argparse.Namespace, settings: Settings, space: Space, arguments: Sequence[str]
+    flags: argparse.Namespace,
+    settings: Settings,
+    space: Space,
+    arguments: Sequence[str],
+    begun: Mapping[str, Any] | None,
 ) -> Sweep:
     """Return all trials, each with settings that go together.
 
@@ -210,7 +222,8 @@ def _plan(
                 if line.split(" = ")[0] not in space:
                     say(line)
     words = naming_parent(arguments, flags, configs[1])
-    return Sweep(flags, settings, trials, configs, command_line("fmnist_tf.sweep", words))
+    command = command_line("fmnist_tf.sweep", words)
+    return Sweep(flags, settings, trials, configs, command, begun)
 
 
 def _write_wandb_file(sweep: Sweep, space: Space) -> None:
@@ -247,13 +260,13 @@ def _run(sweep: Sweep) -> None:
     from fmnist_tf.console import say, warn
     from fmnist_tf.memory import MemoryWatch, release_memory
     from fmnist_tf.results.provenance import describe_code
-    from fmnist_tf.results.rundir import SWEEP, check_name
+    from fmnist_tf.results.rundir import check_name
     from fmnist_tf.run import StageClock
     from fmnist_tf.session import read_data
     from fmnist_tf.startup import import_tensorflow
 
     flags, code, memory = sweep.flags, describe_code(), MemoryWatch()
-    goes_on = flags.run is not None and (flags.runs_dir / flags.run / SWEEP).is_file()
+    goes_on = sweep.begun is not None
     if flags.run is not None and not goes_on:
         check_name(flags.runs_dir, flags.run)
     cache_dir = sweep.config.cache_dir(flags.runs_dir)
@@ -263,7 +276,7 @@ def _run(sweep: Sweep) -> None:
         _check_cards(sweep)
         _check_weights(sweep, data[0], cache_dir)
     if goes_on or not flags.dry_run:
-        directory = _open_sweep(sweep, *data, goes_on=goes_on)
+        directory = _open_sweep(sweep, *data)
     if flags.dry_run:
         for trial in sweep.trials:
             print(sweep.describe(trial))
@@ -334,7 +347,7 @@ def _forget_networks() -> None:
     keras.backend.clear_session()
 
 
-def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits, *, goes_on: bool) -> RunDir:
+def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits) -> RunDir:
     """Return the sweep's folder: a new one, or the one that was begun earlier.
 
     Raises:
@@ -351,16 +364,15 @@ def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits, *, goes_on: bool
         # As they are read back: lists for tuples.
         "trials": json.loads(json.dumps([dataclasses.asdict(trial) for trial in sweep.trials])),
     }
-    if not goes_on:
+    there = sweep.begun
+    if there is None:
         directory = RunDir.create(flags.runs_dir, flags.run, "sweep", dataset.name)
         directory.write_json(SWEEP, here)
         return directory
     directory = RunDir(flags.runs_dir / flags.run)
-    there = directory.read_json(SWEEP)
     if there == here:
         return directory
-    settings = there.get("settings")
-    old, new = (settings if isinstance(settings, dict) else {}), here["settings"]
+    old, new = _settings_of(there), here["settings"]
     differing = [
         f"{key} was {old.get(key)!r} and is {value!r}"
         for key, value in new.items()
@@ -555,7 +567,7 @@ def _describe_sources(
 def _command_of_best(sweep: Sweep, directory: RunDir, best: Outcome) -> str:
     """Return the command that makes an ordinary run of the best point, of a sound trial."""
     flags, parent = sweep.flags, sweep.settings.parent
-    path = _trial_dir(directory, best.sound_trials[0]).file("config.json")
+    path = _trial_dir(directory, best.sound_pairs[0][0]).file("config.json")
     words = ["python", "-m", "fmnist_tf.train", "--recipe", str(path)]
     if flags.runs_dir != Path("runs"):
         words += ["--runs-dir", str(flags.runs_dir)]

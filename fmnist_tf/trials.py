@@ -155,15 +155,15 @@ class Outcome:
         return next((r.error for r in self.results if r is not None and r.error), None)
 
     @property
-    def sound(self) -> list[Result]:
-        """The results with figures: of the trials that ended and did not fail."""
-        return [result for result in self.results if result is not None and not result.error]
+    def sound_pairs(self) -> list[tuple[Trial, Result]]:
+        """The trials that ended and did not fail, with their results, which have figures."""
+        pairs = zip(self.trials, self.results, strict=True)
+        return [(trial, result) for trial, result in pairs if result and not result.error]
 
     @property
-    def sound_trials(self) -> list[Trial]:
-        """The trials that these came of."""
-        pairs = zip(self.trials, self.results, strict=True)
-        return [trial for trial, result in pairs if result is not None and not result.error]
+    def sound(self) -> list[Result]:
+        """The results of these."""
+        return [result for _, result in self.sound_pairs]
 
     @property
     def is_whole(self) -> bool:

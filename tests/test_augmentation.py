@@ -170,4 +170,4 @@ def test_it_is_fast(kinds: tuple[str, ...]) -> None:
         seconds.append(time.perf_counter() - started)
     rate = n / statistics.median(seconds)
     print(f"\n{'+'.join(kinds)}: {rate:,.0f} images/s in batches of {n}")
-    assert rate > 5_000  # several times what any network here trains at
+    assert rate > (50_000 if len(kinds) == 1 else 20_000)

@@ -125,14 +125,20 @@ def test_a_head_that_memory_cannot_hold_fails_alone(folder, monkeypatch, units) 
     assert errors == {"4": "", "8": "MemoryError: no room"}
 
 
-def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monkeypatch) -> None:
+def fail_at_seed(monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> None:
+    """Let session's function of this name fail for runs of one seed."""
+
     def fail_once(run):
-        if run.config.seed == 0:
+        if run.config.seed == seed:
             raise MemoryError("no room")
         return original(run)
 
-    original = session.run_trial
-    monkeypatch.setattr(session, "run_trial", fail_once)
+    original = getattr(session, name)
+    monkeypatch.setattr(session, name, fail_once)
+
+
+def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monkeypatch) -> None:
+    fail_at_seed(monkeypatch, "run_trial", 0)
     assert sweep("--grid", "learning_rate=1e-2", "--seeds", "2") == 0
     assert "--recipe runs/s/trial-002/config.json" in capsys.readouterr().out
 
@@ -170,13 +176,7 @@ def test_when_all_fail_the_command_does(folder, capsys) -> None:
 
 
 def test_a_seed_that_fails_does_not_cost_the_others(folder, capsys, monkeypatch) -> None:
-    def fail_once(run):
-        if run.config.seed == 1:
-            raise MemoryError("no room")
-        return original(run)
-
-    original = session.run_session
-    monkeypatch.setattr(session, "run_session", fail_once)
+    fail_at_seed(monkeypatch, "run_session", 1)
     assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
     out = capsys.readouterr().out.splitlines()
     assert "not every seed came to its end: MemoryError: no room" in out
@@ -400,14 +400,16 @@ def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
     from test_tracking import inspect
 
     assert sweep(*RATES, "--wandb", "offline") == 0
-    jobs = []
+    jobs, names = [], []
     for place in ("runs/s", "runs/s/trial-001", "runs/s/trial-002"):
         (offline,) = Path(place, "wandb").glob("offline-run-*")
         records = [json.loads(line) for line in inspect(str(offline)).splitlines()]
         (run,) = [record["run"] for record in records if record["type"] == "run"]
         assert run["run_group"] == "s"
         jobs.append(run["job_type"])
+        names.append(run["display_name"])
     assert jobs == ["sweep", "frozen", "frozen"]
+    assert names == ["s", "s-trial-001", "s-trial-002"]
     summary = json.loads(inspect(str(next(Path("runs/s/wandb").glob("off*"))), "--summary"))
     assert summary["summary"]["runs"]["nrows"] == 2
     assert summary["summary"]["comparison"]["_type"] == "image-file"

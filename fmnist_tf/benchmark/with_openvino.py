@@ -73,7 +73,9 @@ class FeaturePass:
     def _keep(self, request: Any, place: int) -> None:
         # A copy, as whoever stores features needs one: the request's memory is used again.
         features = request.get_output_tensor(0).data
-        np.copyto(self._features.setdefault(place, np.empty_like(features)), features)
+        if place not in self._features:
+            self._features[place] = np.empty_like(features)
+        np.copyto(self._features[place], features)
 
     def _build_product(self, product: MatMul | Conv) -> Callable[[], None]:
         operators = import_module("openvino.opset13")
