@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from fmnist_tf.results.provenance import command_line, describe_code, describe_machine
+from fmnist_tf.run import describe_devices
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +49,25 @@ def test_nothing_says_who_or_where(monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps([describe_code(), describe_machine()])
     for word in (str(Path.home()), str(ROOT)):
         assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ({"CPU": [None]}, ["CPU"]),
+        ({"CPU": [None], "GPU": ["NVIDIA H200"]}, ["GPU: NVIDIA H200"]),
+        ({"CPU": [None], "GPU": ["A", "B"]}, ["GPU: A", "GPU: B"]),
+    ],
+)
+def test_a_gpu_is_what_a_run_computes_on_where_there_is_one(
+    machine: dict[str, list[str | None]], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_devices(kind: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(device_type=kind, model=model) for model in machine.get(kind, [])]
+
+    def describe(device: SimpleNamespace) -> dict[str, str]:
+        return {} if device.model is None else {"device_name": device.model}
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", list_devices)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", describe)
+    assert describe_devices() == expected
