@@ -118,19 +118,23 @@ def open_source(
                 f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the "
                 "frozen part is not stored but computed in every epoch, which takes far longer"
             )
-        return StackedRows(views), features.build_prefix_function(split.prefix, precision)
-    row_shape = split.prefix.output_shape[1:]
+        return StackedRows(views), features.build_prefix_function(
+            split.prefix, precision, pools=split.pools
+        )
+    row_shape = split.row_shape
     n_bytes = features.stored_bytes(len(pool), row_shape)
     folder = run.cache_dir / "features"
     with run.clock.stage("features"):
-        keys = [features.feature_key(view, split.prefix, precision) for view in views]
+        keys = [
+            features.feature_key(view, split.prefix, precision, pools=split.pools) for view in views
+        ]
         found = [features.read_features(folder, key, len(pool), row_shape) for key in keys]
         for store in filter(None, found):
             say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
         missing = found.count(None)
         if not missing:
             return StackedRows(tuple(filter(None, found))), None
-        compute = features.build_prefix_function(split.prefix, precision)
+        compute = features.build_prefix_function(split.prefix, precision, pools=split.pools)
         # Room for all views before hours go into the first.
         if not features.fits_on_disk(folder, keys[found.index(None)], missing * n_bytes):
             there = features.bytes_there(folder)
@@ -142,12 +146,33 @@ def open_source(
             )
             return StackedRows(views), compute
         stores = [
-            store or _compute_features(run, key, view, compute, row_shape)
+            store
+            or _compute_features(run, key, *_cheapest_way(run, split, view, compute), row_shape)
             for store, key, view in zip(found, keys, views, strict=True)
         ]
     del compute
     release_memory()
     return StackedRows(tuple(stores)), None
+
+
+def _cheapest_way(
+    run: Run, split: SplitClassifier, pixels: RowSource, compute: Callable[[Any], Any]
+) -> tuple[RowSource, Callable[[Any], Any]]:
+    """Return what one view's features come from, and how: its pixels and `compute`, as a rule.
+
+    Where the head averages the feature maps and a run with a Flatten head has stored these, they
+    need averaging alone, which gives the same numbers.
+    """
+    from fmnist_tf.training import features
+
+    if split.pools:
+        key = features.feature_key(pixels, split.prefix, run.precision[0])
+        shape = split.prefix.output_shape[1:]
+        maps = features.read_features(run.cache_dir / "features", key, pixels.n_rows, shape)
+        if maps:
+            say(f"frozen part: found its feature maps in {maps.path}; they are to be averaged")
+            return maps, features.average_maps
+    return pixels, compute
 
 
 def _compute_features(
@@ -157,7 +182,15 @@ def _compute_features(
     compute: Callable[[Any], Any],
     row_shape: tuple[int, ...],
 ) -> FeatureStore:
-    """Compute and store one view's features, and say how long that took."""
+    """Compute and store one view's features, and say how long that took.
+
+    Args:
+        run: what is stored belongs to its data and network.
+        key: names the features.
+        pixels: of the view, or its stored feature maps.
+        compute: makes features of them.
+        row_shape: of one image's features.
+    """
     from fmnist_tf.training import features
 
     n_rows, n_bytes = pixels.n_rows, features.stored_bytes(pixels.n_rows, row_shape)

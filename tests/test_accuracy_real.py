@@ -32,7 +32,7 @@ def compute(function, pixels: np.ndarray) -> np.ndarray:
 def evaluate(classifier: keras.Sequential, features: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy of the ordinary float32 head on plain float32 features."""
     tensor = features
-    for layer in classifier.layers[classifier.layers.index(classifier.get_layer("flatten")) + 1 :]:
+    for layer in classifier.layers[classifier.layers.index(classifier.get_layer("flatten")) :]:
         tensor = layer(tensor, training=False)
     return float((np.asarray(tensor).argmax(axis=1) == labels).mean())
 
@@ -72,7 +72,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
                     for name, some in (("train", pixels), ("test", test_pixels)):
                         images = some.reshape(-1, 28, 28)
                         plain_features[name] = compute(step, images)
-                head = keras.Sequential([keras.Input((8192,)), *classifier.layers[-3:]])
+                head = keras.Sequential([keras.Input((2, 2, 2048)), *classifier.layers[-4:]])
                 head.compile(keras.optimizers.Adam(RATE), "sparse_categorical_crossentropy")
                 for epoch in range(1, EPOCHS + 1):
                     order = order_rows(np.arange(len(rows)), seed, epoch)

@@ -34,7 +34,11 @@ def test_halves_compute_what_the_whole_computes(toy_card, head: str, lowest: str
     )
     split = split_classifier(classifier, toy_card, lowest)
     assert split.has_frozen_part == (lowest != "stem")
+    assert split.pools == (head == "gap" and lowest == "head")
     features = split.prefix(PIXELS, training=False)
+    if split.pools:
+        features = tf.reduce_mean(features, axis=(1, 2))
+    assert split.row_shape == features.shape[1:]
     probabilities = tf.nn.softmax(split.logits(features, training=False))
     expected = classifier(PIXELS, training=False)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)

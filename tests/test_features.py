@@ -176,6 +176,30 @@ def test_a_flipped_view_is_another_entry_of_the_same_function(prefix, tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stored_maps_averaged_are_the_features_of_a_pooled_head(
+    prefix, tmp_path: Path, precision: str
+) -> None:
+    """Else what a run computes with would hang on what an earlier one left."""
+    maps = features.build_prefix_function(prefix, precision)
+    shape = prefix.output_shape[1:]
+    stored = store_rows(tmp_path, PIXELS, maps, key="maps", row_shape=shape)
+    pooled = features.build_prefix_function(prefix, precision, pools=True)
+    direct, averaged = (
+        features.run_prefix(
+            tmp_path, key, source, compute, shape[2:], SIDE_OF_FOURS,
+            progress=lambda *_: None, say=print,
+        )
+        for key, source, compute in (
+            ("direct", ArrayRows(PIXELS), pooled), ("averaged", stored, features.average_maps)
+        )
+    )  # fmt: skip
+    expected = direct.take(np.arange(50))
+    np.testing.assert_array_equal(averaged.take(np.arange(50)), expected)
+    mean = stored.take(np.arange(50)).astype(np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(expected.astype(np.float64), mean, rtol=2**-8, atol=1e-6)
+
+
 def test_second_start_computes_nothing(prefix, tmp_path: Path) -> None:
     counted: list[int] = []
     compute_and_store(tmp_path, prefix, counted=counted)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import keras
@@ -25,7 +25,7 @@ from fmnist_tf import session
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
-from fmnist_tf.training import optimizers
+from fmnist_tf.training import features, optimizers
 from fmnist_tf.training.loop import Trainer
 
 FILES = {
@@ -341,6 +341,33 @@ def test_precision_is_what_all_parts_compute_in(folder: Path, phase: str, capsys
     assert len(losses) == 2
     stored = list(Path("runs/.cache/features").glob("*/shard-*.bin"))
     assert len(stored) == (2 if phase == "frozen" else 0)
+
+
+def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    def train_head(head: str, run: str) -> list[tuple[float, ...]]:
+        words = ["--epochs", "1", "--augment", "flip", "--head", head, "--run", run]
+        frozen(*words)
+        return [astuple(row)[:7] for row in RunDir(Path("runs", run)).read_history()]
+
+    def read_shards() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path("runs/.cache/features").glob("*/shard-*")}
+
+    expected = train_head("gap", "alone")
+    own = read_shards()
+    shutil.rmtree("runs/.cache/features")
+    train_head("flatten", "flatten")
+    maps = read_shards()
+
+    def compute(*given, **named):
+        raise AssertionError("computed from pixels")
+
+    monkeypatch.setattr(features, "build_prefix_function", lambda *given, **named: compute)
+    capsys.readouterr()
+    assert train_head("gap", "after") == expected
+    assert capsys.readouterr().err.count("they are to be averaged") == 2
+    assert read_shards() == own | maps
 
 
 @pytest.mark.parametrize("when", [1, 2])

@@ -71,8 +71,10 @@ class _Ours:
         apply_plan(self._classifier, card, plan)
         self._precision, _ = choose_precision(job.precision)
         self._split = split_classifier(self._classifier, card, plan.lowest_stage, self._precision)
-        self._row_shape = self._split.prefix.output_shape[1:]
-        self._compute = features.build_prefix_function(self._split.prefix, self._precision)
+        self._row_shape = self._split.row_shape
+        self._compute = features.build_prefix_function(
+            self._split.prefix, self._precision, pools=self._split.pools
+        )
 
     def _store(self, rows: np.ndarray) -> features.FeatureStore:
         """Compute and store the frozen part's output, under a name of its own."""
@@ -111,8 +113,9 @@ class FeaturePass(_Ours):
         return {**super().facts, "batch_size": batch_size}
 
     def outputs(self) -> np.ndarray:
-        """Return the checked images' features as they are read back from the store."""
-        return self._store(np.arange(N_CHECKED)).take(np.arange(N_CHECKED))
+        """Return the checked images' features as they are read back from the store, in a row."""
+        store = self._store(np.arange(N_CHECKED))
+        return store.take(np.arange(N_CHECKED)).reshape(N_CHECKED, -1)
 
     def measure(self, units: int) -> int:
         """Compute and store `units` batches in each stream."""

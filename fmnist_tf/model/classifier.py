@@ -94,17 +94,27 @@ class SplitClassifier:
     """A classifier cut below its lowest trained layer; both parts read its variables.
 
     Attributes:
-        prefix: (B, 28, 28) uint8 -> features; nothing in it trains.
+        prefix: (B, 28, 28) uint8 -> (B, H, W, C), or (B, F) of a backbone without a feature map;
+            nothing in it trains.
+        pools: whether the body takes the mean over H and W, (B, C), in place of the map. It has no
+            weights and is far smaller, so it is what is stored.
         has_frozen_part: whether the prefix reaches into the backbone, so that its output is worth
             storing; else it is the preprocessing alone.
-        body: features -> (B, units) in the compute dtype, up to the last layer; the folded twin.
+        body: what the prefix gives, or its mean -> (B, units) in the compute dtype, up to the last
+            layer; the folded twin.
         output: the last layer; its kernel and bias give the logits.
     """
 
     prefix: keras.Model
+    pools: bool
     has_frozen_part: bool
     body: keras.Model
     output: keras.layers.Dense
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of what the body takes of one image."""
+        return tuple(self.body.inputs[0].shape[1:])
 
     def logits(self, features: Any, *, training: bool) -> Any:
         """Return (B, K) float32 logits; their softmax is the classifier's output.
@@ -146,9 +156,9 @@ def split_classifier(
         return keras.Model(inputs, tensor, name=name)
 
     first_trained = list(card.stages).index(lowest_stage) if lowest_stage != HEAD else None
+    pools = first_trained is None and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
     if first_trained is None:
-        # The pooling has no weights, and what it makes of the feature map is never larger.
-        layers_below, layers_above = [*below, backbone, above[0]], above[1:]
+        layers_below, layers_above = [*below, backbone], above[pools:]
     elif first_trained == 0:
         layers_below, layers_above = below, [backbone, *above]
     else:
@@ -157,9 +167,11 @@ def split_classifier(
         upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
         layers_below, layers_above = [*below, lower], [upper, *above]
     prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
-    body = chain(layers_above, prefix.output_shape[1:], "float32", "body")
+    row_shape = prefix.output_shape[3:] if pools else prefix.output_shape[1:]
+    body = chain(layers_above, row_shape, "float32", "body")
     return SplitClassifier(
         prefix,
+        pools,
         bool(backbone.weights) and first_trained != 0,
         fold_model(body, precision),
         classifier.layers[-1],

@@ -12,7 +12,7 @@ damage, not malice, at the speed of memory. A shard counts if its seal is right,
 in the folder; so a killed computation goes on at the next shard, and a damaged or foreign shard is
 computed again.
 
-Shape letters: N rows, B batch.
+Shape letters: N rows, B batch, H W C feature map.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
 # Raise it with every change of the layout, of the batches, or of what folding computes.
-FORMAT = 3
+FORMAT = 4
 # Batches in work at once: one computes while another starts, ends or is copied.
 STREAMS = 2
 # A kill costs the shard in work, so a shard is bounded in bytes and in rows.
@@ -145,10 +145,17 @@ def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 
 
-def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[Any], tf.Tensor]:
+def build_prefix_function(
+    prefix: keras.Model, precision: str, *, pools: bool = False
+) -> Callable[[Any], tf.Tensor]:
     """Return the folded prefix as one graph: (B, 28*28) uint8 -> (B, *features) bfloat16.
 
     It rounds as the store does, so that features are the same numbers stored or not.
+
+    Args:
+        prefix: (B, 28, 28) uint8 -> features.
+        precision: of its arithmetic.
+        pools: whether they are feature maps, and `average_maps` of them is wanted.
     """
     folded = fold_model(prefix, precision, still=True)
 
@@ -161,23 +168,35 @@ def build_prefix_function(prefix: keras.Model, precision: str) -> Callable[[Any]
         # oneDNN has other kernels for a single image, which round otherwise.
         filled = tf.pad(pixels, [[0, tf.maximum(2 - n_rows, 0)], [0, 0]])
         images = tf.reshape(filled, (-1, SOURCE_SIDE, SOURCE_SIDE))
-        return tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
+        rounded = tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
+        return average_maps(rounded) if pools else rounded
 
     return compute
 
 
-def feature_key(pixels: RowSource, prefix: keras.Model, precision: str) -> str:
+@tf.function(
+    input_signature=[tf.TensorSpec((None, None, None, None), tf.bfloat16)], autograph=False
+)
+def average_maps(maps: Any) -> tf.Tensor:
+    """Return the mean over H and W of maps as they are stored, (B, H, W, C) -> (B, C) bfloat16."""
+    return tf.cast(tf.reduce_mean(tf.cast(maps, tf.float32), axis=(1, 2)), tf.bfloat16)
+
+
+def feature_key(
+    pixels: RowSource, prefix: keras.Model, precision: str, *, pools: bool = False
+) -> str:
     """Return the SHA-256 that names the features of these pixels under this prefix.
 
     It covers the pixels' bytes, the prefix's layers with their settings and connections, its
-    weights' bytes, the precision, this module's format, the versions of Keras and TensorFlow, and
-    the processor with the settings that choose its kernels: all that is known to change a bit of a
-    feature.
+    weights' bytes, whether its maps are averaged, the precision, this module's format, the versions
+    of Keras and TensorFlow, and the processor with the settings that choose its kernels: all that
+    is known to change a bit of a feature.
     """
     digest = hashlib.sha256()
     head = {
         "format": FORMAT,
         "precision": precision,
+        "pools": pools,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "processor": _describe_processor(),
@@ -290,8 +309,9 @@ def run_prefix(
     Args:
         folder: of all entries.
         key: as `feature_key` returned it.
-        pixels: (N, 784) uint8.
-        compute: as `build_prefix_function` returned it; called from several threads.
+        pixels: (N, 784) uint8; or what else `compute` takes.
+        compute: as `build_prefix_function` returned it, or `average_maps`; called from several
+            threads.
         row_shape: of one row's features.
         input_side: of the images that the prefix computes with; decides the batch.
         progress: called with the rows that are stored or computed, and N.

@@ -156,7 +156,7 @@ class Trainer:
         self._seed_states = list(_seed_states(split.body))
         self._row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
         if compute_features is None and split.has_frozen_part:
-            self._row = tf.TensorSpec((None, *split.prefix.output_shape[1:]), FEATURE_DTYPE)
+            self._row = tf.TensorSpec((None, *split.row_shape), FEATURE_DTYPE)
         self._eval_step = tf.function(
             self._eval_step_eager, autograph=False, input_signature=[self._row, _LABEL]
         )
