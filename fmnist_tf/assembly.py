@@ -7,6 +7,7 @@ yet. This module must not know the order of things in a run, or what becomes of 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -112,31 +113,32 @@ def open_source(
     if not split.has_frozen_part:
         say("the whole network trains: there is no frozen part to store")
         return StackedRows(views), None
+
+    @functools.cache
+    def build_compute() -> Callable[[Any], Any]:
+        return features.build_prefix_function(split.prefix, precision, pools=split.pools)
+
     if run.config.cache == "off" or plan.augment:
         if run.config.cache != "off":
             warn(
                 f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the "
                 "frozen part is not stored but computed in every epoch, which takes far longer"
             )
-        return StackedRows(views), features.build_prefix_function(
-            split.prefix, precision, pools=split.pools
-        )
+        return StackedRows(views), build_compute()
     row_shape = split.row_shape
     n_bytes = features.stored_bytes(len(pool), row_shape)
     folder = run.cache_dir / "features"
     with run.clock.stage("features"):
-        keys = [
-            features.feature_key(view, split.prefix, precision, pools=split.pools) for view in views
-        ]
-        found = [features.read_features(folder, key, len(pool), row_shape) for key in keys]
+        keys = [features.feature_key(view, split.prefix, precision) for view in views]
+        names = [f"{key}-mean" if split.pools else key for key in keys]
+        found = [features.read_features(folder, name, len(pool), row_shape) for name in names]
         for store in filter(None, found):
             say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
         missing = found.count(None)
         if not missing:
             return StackedRows(tuple(filter(None, found))), None
-        compute = features.build_prefix_function(split.prefix, precision, pools=split.pools)
         # Room for all views before hours go into the first.
-        if not features.fits_on_disk(folder, keys[found.index(None)], missing * n_bytes):
+        if not features.fits_on_disk(folder, names[found.index(None)], missing * n_bytes):
             there = features.bytes_there(folder)
             warn(
                 f"frozen part: its output, {missing * n_bytes / 1e9:.3g} GB, does not fit on the "
@@ -144,35 +146,28 @@ def open_source(
                 f"disk; what is stored there, {there / 1e9:.3g} GB, may be deleted while nothing "
                 "runs"
             )
-            return StackedRows(views), compute
-        stores = [
-            store
-            or _compute_features(run, key, *_cheapest_way(run, split, view, compute), row_shape)
-            for store, key, view in zip(found, keys, views, strict=True)
-        ]
-    del compute
+            return StackedRows(views), build_compute()
+        stores = []
+        for key, name, view, known in zip(keys, names, views, found, strict=True):
+            if known is None:
+                maps = _find_maps(run, split, key, len(pool)) if split.pools else None
+                way = (maps, features.average_maps) if maps else (view, build_compute())
+                known = _compute_features(run, name, *way, row_shape)
+            stores.append(known)
+    del build_compute
     release_memory()
     return StackedRows(tuple(stores)), None
 
 
-def _cheapest_way(
-    run: Run, split: SplitClassifier, pixels: RowSource, compute: Callable[[Any], Any]
-) -> tuple[RowSource, Callable[[Any], Any]]:
-    """Return what one view's features come from, and how: its pixels and `compute`, as a rule.
-
-    Where the head averages the feature maps and a run with a Flatten head has stored these, they
-    need averaging alone, which gives the same numbers.
-    """
+def _find_maps(run: Run, split: SplitClassifier, key: str, n_rows: int) -> FeatureStore | None:
+    """Return the maps that a run with a Flatten head has stored, where a pooled head needs them."""
     from fmnist_tf.training import features
 
-    if split.pools:
-        key = features.feature_key(pixels, split.prefix, run.precision[0])
-        shape = split.prefix.output_shape[1:]
-        maps = features.read_features(run.cache_dir / "features", key, pixels.n_rows, shape)
-        if maps:
-            say(f"frozen part: found its feature maps in {maps.path}; they are to be averaged")
-            return maps, features.average_maps
-    return pixels, compute
+    folder, shape = run.cache_dir / "features", split.prefix.output_shape[1:]
+    maps = features.read_features(folder, key, n_rows, shape)
+    if maps:
+        say(f"frozen part: found its feature maps in {maps.path}; they are to be averaged")
+    return maps
 
 
 def _compute_features(
@@ -187,7 +182,7 @@ def _compute_features(
     Args:
         run: what is stored belongs to its data and network.
         key: names the features.
-        pixels: of the view, or its stored feature maps.
+        pixels: of the view, or stored feature maps of it.
         compute: makes features of them.
         row_shape: of one image's features.
     """

@@ -154,7 +154,7 @@ class Trained:
 
 
 def describe_devices() -> list[str]:
-    """Return what TensorFlow computes on: GPUs, e.g. `GPU: NVIDIA H200`, or else `CPU`."""
+    """Return what TensorFlow can compute on: GPUs, e.g. `GPU: NVIDIA H200`, or else `CPU`."""
     import tensorflow as tf
 
     described = []

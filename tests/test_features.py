@@ -144,7 +144,7 @@ def test_resnet50_is_nearly_the_same_bits_with_and_without_the_store(tmp_path: P
     card = BACKBONES["resnet50"]
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
-        card.build(64), card, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
+        card.build(64), card, head="flatten", units=5, dropout=0.0, n_classes=3, seed=0
     )
     prefix = split_classifier(classifier, card, "head").prefix
     compute = features.build_prefix_function(prefix, "float32")

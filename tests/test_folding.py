@@ -263,7 +263,7 @@ def test_bfloat16_points_the_same_way(toy_classifier, toy_card) -> None:
     assert folded.get_layer("toy").get_layer("stem_conv").compute_dtype == "bfloat16"
     assert folded.get_layer("resize").compute_dtype == "float32"
     output = folded(PIXELS, training=False)
-    assert output.dtype == tf.bfloat16  # flattened, and not widened for it
+    assert output.dtype == tf.bfloat16
     found = np.asarray(keras.ops.cast(output, "float32")).ravel()
     cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
     assert cosine >= 0.999

@@ -313,8 +313,9 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
     assert [row.val_loss for row in rows[0]] == [row.val_loss for row in rows[1]]
 
 
-def test_what_cannot_be_stored_is_not_stored_aloud(folder: Path, capsys) -> None:
-    frozen("--epochs", "1", "--augment", "erasing")
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+def test_what_cannot_be_stored_is_not_stored_aloud(folder: Path, capsys, head: str) -> None:
+    frozen("--epochs", "1", "--augment", "erasing", "--head", head)
     said = capsys.readouterr().err
     assert "--augment erasing changes the images anew in each epoch" in said
     assert not Path("runs/.cache/features").exists()

@@ -96,8 +96,8 @@ class SplitClassifier:
     Attributes:
         prefix: (B, 28, 28) uint8 -> (B, H, W, C), or (B, F) of a backbone without a feature map;
             nothing in it trains.
-        pools: whether the body takes the mean over H and W, (B, C), in place of the map. It has no
-            weights and is far smaller, so it is what is stored.
+        pools: whether the body takes the mean over H and W, (B, C), in place of the map: so much
+            smaller that the mean is what is stored.
         has_frozen_part: whether the prefix reaches into the backbone, so that its output is worth
             storing; else it is the preprocessing alone.
         body: what the prefix gives, or its mean -> (B, units) in the compute dtype, up to the last
@@ -156,9 +156,11 @@ def split_classifier(
         return keras.Model(inputs, tensor, name=name)
 
     first_trained = list(card.stages).index(lowest_stage) if lowest_stage != HEAD else None
-    pools = first_trained is None and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
+    has_frozen_part = bool(backbone.weights) and first_trained != 0
+    pools = False
     if first_trained is None:
-        layers_below, layers_above = [*below, backbone], above[pools:]
+        pools = has_frozen_part and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
+        layers_below, layers_above = [*below, backbone], above[1:] if pools else above
     elif first_trained == 0:
         layers_below, layers_above = below, [backbone, *above]
     else:
@@ -172,7 +174,7 @@ def split_classifier(
     return SplitClassifier(
         prefix,
         pools,
-        bool(backbone.weights) and first_trained != 0,
+        has_frozen_part,
         fold_model(body, precision),
         classifier.layers[-1],
     )

@@ -86,9 +86,7 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
             return (_FusedNorm if trains else _FoldedNorm)(layer, own_precision, trains)
         if layer.weights:
             return layer  # in float32; Keras casts its input
-        # What only gives numbers another shape need not widen them for it.
-        dtype = precision if isinstance(layer, keras.layers.Flatten) else own_precision
-        return type(layer).from_config({**layer.get_config(), "dtype": dtype})
+        return type(layer).from_config({**layer.get_config(), "dtype": own_precision})
 
     def call(layer: Any, *inputs: Any, **words: Any) -> Any:
         if isinstance(layer, keras.layers.Identity):

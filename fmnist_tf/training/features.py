@@ -48,7 +48,8 @@ from fmnist_tf.machine import read_cpu_features, usable_cpus
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
-# Raise it with every change of the layout, of the batches, or of what folding computes.
+# Raise it with every change of the layout, of the batches, or of what folding or averaging
+# computes.
 FORMAT = 4
 # Batches in work at once: one computes while another starts, ends or is copied.
 STREAMS = 2
@@ -155,7 +156,7 @@ def build_prefix_function(
     Args:
         prefix: (B, 28, 28) uint8 -> features.
         precision: of its arithmetic.
-        pools: whether they are feature maps, and `average_maps` of them is wanted.
+        pools: whether the mean of each feature map is wanted, as `average_maps` gives it.
     """
     folded = fold_model(prefix, precision, still=True)
 
@@ -168,35 +169,29 @@ def build_prefix_function(
         # oneDNN has other kernels for a single image, which round otherwise.
         filled = tf.pad(pixels, [[0, tf.maximum(2 - n_rows, 0)], [0, 0]])
         images = tf.reshape(filled, (-1, SOURCE_SIDE, SOURCE_SIDE))
-        rounded = tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
-        return average_maps(rounded) if pools else rounded
+        return tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
 
-    return compute
+    # Outside of the graph, as of stored maps: fused into it, it might round otherwise.
+    return (lambda pixels: average_maps(compute(pixels))) if pools else compute
 
 
-@tf.function(
-    input_signature=[tf.TensorSpec((None, None, None, None), tf.bfloat16)], autograph=False
-)
 def average_maps(maps: Any) -> tf.Tensor:
     """Return the mean over H and W of maps as they are stored, (B, H, W, C) -> (B, C) bfloat16."""
     return tf.cast(tf.reduce_mean(tf.cast(maps, tf.float32), axis=(1, 2)), tf.bfloat16)
 
 
-def feature_key(
-    pixels: RowSource, prefix: keras.Model, precision: str, *, pools: bool = False
-) -> str:
+def feature_key(pixels: RowSource, prefix: keras.Model, precision: str) -> str:
     """Return the SHA-256 that names the features of these pixels under this prefix.
 
     It covers the pixels' bytes, the prefix's layers with their settings and connections, its
-    weights' bytes, whether its maps are averaged, the precision, this module's format, the versions
-    of Keras and TensorFlow, and the processor with the settings that choose its kernels: all that
-    is known to change a bit of a feature.
+    weights' bytes, the precision, this module's format, the versions of Keras and TensorFlow, and
+    the processor with the settings that choose its kernels: all that is known to change a bit of a
+    feature.
     """
     digest = hashlib.sha256()
     head = {
         "format": FORMAT,
         "precision": precision,
-        "pools": pools,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "processor": _describe_processor(),
