@@ -63,7 +63,7 @@ STAGES = {
     "resnet8": {"stem": 208, "conv2": 4_736, "conv3": 14_720, "conv4": 58_112},
     "resnet6": {"stem": 416, "conv2": 18_688, "conv3": 370_176},
     "resnet18": {
-        "stem": 1_280, "conv2": 148_480, "conv3": 526_848, "conv4": 2_102_272, "conv5": 8_398_848,
+        "stem": 416, "conv2": 37_376, "conv3": 132_352, "conv4": 526_848, "conv5": 2_102_272,
     },
     "mlp": {"stem": 0},
 }  # fmt: skip
@@ -77,7 +77,7 @@ MAPS = {
     "convnext-tiny": (7, 7, 768),
     "resnet8": (7, 7, 64),
     "resnet6": (7, 7, 128),
-    "resnet18": (2, 2, 512),
+    "resnet18": (4, 4, 256),
     "mlp": (784,),
 }
 DRAWN = {"gamma": (0.8, 1.2), "beta": (-0.2, 0.2), "bias": (-0.2, 0.2)}

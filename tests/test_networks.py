@@ -147,10 +147,3 @@ def test_small_resnet_halves_the_side_from_stage_to_stage() -> None:
     network = build_small_resnet("small", 28, widths=(4, 8, 16, 32), blocks=2)
     shapes = [network.get_layer(f"conv{n}_block2_out").output.shape[1:] for n in (2, 3, 4, 5)]
     assert shapes == [(28, 28, 4), (14, 14, 8), (7, 7, 16), (4, 4, 32)]
-
-
-def test_a_stem_of_stride_2_halves_the_side_once_more() -> None:
-    network = build_small_resnet("small", 28, widths=(4, 8), blocks=1, stem=(4, 2))
-    assert network.get_layer("stem_conv").kernel_size == (4, 4)
-    shapes = [network.get_layer(f"conv{n}_block1_out").output.shape[1:] for n in (2, 3)]
-    assert shapes == [(14, 14, 4), (7, 7, 8)]

@@ -277,11 +277,9 @@ RESNET8 = BackboneCard(
 
 RESNET18 = BackboneCard(
     name="resnet18",
-    # Depth and widths of He et al. 2016, table 1. Its stem reduces the side to a quarter, this one
-    # to a half: 28 pixels are few, but in full their arithmetic is four times as much.
-    build=lambda side: build_small_resnet(
-        "resnet18", side, widths=(64, 128, 256, 512), blocks=2, stem=(4, 2)
-    ),
+    # Depth of He et al. 2016, table 1, at half its widths, and the stem of its section 4.2: 28
+    # pixels are few, and maps of twice the side cost what twice the width does.
+    build=lambda side: build_small_resnet("resnet18", side, widths=(32, 64, 128, 256), blocks=2),
     least_side=8,
     usual_side=28,
     value_range=UNIT,

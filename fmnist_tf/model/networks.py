@@ -31,23 +31,22 @@ def build_mlp(side: int) -> keras.Model:
 
 
 def build_small_resnet(
-    name: str, side: int, *, widths: tuple[int, ...], blocks: int, stem: tuple[int, int] = (3, 1)
+    name: str, side: int, *, widths: tuple[int, ...], blocks: int
 ) -> keras.Model:
     """Return a residual network for small images, (B, S, S, 1) -> (B, H, W, widths[-1]).
 
-    He et al. 2016, section 4.2 and table 6, where the stem is 3x3 of stride 1: basic blocks of two
-    3x3 convolutions, half the side and the next width from stage to stage. Where the shape changes,
-    the shortcut is a 1x1 convolution (option B of section 3.3). Layers are named as ResNet50's.
+    He et al. 2016, section 4.2 and table 6: a stem of 3x3, basic blocks of two 3x3 convolutions,
+    half the side and the next width from stage to stage. Where the shape changes, the shortcut is a
+    1x1 convolution (option B of section 3.3). Layers are named as ResNet50's.
 
     Args:
         name: of the Keras model.
         side: S.
         widths: channels of each stage; the first is the stem's too.
         blocks: basic blocks in each stage.
-        stem: side of the kernel and stride of the first convolution.
     """
     inputs = keras.Input((side, side, 1), name="stem_input")
-    x = _conv_norm_relu(inputs, widths[0], *stem, "stem")
+    x = _conv_norm_relu(inputs, widths[0], 3, 1, "stem")
     for stage, width in enumerate(widths, start=2):
         for block in range(1, blocks + 1):
             stride = 2 if stage > 2 and block == 1 else 1
