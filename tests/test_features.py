@@ -144,11 +144,12 @@ def test_resnet50_is_nearly_the_same_bits_with_and_without_the_store(tmp_path: P
     card = BACKBONES["resnet50"]
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
-        card.build(64), card, head="flatten", units=5, dropout=0.0, n_classes=3, seed=0
+        card.build(64), card, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
     )
-    prefix = split_classifier(classifier, card, "head").prefix
-    compute = features.build_prefix_function(prefix, "float32")
-    stored = compute_and_store(tmp_path, prefix).take(np.arange(50)).view(np.int16)
+    split = split_classifier(classifier, card, "head")
+    compute = features.build_prefix_function(split.prefix, "float32", pools=split.pools)
+    store = store_rows(tmp_path, PIXELS, compute, row_shape=split.row_shape)
+    stored = store.take(np.arange(50)).view(np.int16)
     for size in (1, 7, 50):
         parts = [compute(PIXELS[start : start + size]) for start in range(0, 50, size)]
         bits = np.concatenate([np.asarray(part) for part in parts]).view(np.int16)
