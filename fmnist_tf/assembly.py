@@ -151,8 +151,12 @@ def open_source(
         for key, name, view, known in zip(keys, names, views, found, strict=True):
             if known is None:
                 maps = _find_maps(run, split, key, len(pool)) if split.pools else None
-                way = (maps, features.average_maps) if maps else (view, build_compute())
-                known = _compute_features(run, name, *way, row_shape)
+                # No variable holds what was built: its memory is given back below.
+                known = (
+                    _compute_features(run, name, maps, features.average_maps, row_shape)
+                    if maps
+                    else _compute_features(run, name, view, build_compute(), row_shape)
+                )
             stores.append(known)
     del build_compute
     release_memory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import csv
 import functools
+import gc
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_tf import session
+from fmnist_tf import assembly, session
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
@@ -369,6 +371,25 @@ def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     assert train_head("gap", "after") == expected
     assert capsys.readouterr().err.count("they are to be averaged") == 2
     assert read_shards() == own | maps
+
+
+def test_the_frozen_part_is_let_go_before_training(folder: Path, monkeypatch) -> None:
+    made, alive = [], []
+
+    def build(*given, **named):
+        compute = original(*given, **named)
+        made.append(weakref.ref(compute))
+        return compute
+
+    def release() -> None:
+        gc.collect()
+        alive.extend(ref() is not None for ref in made)
+
+    original = features.build_prefix_function
+    monkeypatch.setattr(features, "build_prefix_function", build)
+    monkeypatch.setattr(assembly, "release_memory", release)
+    frozen("--epochs", "1")
+    assert alive == [False]
 
 
 @pytest.mark.parametrize("when", [1, 2])

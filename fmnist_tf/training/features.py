@@ -303,7 +303,7 @@ def run_prefix(
 
     Args:
         folder: of all entries.
-        key: as `feature_key` returned it.
+        key: the entry's name, which `feature_key` gives or which is made of that.
         pixels: (N, 784) uint8; or what else `compute` takes.
         compute: as `build_prefix_function` returned it, or `average_maps`; called from several
             threads.
