@@ -290,8 +290,14 @@ def _run(sweep: Sweep) -> None:
         if results:
             say(f"{len(results)} of them have their result already")
         missing = [trial for trial in sweep.trials if trial.number not in results]
-        # What was begun before may have ended the whole process, and may do so again.
-        missing.sort(key=lambda trial: _trial_dir(directory, trial).path.exists())
+        # What was begun before may have ended the whole process, and may do so again. A pooled head
+        # averages the maps that a Flatten head stored; its own averages would serve nobody else.
+        missing.sort(
+            key=lambda trial: (
+                _trial_dir(directory, trial).path.exists(),
+                sweep.configs[trial.number].head == "gap",
+            )
+        )
         if missing:
             import_tensorflow()
         for trial in missing:

@@ -143,6 +143,15 @@ def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monk
     assert "--recipe runs/s/trial-002/config.json" in capsys.readouterr().out
 
 
+def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
+    common = [word for word in TOY if word not in ("--head", "gap")]
+    assert main([*common, "--run", "s", "--grid", "head=gap,flatten learning_rate=1e-6,1e-2"]) == 0
+    said = capsys.readouterr().err
+    assert re.findall(r"^trial (\d) of 4", said, re.MULTILINE) == ["3", "4", "1", "2"]
+    assert said.count("found its feature maps") == 1
+    assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]
+
+
 def test_what_ended_the_sweep_is_tried_again_last(folder, capsys) -> None:
     # A trial that takes the process with it may do so again: the others have their turn first.
     assert sweep(*RATES) == 0
