@@ -361,14 +361,31 @@ def test_two_batches_are_in_work_and_the_results_in_order(tmp_path: Path) -> Non
     both = threading.Barrier(features.STREAMS, timeout=10)
 
     def together(batch: np.ndarray) -> np.ndarray:
+        if np.array_equal(batch[0], PIXELS[0]):
+            return batch  # the first one is alone
         both.wait()  # breaks unless the other stream comes too
         if batch[0, 0] < 100:
             time.sleep(0.02)  # the later batch is done first
         return batch
 
-    pixels = PIXELS[:48]  # an even number of batches
+    pixels = PIXELS[:36]  # the first batch, and an even number of others
     store = store_rows(tmp_path, pixels, together)
-    np.testing.assert_array_equal(store.take(np.arange(48)), pixels)
+    np.testing.assert_array_equal(store.take(np.arange(36)), pixels)
+
+
+def test_the_first_batch_is_alone_and_what_it_leaves_is_freed(tmp_path: Path, monkeypatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(features, "release_memory", lambda: events.append("release"))
+
+    def note(batch: np.ndarray) -> np.ndarray:
+        events.append("begin")
+        time.sleep(0.02)
+        events.append("end")
+        return batch
+
+    store_rows(tmp_path, PIXELS, note)
+    assert events[:5] == ["begin", "end", "release", "begin", "begin"]
+    assert events.count("release") == 1
 
 
 def test_computing_never_runs_ahead_of_writing(tmp_path: Path) -> None:

@@ -223,6 +223,22 @@ def test_wide_kernels_on_small_maps_have_their_gradient_from_a_product(
         assert np.linalg.norm(gradient - of_keras) < 1e-5 * np.linalg.norm(of_keras)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_where_still_weights_stand(toy_classifier, toy_card, constant: bool) -> None:
+    prefix = split_classifier(toy_classifier, toy_card, "head").prefix
+    folded = fold_model(prefix, "float32", still=True, constant=constant)
+    function = tf.function(folded, autograph=False)
+    graph = function.get_concrete_function(tf.TensorSpec((None, 28, 28), tf.uint8)).graph
+    kernels = [op.inputs[1] for op in graph.get_operations() if op.type == "Conv2D"]
+    # TensorFlow makes constants of small tensors of its own accord.
+    large = [kernel for kernel in kernels if kernel.shape.num_elements() > 128]
+    assert large
+    assert {kernel.op.type == "Const" for kernel in large} == {constant}
+    expected = np.asarray(prefix(PIXELS, training=False))
+    prefix.set_weights([np.zeros_like(weight) for weight in prefix.get_weights()])  # copies stay
+    np.testing.assert_allclose(np.asarray(function(PIXELS)), expected, rtol=1e-4, atol=1e-4)
+
+
 def count_kernel_gradients(function: keras.Model, images: tf.Tensor) -> int:
     """Return how many kernels have their gradient from TensorFlow's own operation."""
 

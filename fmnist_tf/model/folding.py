@@ -3,11 +3,11 @@
 In: a functional Keras model, the precision to compute in. Out: its folded twin, a Keras model of
 the same inputs and outputs that reads the very same variables. A BatchNorm that stands still is
 folded into the convolution before it, zero padding into the still convolution behind it, and
-everything computes in the asked precision, while the variables stay float32. What does not train
-is computed once and stands in the graph as a constant, which lets the kernels keep their own
-layout of it; what trains is folded anew in each step, so that gradients reach it, and the gradient
-for a wide kernel on a small map is one product. This module must not know which network it is
-given.
+everything computes in the asked precision, while the variables stay float32. What does not train is
+computed once and, unless told otherwise, stands in the graph as a constant, which lets the kernels
+keep their own layout of it; what trains is folded anew in each step, so that gradients reach it,
+and the gradient for a wide kernel on a small map is one product. This module must not know which
+network it is given.
 
 Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
 Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
@@ -49,7 +49,9 @@ def choose_precision(knob: str) -> tuple[str, str]:
     return "float32", "the processor has no bfloat16 units"
 
 
-def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> keras.Model:
+def fold_model(
+    model: keras.Model, precision: str, *, still: bool = False, constant: bool = True
+) -> keras.Model:
     """Return the folded twin of `model`.
 
     Args:
@@ -58,6 +60,9 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
         precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
             does not know, and what turns a model's uint8 input into floats, keep to float32.
         still: nothing trains, whatever the layers' `trainable` flags say.
+        constant: what does not train stands in the graph that calls the twin, where TensorFlow
+            copies it several times before the first batch. Otherwise the graph reads it, and the
+            kernels lay it out anew in every batch: for few batches that is sooner done.
 
     Returns:
         A model of the same input and output shapes. A variable that trains is the model's own; of
@@ -73,17 +78,18 @@ def fold_model(model: keras.Model, precision: str, *, still: bool = False) -> ke
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            return fold_model(layer, precision, still=still)
+            return fold_model(layer, precision, still=still, constant=constant)
         trains = layer.trainable and not still
         if id(layer) in dissolved:
             return keras.layers.Identity(name=layer.name)
         norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
         if _is_plain_convolution(layer):
-            return _FoldedConvolution(layer, own_precision, trains, norm, padding)
+            return _FoldedConvolution(layer, own_precision, trains, constant, norm, padding)
         if type(layer) is keras.layers.Dense and own_precision != layer.compute_dtype:
-            return _FoldedDense(layer, own_precision, trains)
+            return _FoldedDense(layer, own_precision, trains, constant)
         if type(layer) is keras.layers.BatchNormalization:
-            return (_FusedNorm if trains else _FoldedNorm)(layer, own_precision, trains)
+            fold_norm = _FusedNorm if trains else _FoldedNorm
+            return fold_norm(layer, own_precision, trains, constant)
         if layer.weights:
             return layer  # in float32; Keras casts its input
         return type(layer).from_config({**layer.get_config(), "dtype": own_precision})
@@ -182,32 +188,33 @@ def _scale_and_shift(
 
 
 class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Stands for a layer, and reads its weights; constant unless they train."""
+    """Stands for a layer, and reads its weights; once, unless they train."""
 
     def __init__(
         self,
         source: keras.layers.Layer,
         precision: str,
         trains: bool,
+        constant: bool,
         norm: keras.layers.BatchNormalization | None = None,
         padding: keras.layers.ZeroPadding2D | None = None,
     ) -> None:
         super().__init__(name=source.name, dtype=precision)
         self._source, self._norm, self._zero_padding = source, norm, padding
-        self._constants: list[Any] | None = None
+        self._still_weights: list[Any] | None = None
         if not trains:
             # Folded once, in float64; copies, so that the twin stands when the source moves.
-            self._constants = [
-                tf.cast(weight, self.compute_dtype).numpy() for weight in self._fold(tf.float64)
-            ]
+            weights = [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float64)]
+            # A graph takes arrays in, as constants, and keeps tensors outside, as inputs.
+            self._still_weights = [weight.numpy() for weight in weights] if constant else weights
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
         """Return the weights to compute with, in `dtype`."""
         raise NotImplementedError
 
     def _weights_now(self) -> list[tf.Tensor]:
-        if self._constants is not None:
-            return [tf.constant(weight) for weight in self._constants]
+        if self._still_weights is not None:
+            return [tf.convert_to_tensor(weight) for weight in self._still_weights]
         return [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float32)]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -248,7 +255,7 @@ class _FoldedConvolution(_Folded):
             convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
         else:
             convolve, strides = tf.nn.conv2d, source.strides
-            if self._constants is None and _is_faster_by_product(inputs, source):
+            if self._still_weights is None and _is_faster_by_product(inputs, source):
                 convolve = _convolve_by_product
         outputs = convolve(inputs, kernel, strides, self._padding, dilations=source.dilation_rate)
         if bias:

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ from fmnist_tf import stopping
 from fmnist_tf.data.batches import RowSource
 from fmnist_tf.files import write_atomically
 from fmnist_tf.machine import read_cpu_features, usable_cpus
+from fmnist_tf.memory import release_memory
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
@@ -322,6 +323,11 @@ def run_prefix(
     def compute_rows(rows: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(compute(pixels.take(rows)), FEATURE_DTYPE)
 
+    def compute_first(rows: np.ndarray) -> np.ndarray:
+        features = compute_rows(rows)
+        release_memory()
+        return features
+
     with _locked(store.path, say):
         # A killed process left it; nobody else writes here now.
         for leftover in store.path.glob(".shard-*"):
@@ -334,7 +340,11 @@ def run_prefix(
         )
         done = stored = n_rows - sum(stop - start for _, start, stop in missing)
         progress(done, n_rows)
-        with closing(_in_streams(compute_rows, batches)) as computed:
+        # TensorFlow optimizes a graph at its first call, and copies its constants several times for
+        # that; two threads that are first at once would both do so (runs/LOG.md).
+        first_one = map(compute_first, islice(batches, 1))
+        with closing(_in_streams(compute_rows, batches)) as others:
+            computed = chain(first_one, others)
             for number, start, stop in missing:
                 path, seal = store.shard_path(number), _begin_seal(store, number)
                 try:
