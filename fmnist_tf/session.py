@@ -426,5 +426,6 @@ def _use_suggestion(
 
 
 def _save(run: Run) -> None:
+    release_memory()  # Keras makes the whole file in memory before it writes it
     with run.clock.stage("save"), run.directory.writing(MODEL) as temporary:
         run.network.classifier.save(temporary)
