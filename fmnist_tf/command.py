@@ -83,6 +83,12 @@ def _describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f"{printable(str(error.filename), 200)}: " if error.filename else ""
         return f"input/output error: {where}{error.strerror or error}", 74
+    # Raised in the middle of a library's own work, a stop can come out as that library's error.
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, stopping.StoppedError):
+            return str(before), before.exit_code
+        before = before.__context__
     reason = printable(" ".join(str(error).split()), 300)
     return f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1
 

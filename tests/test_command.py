@@ -102,3 +102,17 @@ def test_a_signal_stops_the_work(capsys) -> None:
 
     assert run_command(body, flags()) == 130
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_a_stop_that_a_library_answers_with_an_error_is_a_stop(capsys) -> None:
+    def work(flags: argparse.Namespace) -> None:
+        try:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                raise ValueError("scopes do not nest")
+        finally:
+            raise RuntimeError("cannot clean up")
+
+    assert run_command(work, argparse.Namespace(quiet=False, debug=False)) == 143
+    assert "internal error" not in capsys.readouterr().err
