@@ -342,7 +342,7 @@ def run_prefix(
         progress(done, n_rows)
         # TensorFlow optimizes a graph at its first call, and copies its constants several times for
         # that; two threads that are first at once would both do so (runs/LOG.md).
-        first_one = map(compute_first, islice(batches, 1))
+        first_one = _in_streams(compute_first, islice(batches, 1))
         with closing(_in_streams(compute_rows, batches)) as others:
             computed = chain(first_one, others)
             for number, start, stop in missing:
