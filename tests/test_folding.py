@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -105,19 +107,24 @@ def test_padding_is_taken_into_full_convolutions_that_stand_still() -> None:
     assert kept(fold_model(model, "float32")) == {"pad_conv", "pad_pool", "pad_depthwise"}
 
 
-def test_tensorflow_fuses_what_was_folded(toy_classifier, toy_card) -> None:
+def optimized_kinds(function: Any, argument: Any) -> list[tuple[str, list[bytes]]]:
+    """Return each operation's kind, and what it was fused with, as TensorFlow runs the graph."""
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("a GPU fuses otherwise")
     # No public API tells what TensorFlow's optimizer makes of a graph.
     from tensorflow.python.eager import context
 
-    prefix = split_classifier(toy_classifier, toy_card, "head").prefix
-    compute = build_prefix_function(prefix, "float32")
     context.context().enable_graph_collection()
-    compute(PIXELS.reshape(-1, 784))
+    function(argument)
     graph = context.context().export_run_metadata().function_graphs[-1].post_optimization_graph
     context.context().disable_graph_collection()
-    kinds = [(node.op, list(node.attr["fused_ops"].list.s)) for node in graph.node]
+    return [(node.op, list(node.attr["fused_ops"].list.s)) for node in graph.node]
+
+
+def test_tensorflow_fuses_what_was_folded(toy_classifier, toy_card) -> None:
+    prefix = split_classifier(toy_classifier, toy_card, "head").prefix
+    compute = build_prefix_function(prefix, "float32")
+    kinds = optimized_kinds(compute, PIXELS.reshape(-1, 784))
     fused = [kind for op, kind in kinds if op.startswith("_Fused") and kind[0] == b"BiasAdd"]
     assert len(fused) == 4  # the toy's three convolutions, and what gives pixels their range
     left = {op for op, _ in kinds}

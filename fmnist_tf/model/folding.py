@@ -6,8 +6,9 @@ folded into the convolution before it, zero padding into the still convolution b
 everything computes in the asked precision, while the variables stay float32. What does not train is
 computed once and, unless told otherwise, stands in the graph as a constant, which lets the kernels
 keep their own layout of it; what trains is folded anew in each step, so that gradients reach it,
-and the gradient for a wide kernel on a small map is one product. This module must not know which
-network it is given.
+and the gradient for a wide kernel on a small map is one product. Where grey images are enlarged for
+a wide convolution and nothing trains, both are one small convolution. This module must not know
+which network it is given.
 
 Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
 Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
@@ -20,12 +21,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fmnist_tf.machine import read_cpu_features
+from fmnist_tf.model.stem import N_CHANNELS, axis_weights, channel_masks, compose_kernel
 
 
 def choose_precision(knob: str) -> tuple[str, str]:
@@ -69,20 +75,36 @@ def fold_model(
         one that does not, the twin holds a copy of its value now, if a convolution, a BatchNorm or
         a cast dense layer has it.
     """
+    return _fold_graph(model, precision, still, constant, None)
+
+
+def _fold_graph(
+    model: keras.Model, precision: str, still: bool, constant: bool, stem: _Stem | None
+) -> keras.Model:
+    """Return the folded twin; it takes the grey image if it is a stem's backbone."""
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
     own_precision = "float32" if takes_integers else precision
     norm_of, padding_of = _foldable_pairs(model, still)
-    dissolved = {id(layer) for layer in (*norm_of.values(), *padding_of.values())}
+    gone = [*norm_of.values(), *padding_of.values()]
+    if stem and stem.relu:
+        gone.append(stem.relu)
+    inner_stem = _find_stem(model) if still else None
+    if inner_stem:
+        gone += [inner_stem.resize, inner_stem.value_range]
+    dissolved = {id(layer) for layer in gone}
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            return fold_model(layer, precision, still=still, constant=constant)
+            of_layer = inner_stem if inner_stem and layer is inner_stem.backbone else None
+            return _fold_graph(layer, precision, still, constant, of_layer)
         trains = layer.trainable and not still
         if id(layer) in dissolved:
             return keras.layers.Identity(name=layer.name)
         norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
+        if stem and layer is stem.convolution:
+            return _GreyConvolution(stem, own_precision, constant, norm)
         if _is_plain_convolution(layer):
             return _FoldedConvolution(layer, own_precision, trains, constant, norm, padding)
         if type(layer) is keras.layers.Dense and own_precision != layer.compute_dtype:
@@ -102,7 +124,7 @@ def fold_model(
         return layer(*inputs, **words)
 
     inputs = keras.Input(
-        batch_shape=model.input_shape,
+        batch_shape=stem.resize.input.shape if stem else model.input_shape,
         dtype=model.inputs[0].dtype if takes_integers else own_precision,
     )
     return keras.models.clone_model(
@@ -141,19 +163,12 @@ def _foldable_pairs(
         Convolution's name -> the still BatchNorm that alone consumes its output, and convolution's
         name -> the padding that it alone consumes.
     """
-    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    consumers: dict[str, list[Any]] = {}
-    for layer in layers:
-        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
-        for tensor in inputs:
-            consumers.setdefault(tensor._keras_history.operation.name, []).append(layer)
-    ends = {tensor._keras_history.operation.name for tensor in model.outputs}
+    sole_consumer = _sole_consumers(model)
     norm_of, padding_of = {}, {}
-    for layer in layers:
-        following = consumers.get(layer.name, [])
-        if layer.name in ends or len(following) != 1:
+    for layer in model.layers:
+        after = sole_consumer.get(layer.name)
+        if after is None:
             continue
-        after = following[0]
         stands_still = still or not after.trainable
         if (
             _is_plain_convolution(layer)
@@ -172,6 +187,111 @@ def _foldable_pairs(
         ):
             padding_of[after.name] = layer
     return norm_of, padding_of
+
+
+def _sole_consumers(model: keras.Model) -> dict[str, Any]:
+    """Return a layer's name -> the layer that alone takes what it gives, and takes nothing else."""
+    consumers: dict[str, list[Any]] = {}
+    n_calls: Counter[str] = Counter()
+    for node in chain.from_iterable(model._nodes_by_depth.values()):
+        n_calls[node.operation.name] += 1
+        # The `input` of a model in this one is its own, not what it is called on here.
+        for tensor in node.input_tensors:
+            consumers.setdefault(tensor._keras_history.operation.name, []).append(node.operation)
+    ends = {tensor._keras_history.operation.name for tensor in model.outputs}
+    return {
+        name: following[0]
+        for name, following in consumers.items()
+        if len(following) == 1 and name not in ends and n_calls[following[0].name] == 1
+    }
+
+
+@dataclass(frozen=True)
+class _Stem:
+    """What one convolution of the grey image can stand for.
+
+    Attributes:
+        resize: (B, H, W, 1) -> (B, S, S, 1), bilinear, by a whole factor.
+        value_range: what follows, a 1x1 convolution to C colours.
+        backbone: what follows; it begins with what is below.
+        convolution: wide; zero padding may stand before it.
+        relu: what alone follows it and its still BatchNorm, or None.
+        axes: `axis_weights` of rows and of columns.
+    """
+
+    resize: Any
+    value_range: Any
+    backbone: keras.Model
+    convolution: Any
+    relu: Any
+    axes: tuple[np.ndarray, np.ndarray]
+
+
+def _find_stem(model: keras.Model) -> _Stem | None:
+    """Return what of a model that stands still is cheaper as one convolution of the grey image."""
+    following = _sole_consumers(model)
+    resize: Any = next(filter(_is_bilinear, model.layers), None)
+    value_range: Any = resize and following.get(resize.name)
+    backbone: Any = value_range and following.get(value_range.name)
+    if not (
+        isinstance(backbone, keras.Model)
+        and not isinstance(backbone, keras.Sequential)
+        and _is_full(value_range)
+        and value_range.kernel.shape[:3] == (1, 1, 1)
+        and value_range.strides == (1, 1)
+        and value_range.use_bias
+        and value_range.activation is keras.activations.linear
+    ):
+        return None
+    following = _sole_consumers(backbone)
+    convolution: Any = following.get(backbone.inputs[0]._keras_history.operation.name)
+    zeros = [0, 0]
+    if type(convolution) is keras.layers.ZeroPadding2D:
+        zeros = [first for first, _ in convolution.padding]
+        convolution = following.get(convolution.name)
+    if not (
+        _is_full(convolution)
+        and convolution.padding == "valid"
+        and convolution.dilation_rate == (1, 1)
+        # Each output alone; others, softmax for one, would see a whole row of them.
+        and convolution.activation in (keras.activations.linear, keras.activations.relu)
+        # As many multiplications in an output, or fewer.
+        and 9 * N_CHANNELS <= math.prod(convolution.kernel.shape[:3])
+    ):
+        return None
+    axes = []
+    for axis, (stride, size) in enumerate(
+        zip(convolution.strides, convolution.kernel_size, strict=True)
+    ):
+        source, side = resize.input.shape[1 + axis], backbone.input_shape[1 + axis]
+        if source is None or side % source or side // source % stride:
+            return None
+        if convolution.output.shape[1 + axis] != side // stride:
+            return None
+        weights = axis_weights(side // source, stride, size, zeros[axis])
+        if weights is None:
+            return None
+        axes.append(weights)
+    rows, columns = axes
+    norm_of, _ = _foldable_pairs(backbone, still=True)
+    relu: Any = following.get(norm_of.get(convolution.name, convolution).name)
+    if not (
+        type(relu) is keras.layers.Activation
+        and relu.activation is keras.activations.relu
+        and convolution.activation is keras.activations.linear
+    ):
+        relu = None
+    return _Stem(resize, value_range, backbone, convolution, relu, (rows, columns))
+
+
+def _is_bilinear(layer: Any) -> bool:
+    """Return whether the layer is bilinear resizing and nothing else."""
+    return (
+        type(layer) is keras.layers.Resizing
+        and layer.interpolation == "bilinear"
+        and layer.data_format == "channels_last"
+        and not (layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
+    )
 
 
 def _scale_and_shift(
@@ -262,6 +382,57 @@ class _FoldedConvolution(_Folded):
             # TensorFlow fuses this form with the convolution, and an activation and addition after.
             outputs = tf.nn.bias_add(outputs, bias[0])
         return source.activation(outputs)
+
+
+class _GreyConvolution(_FoldedConvolution):
+    """Resize, value range, padding, convolution, still BatchNorm and ReLU, of the grey image."""
+
+    def __init__(
+        self,
+        stem: _Stem,
+        precision: str,
+        constant: bool,
+        norm: keras.layers.BatchNormalization | None,
+    ) -> None:
+        self._stem = stem  # before the weights are folded, which happens there
+        super().__init__(stem.convolution, precision, False, constant, norm)
+        _, height, width, _ = stem.resize.input.shape
+        # In bfloat16 too these and the grey values, whole numbers to 255, are exact.
+        self._masks = [
+            tf.cast(mask, self.compute_dtype).numpy() for mask in channel_masks(height, width)
+        ]
+
+    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
+        """Return a kernel for each row of a source pixel's outputs, and the bias of each."""
+        stem = self._stem
+        kernel, *biases = super()._fold(dtype)
+        bias = biases[0] if biases else tf.zeros(stem.convolution.filters, dtype)
+        scale, offset = (weight.numpy().reshape(-1) for weight in stem.value_range.weights)
+        kernels = compose_kernel(kernel.numpy(), scale, offset, *stem.axes)
+        n_rows, n_columns = (weights.shape[1] for weights in stem.axes)
+        by_row = kernels.reshape(n_rows, 1, 1, 9 * N_CHANNELS, -1)
+        return [*map(tf.constant, by_row), tf.tile(bias, [n_columns])]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        *kernels, bias = self._weights_now()
+        activation = (self._stem.relu or self._source).activation
+        continued = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        of_grey, of_ones = self._masks
+        channels = continued * of_grey + of_ones
+        _, height, width, _ = inputs.shape
+        # Each pixel's neighbourhood as channels: for so few of them oneDNN's wide kernels are slow.
+        patches = tf.concat(
+            [channels[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], -1
+        )
+        # Activated before they lie side by side: TensorFlow fuses it with the convolution.
+        rows = [
+            activation(tf.nn.bias_add(tf.nn.conv2d(patches, kernel, 1, "VALID"), bias))
+            for kernel in kernels
+        ]  # (B, H, W, a pixel's outputs in one row)
+        return tf.reshape(tf.stack(rows, axis=2), (-1, *self._source.output.shape[1:]))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (input_shape[0], *self._source.output.shape[1:])
 
 
 # Measured in float32 on a processor with AVX2 alone (runs/LOG.md, 2026-11-25): where a kernel reads

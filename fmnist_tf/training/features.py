@@ -51,7 +51,7 @@ from fmnist_tf.model.preprocessing import SOURCE_SIDE
 
 # Raise it with every change of the layout, of the batches, or of what folding or averaging
 # computes.
-FORMAT = 4
+FORMAT = 5
 # Batches in work at once: one computes while another starts, ends or is copied.
 STREAMS = 2
 # A kill costs the shard in work, so a shard is bounded in bytes and in rows.
