@@ -77,6 +77,7 @@ def apply_twice(layer: keras.Layer) -> Apply:
 def build(
     side: int = 224,
     *,
+    width: int | None = None,
     resize: Any = None,
     value_range: Any = None,
     first: Any = None,
@@ -85,7 +86,7 @@ def build(
 ) -> keras.Model:
     """Return preprocessing and a backbone that begins as ResNet50 does, of two filters."""
     keras.utils.set_random_seed(1)
-    backbone_inputs = keras.Input((side, side, 3))
+    backbone_inputs = keras.Input((side, width or side, 3))
     x = layers.ZeroPadding2D(pad)(backbone_inputs) if pad else backbone_inputs
     first = first or layers.Conv2D(2, 7, 2)
     x = after(first(x))
@@ -106,6 +107,7 @@ def is_composed(folded: keras.Model) -> bool:
     [
         {},
         {"side": 168},  # a pixel has three outputs along an axis
+        {"width": 168, "resize": layers.Resizing(224, 168, name="resize")},
         {"first": layers.Conv2D(2, 7, 2, use_bias=False)},
         {"first": layers.Conv2D(2, 7, 2), "after": lambda x: x},
         {"first": layers.Conv2D(2, 7, 2, use_bias=False), "after": lambda x: x},
@@ -123,6 +125,7 @@ def is_composed(folded: keras.Model) -> bool:
     ids=[
         "resnet50",
         "168",
+        "224x168",
         "no-bias",
         "no-norm",
         "kernel-alone",
@@ -143,18 +146,32 @@ def test_what_is_composed_is_the_same_function(words: dict[str, Any]) -> None:
     "words",
     [
         {"side": 112},  # reaches further than a pixel's neighbours
-        {"side": 220},
+        {"side": 230},
         {"side": 196},  # seven pixels of one, which the stride does not divide
         {"resize": layers.Resizing(224, 224, "nearest", name="resize")},
+        {
+            "width": 168,
+            "resize": layers.Resizing(224, 168, crop_to_aspect_ratio=True, name="resize"),
+        },
         {"value_range": layers.Conv2D(3, 1, activation="relu")},
         {"value_range": layers.Conv2D(3, 1, use_bias=False)},
         {"value_range": layers.Conv2D(3, 3, padding="same")},
+        {
+            "resize": layers.Resizing(448, 448, name="resize"),
+            "value_range": layers.Conv2D(3, 1, 2),
+        },
+        {
+            "resize": lambda x: layers.Resizing(224, 224, name="resize")(
+                layers.Concatenate()([x, x, x])
+            ),
+            "value_range": layers.Conv2D(3, 1, groups=3),
+        },
         {"resize": apply_twice(layers.Resizing(224, 224, name="resize"))},
         {"first": layers.Conv2D(2, 7, 2, activation="softmax")},
         {"first": SHARED, "after": SHARED},
         {"first": layers.Conv2D(2, 3, 2), "pad": ((1, 1), (1, 1))},  # would cost more
         {"first": layers.Conv2D(2, 7, 2), "pad": ((3, 2), (3, 1))},
-        {"first": layers.Conv2D(2, 7, 2, padding="same"), "pad": None},
+        {"first": layers.Conv2D(2, 5, 2, padding="same"), "pad": None},
         {"first": layers.Conv2D(2, 5, 1, dilation_rate=2), "pad": ((4, 4), (4, 4))},
         {"first": layers.DepthwiseConv2D(7, 2)},
         {"first": layers.Conv2D(3, 7, 2, groups=3)},
@@ -164,9 +181,12 @@ def test_what_is_composed_is_the_same_function(words: dict[str, Any]) -> None:
         "no-whole-factor",
         "stride",
         "nearest",
+        "cropped",
         "range-activation",
         "range-without-bias",
         "range-3x3",
+        "range-strides",
+        "range-of-colours",
         "resized-twice",
         "softmax",
         "shared-convolution",
@@ -187,6 +207,14 @@ def test_tensorflow_fuses_what_was_composed() -> None:
     kinds = optimized_kinds(function, PIXELS)
     # One convolution for each row of a pixel's outputs.
     assert [kind for op, kind in kinds if "Conv2D" in op] == [[b"BiasAdd", b"Relu"]] * 4
+    assert "Relu" not in [op for op, _ in kinds]
+
+
+def test_images_of_any_side_are_left_alone() -> None:
+    resize, value_range, backbone = build().layers[-3:]
+    inputs = keras.Input((None, None, 1))
+    model = keras.Model(inputs, backbone(value_range(resize(inputs))))
+    assert not is_composed(compare(model, PIXELS[..., np.newaxis].astype(np.float32), 1e-5))
 
 
 def test_a_sequential_backbone_is_left_alone() -> None:
@@ -204,7 +232,8 @@ def test_what_may_train_is_left_alone() -> None:
 
 def test_whole_classifiers_and_weights_outside_of_the_graph() -> None:
     model = build()
-    whole = keras.Sequential([keras.Input((28, 28), dtype="uint8"), *model.layers[1:]])
+    head = keras.Sequential([keras.Input(model.output_shape[1:]), layers.Conv2D(2, 3)])
+    whole = keras.Sequential([keras.Input((28, 28), dtype="uint8"), *model.layers[1:], head])
     folded = fold_model(whole, "float32", still=True, constant=False)
     assert is_composed(folded)
     expected = np.asarray(whole(PIXELS, training=False))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -124,7 +125,7 @@ def _fold_graph(
         return layer(*inputs, **words)
 
     inputs = keras.Input(
-        batch_shape=stem.resize.input.shape if stem else model.input_shape,
+        batch_shape=stem.source_shape if stem else model.input_shape,
         dtype=model.inputs[0].dtype if takes_integers else own_precision,
     )
     return keras.models.clone_model(
@@ -189,11 +190,16 @@ def _foldable_pairs(
     return norm_of, padding_of
 
 
+def _calls(model: keras.Model) -> Iterable[Any]:
+    """Return each call of a layer in this model: Keras' nodes."""
+    return chain.from_iterable(model._nodes_by_depth.values())
+
+
 def _sole_consumers(model: keras.Model) -> dict[str, Any]:
     """Return a layer's name -> the layer that alone takes what it gives, and takes nothing else."""
     consumers: dict[str, list[Any]] = {}
     n_calls: Counter[str] = Counter()
-    for node in chain.from_iterable(model._nodes_by_depth.values()):
+    for node in _calls(model):
         n_calls[node.operation.name] += 1
         # The `input` of a model in this one is its own, not what it is called on here.
         for tensor in node.input_tensors:
@@ -216,6 +222,7 @@ class _Stem:
         backbone: what follows; it begins with what is below.
         convolution: wide; zero padding may stand before it.
         relu: what alone follows it and its still BatchNorm, or None.
+        source_shape: (None, H, W, 1).
         axes: `axis_weights` of rows and of columns.
     """
 
@@ -224,6 +231,7 @@ class _Stem:
     backbone: keras.Model
     convolution: Any
     relu: Any
+    source_shape: tuple[Any, ...]
     axes: tuple[np.ndarray, np.ndarray]
 
 
@@ -245,9 +253,10 @@ def _find_stem(model: keras.Model) -> _Stem | None:
         return None
     following = _sole_consumers(backbone)
     convolution: Any = following.get(backbone.inputs[0]._keras_history.operation.name)
-    zeros = [0, 0]
+    zeros, padded_shape = [0, 0], backbone.input_shape
     if type(convolution) is keras.layers.ZeroPadding2D:
         zeros = [first for first, _ in convolution.padding]
+        padded_shape = convolution.compute_output_shape(padded_shape)
         convolution = following.get(convolution.name)
     if not (
         _is_full(convolution)
@@ -259,14 +268,19 @@ def _find_stem(model: keras.Model) -> _Stem | None:
         and 9 * N_CHANNELS <= math.prod(convolution.kernel.shape[:3])
     ):
         return None
+    # Not `resize.input`, which may be of a call in another model.
+    source_shape = next(
+        call.input_tensors[0].shape for call in _calls(model) if call.operation is resize
+    )
+    output_shape = convolution.compute_output_shape(padded_shape)
     axes = []
     for axis, (stride, size) in enumerate(
         zip(convolution.strides, convolution.kernel_size, strict=True)
     ):
-        source, side = resize.input.shape[1 + axis], backbone.input_shape[1 + axis]
+        source, side = source_shape[1 + axis], backbone.input_shape[1 + axis]
         if source is None or side % source or side // source % stride:
             return None
-        if convolution.output.shape[1 + axis] != side // stride:
+        if output_shape[1 + axis] != side // stride:
             return None
         weights = axis_weights(side // source, stride, size, zeros[axis])
         if weights is None:
@@ -275,13 +289,9 @@ def _find_stem(model: keras.Model) -> _Stem | None:
     rows, columns = axes
     norm_of, _ = _foldable_pairs(backbone, still=True)
     relu: Any = following.get(norm_of.get(convolution.name, convolution).name)
-    if not (
-        type(relu) is keras.layers.Activation
-        and relu.activation is keras.activations.relu
-        and convolution.activation is keras.activations.linear
-    ):
+    if not (type(relu) is keras.layers.Activation and relu.activation is keras.activations.relu):
         relu = None
-    return _Stem(resize, value_range, backbone, convolution, relu, (rows, columns))
+    return _Stem(resize, value_range, backbone, convolution, relu, source_shape, (rows, columns))
 
 
 def _is_bilinear(layer: Any) -> bool:
@@ -289,7 +299,6 @@ def _is_bilinear(layer: Any) -> bool:
     return (
         type(layer) is keras.layers.Resizing
         and layer.interpolation == "bilinear"
-        and layer.data_format == "channels_last"
         and not (layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
     )
 
@@ -396,7 +405,7 @@ class _GreyConvolution(_FoldedConvolution):
     ) -> None:
         self._stem = stem  # before the weights are folded, which happens there
         super().__init__(stem.convolution, precision, False, constant, norm)
-        _, height, width, _ = stem.resize.input.shape
+        _, height, width, _ = stem.source_shape
         # In bfloat16 too these and the grey values, whole numbers to 255, are exact.
         self._masks = [
             tf.cast(mask, self.compute_dtype).numpy() for mask in channel_masks(height, width)
@@ -429,10 +438,13 @@ class _GreyConvolution(_FoldedConvolution):
             activation(tf.nn.bias_add(tf.nn.conv2d(patches, kernel, 1, "VALID"), bias))
             for kernel in kernels
         ]  # (B, H, W, a pixel's outputs in one row)
-        return tf.reshape(tf.stack(rows, axis=2), (-1, *self._source.output.shape[1:]))
+        outputs = tf.stack(rows, axis=2)  # (B, H, P, W, Q * F)
+        return tf.reshape(outputs, (-1, *self.compute_output_shape(inputs.shape)[1:]))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return (input_shape[0], *self._source.output.shape[1:])
+        n_rows, n_columns = (weights.shape[1] for weights in self._stem.axes)
+        batch, height, width, _ = input_shape
+        return (batch, height * n_rows, width * n_columns, self._source.filters)
 
 
 # Measured in float32 on a processor with AVX2 alone (runs/LOG.md, 2026-11-25): where a kernel reads
