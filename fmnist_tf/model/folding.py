@@ -65,7 +65,8 @@ def fold_model(
         model: functional or sequential, with one input; models nested in it are folded too. It is
             left as it is.
         precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
-            does not know, and what turns a model's uint8 input into floats, keep to float32.
+            does not know keep to float32, and so does what turns a model's uint8 input into floats,
+            unless it becomes one with the network's first convolution.
         still: nothing trains, whatever the layers' `trainable` flags say.
         constant: what does not train stands in the graph that calls the twin, where TensorFlow
             copies it several times before the first batch. Otherwise the graph reads it, and the
