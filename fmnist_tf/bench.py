@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmnist_tf.command import add_terminal_flags, run_command
+from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError
-from fmnist_tf.files import check_target, write_atomically
+from fmnist_tf.system.files import check_target, write_atomically
 
 LEAST_SIDE, MOST_SIDE = 32, 1024
 
@@ -67,7 +67,7 @@ def _bench(flags: argparse.Namespace) -> None:
     from fmnist_tf.benchmark.plan import plan_settings
     from fmnist_tf.benchmark.suite import run_benchmark
     from fmnist_tf.benchmark.table import format_result
-    from fmnist_tf.console import progress_bar, say
+    from fmnist_tf.cli.terminal import progress_bar, say
 
     settings = plan_settings(quick=flags.quick, image_size=side)
     with tempfile.TemporaryDirectory(prefix="fmnist_tf-bench-") as folder:

@@ -14,14 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, Problem, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tf.data.csvfile import CsvTable
-    from fmnist_tf.finished import FinishedRun
+    from fmnist_tf.data.csv.table import CsvTable
+    from fmnist_tf.pipeline.saved_run import SavedRun
     from fmnist_tf.results.evaluation import Evaluation
 
 _NUMBERS = "{:>9}  {:>6}  {:>6}  {:>9}"  # precision, recall, F1, support
@@ -63,7 +63,7 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
     """
     import numpy as np
 
-    from fmnist_tf.finished import find_places
+    from fmnist_tf.pipeline.saved_run import find_places
 
     if table.label_index is None:
         hint = "name it with --label-column; without labels use `python -m fmnist_tf.predict`"
@@ -88,12 +88,13 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
 
 
 def _evaluate(flags: argparse.Namespace) -> None:
-    from fmnist_tf.console import boxed, progress_bar, warn
-    from fmnist_tf.finished import compile_finished, find_run, read_finished, run_all
+    from fmnist_tf.cli.terminal import boxed, progress_bar, warn
+    from fmnist_tf.model.inference import run_all
+    from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
     from fmnist_tf.results.evaluation import Evaluation
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.system.startup import import_tensorflow
 
-    run = read_finished(find_run(flags.run, flags.runs_dir))
+    run = read_saved_run(find_run(flags.run, flags.runs_dir))
     if flags.label_column is not None and flags.data is None:
         raise UsageError("--label-column NAME: expected with --data PATH alone")
     for caveat in run.caveats:
@@ -102,7 +103,7 @@ def _evaluate(flags: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as store_dir:
         name, pixels, labels = _read_images(run, flags, store_dir)
         import_tensorflow()
-        run_batches = compile_finished(run)
+        run_batches = compile_saved_model(run)
         with progress_bar("evaluate", "image") as show:
             (probabilities,) = run_all(run_batches, pixels, show)
     evaluation = Evaluation.from_probabilities(labels, probabilities)
@@ -116,13 +117,13 @@ def _evaluate(flags: argparse.Namespace) -> None:
 
 
 def _read_images(
-    run: FinishedRun, flags: argparse.Namespace, store_dir: str
+    run: SavedRun, flags: argparse.Namespace, store_dir: str
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """Return what the images are called, their pixels (N, 784) uint8 and labels (N,) int64."""
-    from fmnist_tf.console import boxed, say, warn
-    from fmnist_tf.data.csvfile import expand_path, read_csv
-    from fmnist_tf.data.pictures import find_polarity
-    from fmnist_tf.finished import read_run_dataset, read_with_label
+    from fmnist_tf.cli.terminal import boxed, say, warn
+    from fmnist_tf.data.csv.table import expand_path, read_csv
+    from fmnist_tf.data.photos import find_polarity
+    from fmnist_tf.pipeline.saved_run import read_run_dataset, read_with_label
 
     if flags.data is None:
         dataset = read_run_dataset(run, say)

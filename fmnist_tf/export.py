@@ -26,17 +26,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
-from fmnist_tf.files import check_folder
+from fmnist_tf.system.files import check_folder
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
     from fmnist_tf.data.sources import Dataset, Pixels
-    from fmnist_tf.finished import FinishedRun
-    from fmnist_tf.model.exporting import Classify
+    from fmnist_tf.exporting.formats import Classify
+    from fmnist_tf.pipeline.saved_run import SavedRun
 
 FORMATS = ("saved_model", "litert", "onnx")
 ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
@@ -117,12 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from fmnist_tf.console import warn
-    from fmnist_tf.finished import find_run, read_finished
+    from fmnist_tf.cli.terminal import warn
+    from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
 
     if flags.format == "onnx":
         _require_onnx()
-    run = read_finished(find_run(flags.run, flags.runs_dir))
+    run = read_saved_run(find_run(flags.run, flags.runs_dir))
     out = flags.out or run.directory.file("export") / flags.format
     _require_free(out)
     for caveat in run.caveats:
@@ -131,12 +131,12 @@ def _export(flags: argparse.Namespace) -> None:
         _export_with(run, _read_data(run, flags.data, store_dir), flags.format, out)
 
 
-def _export_with(run: FinishedRun, dataset: Dataset, name: str, out: Path) -> None:
+def _export_with(run: SavedRun, dataset: Dataset, name: str, out: Path) -> None:
     """Export the run's model to the folder `out`, calibrated and checked with the images."""
-    from fmnist_tf.console import boxed, say, warn
-    from fmnist_tf.finished import build_finished
+    from fmnist_tf.cli.terminal import boxed, say, warn
+    from fmnist_tf.pipeline.saved_run import build_saved_model
     from fmnist_tf.results.provenance import describe_code, describe_machine
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.system.startup import import_tensorflow
 
     about: dict[str, Any] = {
         "run": run.directory.path.name,
@@ -148,7 +148,7 @@ def _export_with(run: FinishedRun, dataset: Dataset, name: str, out: Path) -> No
     }
 
     import_tensorflow()
-    model = build_finished(run)
+    model = build_saved_model(run)
     with _appearing(out) as folder:
         say(f"converting to {name}")
         if run.config.test_time_flip:
@@ -188,7 +188,7 @@ def _require_free(out: Path) -> None:
     check_folder("the export", out)
 
 
-def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:
+def _read_data(run: SavedRun, data: str | None, store_dir: str) -> Dataset:
     """Read the images to calibrate and to check with, their labels as the run counts them.
 
     Raises:
@@ -196,9 +196,9 @@ def _read_data(run: FinishedRun, data: str | None, store_dir: str) -> Dataset:
     """
     import numpy as np
 
-    from fmnist_tf.console import say
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.finished import find_places, read_run_dataset, read_with_label
+    from fmnist_tf.pipeline.saved_run import find_places, read_run_dataset, read_with_label
 
     if data is None:
         return read_run_dataset(run, say)
@@ -236,8 +236,8 @@ def _write(
     threads: int,
 ) -> list[Export]:
     """Write the model into `folder`, and read it back from there."""
-    from fmnist_tf.model import exporting as ex
-    from fmnist_tf.results.analysis import draw_rows
+    from fmnist_tf.exporting import formats as ex
+    from fmnist_tf.results.analysis import subset_rows
 
     (folder / ex.LABELS).write_text(ex.labels_text(class_names), encoding="utf-8")
     if name == "saved_model":
@@ -249,7 +249,7 @@ def _write(
         path = folder / "model.onnx"
         ex.write_onnx(model, class_names, path)
         return [Export(path, "float32", ex.read_onnx(path, threads))]
-    calibration = _images(train, draw_rows(train.labels, N_CALIBRATION))
+    calibration = _images(train, subset_rows(train.labels, N_CALIBRATION))
     exact, small = folder / "model.tflite", folder / "model-int8.tflite"
     ex.write_litert(model, class_names, exact)
     ex.write_litert(model, class_names, small, calibration)
@@ -270,11 +270,11 @@ def _check(
     Raises:
         FmnistError: a float export answers otherwise than the Keras model.
     """
-    from fmnist_tf.console import progress_bar
-    from fmnist_tf.finished import run_model
-    from fmnist_tf.results.analysis import draw_rows
+    from fmnist_tf.cli.terminal import progress_bar
+    from fmnist_tf.model.inference import run_model
+    from fmnist_tf.results.analysis import subset_rows
 
-    rows = draw_rows(dataset.test.labels, N_CHECKED)
+    rows = subset_rows(dataset.test.labels, N_CHECKED)
     images, labels = _images(dataset.test, rows), dataset.test.labels[rows]
     with progress_bar("Keras", "image") as show:
         expected = run_model(model, images, show)[0]

@@ -22,14 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tf.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.files import check_target, write_atomically
+from fmnist_tf.system.files import check_target, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tf.finished import FinishedRun, RunBatches
+    from fmnist_tf.model.inference import RunBatches
+    from fmnist_tf.pipeline.saved_run import SavedRun
 
 SHOWN_ROWS = 10
 """Rows of a CSV that the terminal gets."""
@@ -120,11 +121,11 @@ def _predict(flags: argparse.Namespace) -> None:
 
 
 def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
-    from fmnist_tf.console import boxed, warn
-    from fmnist_tf.finished import compile_finished, find_run, read_finished
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.cli.terminal import boxed, warn
+    from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
+    from fmnist_tf.system.startup import import_tensorflow
 
-    run = read_finished(find_run(flags.run, flags.runs_dir))
+    run = read_saved_run(find_run(flags.run, flags.runs_dir))
     for caveat in run.caveats:
         warn(boxed(f"WARNING, this model: {caveat}."))
     sources: list[Source] = []
@@ -138,7 +139,7 @@ def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
         top = min(flags.top, len(run.class_names))
         with _open_table(flags.out, top, run.class_names, sources) as write:
             import_tensorflow()
-            run_batches = compile_finished(run)
+            run_batches = compile_saved_model(run)
             for ranked in _rank_all(run_batches, sources, len(run.class_names), top):
                 width = shutil.get_terminal_size().columns
                 for line in format_ranked(ranked, run.class_names, width):
@@ -165,11 +166,11 @@ def _check_flags(flags: argparse.Namespace) -> None:
         )
 
 
-def _read_source(path: Path, run: FinishedRun, label_column: str | None, store_dir: str) -> Source:
-    from fmnist_tf.console import say, warn
-    from fmnist_tf.data.csvfile import read_csv
-    from fmnist_tf.data.pictures import find_polarity, is_picture, read_picture
-    from fmnist_tf.finished import find_places, read_with_label
+def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir: str) -> Source:
+    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.data.csv.table import read_csv
+    from fmnist_tf.data.photos import find_polarity, is_picture, read_picture
+    from fmnist_tf.pipeline.saved_run import find_places, read_with_label
 
     shown = printable(str(path), 200)
     facts = run.provenance["data"]
@@ -224,8 +225,8 @@ def _rank(run_batches: RunBatches, pixels: np.ndarray, top: int) -> tuple[np.nda
     """Return classes and probabilities (N, T); of equals the first class goes first."""
     import numpy as np
 
-    from fmnist_tf.console import progress_bar
-    from fmnist_tf.finished import run_all
+    from fmnist_tf.cli.terminal import progress_bar
+    from fmnist_tf.model.inference import run_all
 
     with progress_bar("predict", "image") as show:
         (probabilities,) = run_all(run_batches, pixels, show)
@@ -317,7 +318,7 @@ def safe_cell(text: str) -> str:
     Control characters are escaped, tab and carriage return too; what begins like a formula gets an
     apostrophe in front, unless it is a whole number.
     """
-    from fmnist_tf.data.csvcells import is_whole
+    from fmnist_tf.data.csv.cells import is_whole
 
     shown = printable(text, _CELL_LENGTH)
     return "'" + shown if shown.startswith(_FORMULA) and not is_whole(shown) else shown

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
+from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.files import check_folder, check_target
+from fmnist_tf.system.files import check_folder, check_target
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,9 +78,9 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
-    from fmnist_tf.console import warn
-    from fmnist_tf.finished import find_run
-    from fmnist_tf.results import page
+    from fmnist_tf.cli.terminal import warn
+    from fmnist_tf.pipeline.saved_run import find_run
+    from fmnist_tf.reporting import page
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
@@ -119,8 +119,8 @@ def _track_comparison(
     rows: Sequence[Sequence[str]],
     path: Path,
 ) -> None:
-    from fmnist_tf.console import say, warn
-    from fmnist_tf.results.tracking import start_tracking
+    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.reporting.tracking import start_tracking
 
     tracker = start_tracking(
         flags.wandb,
@@ -140,10 +140,10 @@ def _track_comparison(
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.console import say, warn
+    from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.summary import measure_background, summarize
-    from fmnist_tf.results import page
+    from fmnist_tf.reporting import page
 
     check_folder("--runs-dir", flags.runs_dir)
     dataset = read_dataset(

@@ -1,6 +1,6 @@
 """`python -m fmnist_tf.sweep`: many trials of one setup -> which settings are best, and how sure.
 
-In: flags of `fmnist_tf.train`, and a grid of knobs to vary. Out: a folder with a trial each, a
+In: flags of `fmnist_tf.train`, and a grid of settings to vary. Out: a folder with a trial each, a
 table on stdout, trials.csv and sweep.png. Trials share the data, the split and the stored output of
 the frozen part, unless its weights are random and seeds differ; they are compared on validation
 images, and the test images are left alone. Where
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.command import add_terminal_flags, run_command
-from fmnist_tf.config import RunConfig, add_flags, to_flags
+from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
-from fmnist_tf.files import check_target, replacing
+from fmnist_tf.settings.config import RunConfig, add_flags, to_flags
+from fmnist_tf.system.files import check_target, replacing
 from fmnist_tf.train import Settings, add_recipe, add_where, naming_parent, read_settings
 from fmnist_tf.trials import (
     Outcome,
@@ -51,15 +51,15 @@ from fmnist_tf.trials import (
 if TYPE_CHECKING:
     from fmnist_tf.data.sources import Dataset
     from fmnist_tf.data.splits import Splits
-    from fmnist_tf.memory import MemoryWatch
     from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.system.memory import MemoryWatch
 
 TABLE, FIGURE = "trials.csv", "sweep.png"
 _LARGEST_SEED = 2**31 - 1
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags; a knob that is not given is absent from the result."""
+    """Return the command's flags; a setting that is not given is absent from the result."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.sweep",
         description="Train with many settings and compare them on the validation images. All "
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("trials")
     group.add_argument(
         "--grid",
-        metavar="KNOB=VALUE,VALUE KNOB=...",
+        metavar="SETTING=VALUE,VALUE SETTING=...",
         default="",
         help="what to vary, e.g. 'learning_rate=1e-4,3e-4 units=0,512 augment=none,flip+erasing'; "
         "with --random also ranges: 'learning_rate=1e-5..1e-2:log dropout=0..0.7'",
@@ -135,7 +135,7 @@ class Sweep:
 
     @property
     def config(self) -> RunConfig:
-        """The first trial's settings: but for the varied knobs and the seed, those of all."""
+        """The first trial's settings: but for the varied settings and the seed, those of all."""
         return self.configs[1]
 
     @property
@@ -189,7 +189,7 @@ def _plan(
     Raises:
         UsageError: they do not, or the flags contradict one another.
     """
-    from fmnist_tf.console import say
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.results.provenance import command_line
 
     for name, value in (("--random", flags.random), ("--seeds", flags.seeds)):
@@ -236,10 +236,10 @@ def _write_wandb_file(sweep: Sweep, space: Space) -> None:
     check_target("--wandb-file", flags.wandb_file)
     import yaml
 
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.system.startup import import_tensorflow
 
     import_tensorflow()
-    _check_cards(sweep)
+    _check_backbones(sweep)
     words = ["--recipe", flags.recipe] if flags.recipe else []
     words += to_flags(settings.given)
     words += ["--runs-dir", str(flags.runs_dir), "--wandb", "online"]
@@ -257,13 +257,13 @@ def _write_wandb_file(sweep: Sweep, space: Space) -> None:
 
 def _run(sweep: Sweep) -> None:
     """Run the trials that have no result yet, and tell what came of all."""
-    from fmnist_tf.console import say, warn
-    from fmnist_tf.memory import MemoryWatch, release_memory
+    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.pipeline.run import StageClock
+    from fmnist_tf.pipeline.session import read_data
     from fmnist_tf.results.provenance import describe_code
     from fmnist_tf.results.rundir import check_name
-    from fmnist_tf.run import StageClock
-    from fmnist_tf.session import read_data
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.system.memory import MemoryWatch, release_memory
+    from fmnist_tf.system.startup import import_tensorflow
 
     flags, code, memory = sweep.flags, describe_code(), MemoryWatch()
     goes_on = sweep.begun is not None
@@ -273,7 +273,7 @@ def _run(sweep: Sweep) -> None:
     data = read_data(sweep.config, sweep.settings.parent, cache_dir, StageClock())
     if flags.dry_run or not goes_on:
         import_tensorflow()
-        _check_cards(sweep)
+        _check_backbones(sweep)
         _check_weights(sweep, data[0], cache_dir)
     if goes_on or not flags.dry_run:
         directory = _open_sweep(sweep, *data)
@@ -315,18 +315,18 @@ def _run(sweep: Sweep) -> None:
         _conclude(sweep, directory, results, is_new=bool(missing))
 
 
-def _check_cards(sweep: Sweep) -> None:
+def _check_backbones(sweep: Sweep) -> None:
     """Refuse backbones, sides and stages that there are not, before anything is made.
 
     Raises:
         UsageError: a trial asks for one.
     """
-    from fmnist_tf.model.backbones import find_card
+    from fmnist_tf.model.backbones import find_backbone_spec
     from fmnist_tf.model.phases import plan_unfreeze
 
     for config in sweep.configs.values():
-        card, _ = find_card(config.backbone, config.image_size)
-        plan_unfreeze(card, config.phase, config.unfreeze)
+        spec, _ = find_backbone_spec(config.backbone, config.image_size)
+        plan_unfreeze(spec, config.phase, config.unfreeze)
 
 
 def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
@@ -336,7 +336,7 @@ def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
         UsageError: a trial asks for them.
         DownloadError: the published weights were named and cannot be had.
     """
-    from fmnist_tf.session import build_network
+    from fmnist_tf.pipeline.session import build_network
 
     first_of = {(c.backbone, c.head, c.weights): c for c in reversed(list(sweep.configs.values()))}
     parent = sweep.settings.parent
@@ -432,9 +432,9 @@ def _run_trial(
         OSError: the disk is full or fails, which every trial would meet.
         DownloadError: so does the network.
     """
-    from fmnist_tf import session
     from fmnist_tf.data.downloads import DownloadError
-    from fmnist_tf.run import Run, StageClock
+    from fmnist_tf.pipeline import session
+    from fmnist_tf.pipeline.run import Run, StageClock
 
     started = time.perf_counter()
     flags, parent, config = sweep.flags, sweep.settings.parent, sweep.configs[trial.number]
@@ -490,12 +490,12 @@ def _write_table(directory: RunDir, sweep: Sweep, results: Mapping[int, Result])
     """Write trials.csv: a row for each trial that ended, every digit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    knobs = list(sweep.trials[0].point)
+    settings = list(sweep.trials[0].point)
     names = [field.name for field in dataclasses.fields(Result)]
-    writer.writerow(["trial", "seed", *knobs, *names])
+    writer.writerow(["trial", "seed", *settings, *names])
     for trial in sweep.trials:
         if (result := results.get(trial.number)) is not None:
-            values: list[Any] = [show_value(trial.point[name]) for name in knobs]
+            values: list[Any] = [show_value(trial.point[name]) for name in settings]
             told = dataclasses.asdict(result)
             if result.error:  # a failed trial's other numbers say nothing
                 told = {name: told[name] for name in ("seconds", "error")}
@@ -543,7 +543,7 @@ def _describe_sources(
     sweep: Sweep, directory: RunDir, results: Mapping[int, Result]
 ) -> tuple[str, str | None]:
     """Return on what data and weights the trials rest, and what no reader may miss."""
-    from fmnist_tf.console import warn
+    from fmnist_tf.cli.terminal import warn
     from fmnist_tf.results.provenance import SAMPLE, find_caveats
 
     seen: dict[str, set[str]] = {}  # backbone -> weights, as they were found
@@ -573,7 +573,7 @@ def _describe_sources(
 def _command_of_best(sweep: Sweep, directory: RunDir, best: Outcome) -> str:
     """Return the command that makes an ordinary run of the best point, of a sound trial."""
     flags, parent = sweep.flags, sweep.settings.parent
-    path = _trial_dir(directory, best.sound_pairs[0][0]).file("config.json")
+    path = _trial_dir(directory, best.valid_pairs[0][0]).file("config.json")
     words = ["python", "-m", "fmnist_tf.train", "--recipe", str(path)]
     if flags.runs_dir != Path("runs"):
         words += ["--runs-dir", str(flags.runs_dir)]
@@ -591,7 +591,7 @@ def _draw(
     best: Outcome,
     banner: str | None,
 ) -> None:
-    from fmnist_tf.results.figures import write_trials
+    from fmnist_tf.reporting.figures import write_trials
 
     ended = [trial for trial in sweep.trials if not results[trial.number].error]
     values: dict[str, list[Any]] = {
@@ -617,8 +617,8 @@ def _track(
     sweep: Sweep, directory: RunDir, header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Record table and figure beside the trials."""
-    from fmnist_tf.console import say, warn
-    from fmnist_tf.results.tracking import start_tracking
+    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.reporting.tracking import start_tracking
 
     tracker = start_tracking(
         sweep.flags.wandb,

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.command import add_runs_dir, add_terminal_flags, run_command
-from fmnist_tf.config import RunConfig, add_flags, complete_config
+from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.recipe import describe_recipes, read_recipe
+from fmnist_tf.settings.config import RunConfig, add_flags, complete_config
+from fmnist_tf.settings.recipe import describe_recipes, read_recipe
 
 if TYPE_CHECKING:
-    from fmnist_tf.finished import FinishedRun
+    from fmnist_tf.pipeline.saved_run import SavedRun
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags; a knob that is not given is absent from the result."""
+    """Return the command's flags; a setting that is not given is absent from the result."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.train",
         description="Train an image classifier from CSV rows of a label and 784 grey pixels.",
@@ -87,8 +87,8 @@ class Settings:
     """What the flags ask for.
 
     Attributes:
-        given: the knobs that the person set by flags.
-        recipe: the knobs that the recipe sets.
+        given: the settings that the person set by flags.
+        recipe: the settings that the recipe sets.
         source: what messages call the recipe.
         parent: the frozen run that a finetune run continues.
         runs_dir: the folder of runs.
@@ -97,7 +97,7 @@ class Settings:
     given: dict[str, Any]
     recipe: dict[str, Any]
     source: str
-    parent: FinishedRun | None
+    parent: SavedRun | None
     runs_dir: Path
 
     @property
@@ -132,7 +132,7 @@ def read_settings(flags: argparse.Namespace, *, usual_parent: str | None = None)
     Raises:
         UsageError: the recipe or the run to continue is at fault.
     """
-    known = {knob.name for knob in dataclasses.fields(RunConfig)}
+    known = {setting.name for setting in dataclasses.fields(RunConfig)}
     given = {name: value for name, value in vars(flags).items() if name in known}
     recipe, source = {}, ""
     if flags.recipe is not None:
@@ -153,13 +153,13 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     # What is cheap to check comes first; importing TensorFlow takes seconds and comes last.
     settings = read_settings(flags)
     (config, lines), parent = settings.complete(), settings.parent
-    from fmnist_tf import session
-    from fmnist_tf.console import say
-    from fmnist_tf.memory import MemoryWatch
+    from fmnist_tf.cli.terminal import say
+    from fmnist_tf.pipeline import session
+    from fmnist_tf.pipeline.run import Run, StageClock
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
-    from fmnist_tf.run import Run, StageClock
-    from fmnist_tf.startup import import_tensorflow
+    from fmnist_tf.system.memory import MemoryWatch
+    from fmnist_tf.system.startup import import_tensorflow
 
     if flags.run is not None:
         check_name(flags.runs_dir, flags.run)
@@ -213,7 +213,7 @@ def naming_parent(
 
 def _find_parent(
     flags: argparse.Namespace, named: str | None, source: str, usual: str | None
-) -> FinishedRun:
+) -> SavedRun:
     """Return the frozen run that a finetune run continues.
 
     Args:
@@ -222,10 +222,10 @@ def _find_parent(
         source: where it is named.
         usual: the parent where neither names one; None: the newest complete frozen run.
     """
-    from fmnist_tf.console import say
-    from fmnist_tf.finished import find_run
+    from fmnist_tf.cli.terminal import say
+    from fmnist_tf.pipeline.saved_run import find_run
+    from fmnist_tf.pipeline.session import read_parent
     from fmnist_tf.results.rundir import find_newest_complete_run
-    from fmnist_tf.session import read_parent
 
     if flags.from_run:
         return read_parent(find_run(flags.from_run, flags.runs_dir))

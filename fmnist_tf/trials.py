@@ -4,9 +4,9 @@ In: the text of a grid, results of trials. Out: the settings of every trial, a r
 a file for W&B's own sweeps. Everything here is pure. This module must not know how a trial is run
 or where it is kept.
 
-A grid is words of `knob=value,value`. A value is what the knob's flag takes, with `+` in place of
-the comma of a list, and true or false for a switch; `low..high` is a range to draw from, `:log`
-after it draws evenly in the logarithm.
+A grid is words of `setting=value,value`. A value is what the setting's flag takes, with `+` in
+place of the comma of a list, and true or false for a switch; `low..high` is a range to draw from,
+`:log` after it draws evenly in the logarithm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmnist_tf.config import (
+from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.settings.config import (
     WANDB_PROJECT,
     RunConfig,
     add_flags,
@@ -30,10 +31,9 @@ from fmnist_tf.config import (
     check_range,
     flag_text,
 )
-from fmnist_tf.errors import UsageError, printable
 
 Point = dict[str, Any]
-"""Knob -> value, of the knobs that a sweep varies."""
+"""Knob -> value, of the settings that a sweep varies."""
 
 _ELSEWHERE = {
     "seed": "--seeds N repeats every trial with N seeds",
@@ -126,7 +126,7 @@ class Trial:
 
     Attributes:
         number: 1-based, in the order in which trials run.
-        point: the varied knobs.
+        point: the varied settings.
         seed: of order, initial weights and dropout; the split is that of the sweep.
     """
 
@@ -140,7 +140,7 @@ class Outcome:
     """A point of the space with the results of its seeds.
 
     Attributes:
-        point: the varied knobs.
+        point: the varied settings.
         trials: one for each seed.
         results: theirs, in the same order; None where a trial has none yet.
     """
@@ -155,7 +155,7 @@ class Outcome:
         return next((r.error for r in self.results if r is not None and r.error), None)
 
     @property
-    def sound_pairs(self) -> list[tuple[Trial, Result]]:
+    def valid_pairs(self) -> list[tuple[Trial, Result]]:
         """The trials that ended and did not fail, with their results, which have figures."""
         pairs = zip(self.trials, self.results, strict=True)
         return [(trial, result) for trial, result in pairs if result and not result.error]
@@ -163,7 +163,7 @@ class Outcome:
     @property
     def sound(self) -> list[Result]:
         """The results of these."""
-        return [result for _, result in self.sound_pairs]
+        return [result for _, result in self.valid_pairs]
 
     @property
     def is_whole(self) -> bool:
@@ -190,10 +190,14 @@ def read_space(text: str) -> Space:
     """Read a grid such as `learning_rate=1e-5..1e-3:log units=0,512 augment=none,flip`.
 
     Raises:
-        UsageError: a word is no `knob=values`, a knob is unknown, repeated or said elsewhere, or a
-            value is none of the knob's.
+        UsageError: a word is no `setting=values`, a setting is unknown, repeated or said elsewhere,
+            or a value is none of the setting's.
     """
-    knobs = {knob.name: knob for knob in dataclasses.fields(RunConfig) if "group" in knob.metadata}
+    settings = {
+        setting.name: setting
+        for setting in dataclasses.fields(RunConfig)
+        if "group" in setting.metadata
+    }
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     add_flags(parser)
     space: Space = {}
@@ -202,41 +206,41 @@ def read_space(text: str) -> Space:
         name = name.removeprefix("--").replace("-", "_")
         if not equals or not values:
             raise UsageError(
-                f"--grid {printable(word)}: expected KNOB=VALUE,VALUE, such as "
+                f"--grid {printable(word)}: expected SETTING=VALUE,VALUE, such as "
                 "learning_rate=1e-4,3e-4"
             )
         if name in _ELSEWHERE:
             raise UsageError(f"--grid {name}: cannot be varied; {_ELSEWHERE[name]}")
-        check_names([name], knobs.keys() - _ELSEWHERE.keys(), "knob", "--grid")
+        check_names([name], settings.keys() - _ELSEWHERE.keys(), "setting", "--grid")
         if name in space:
             raise UsageError(f"--grid {name}: expected once, found twice")
-        space[name] = _read_values(knobs[name], values, parser)
+        space[name] = _read_values(settings[name], values, parser)
     return space
 
 
 def _read_values(
-    knob: dataclasses.Field[Any], values: str, parser: argparse.ArgumentParser
+    setting: dataclasses.Field[Any], values: str, parser: argparse.ArgumentParser
 ) -> tuple[Any, ...] | Range:
-    name, kind = knob.name, str(knob.type).removesuffix(" | None").split("[")[0]
+    name, kind = setting.name, str(setting.type).removesuffix(" | None").split("[")[0]
     if found := _RANGE.fullmatch(values):
         if kind not in ("int", "float"):
             raise UsageError(f"--grid {name}={printable(values)}: {name} is no number to draw")
-        low, high = (_read_value(knob, end, kind, parser) for end in found.groups()[:2])
+        low, high = (_read_value(setting, end, kind, parser) for end in found.groups()[:2])
         if not low < high or (found[3] and low <= 0):
             expected = "two numbers above 0, rising" if found[3] else "two rising numbers"
             raise UsageError(f"--grid {name}={printable(values)}: expected {expected}")
         return Range(low, high, bool(found[3]), kind == "int")
-    read = tuple(_read_value(knob, value, kind, parser) for value in values.split(","))
+    read = tuple(_read_value(setting, value, kind, parser) for value in values.split(","))
     if len(set(read)) < len(read):
         raise UsageError(f"--grid {name}={printable(values)}: a value stands there twice")
     return read
 
 
 def _read_value(
-    knob: dataclasses.Field[Any], text: str, kind: str, parser: argparse.ArgumentParser
+    setting: dataclasses.Field[Any], text: str, kind: str, parser: argparse.ArgumentParser
 ) -> Any:
-    """Read one value as the knob's flag does."""
-    name = knob.name
+    """Read one value as the setting's flag does."""
+    name = setting.name
     flag = "--" + name.replace("_", "-")
     if kind == "bool":
         if text not in ("true", "false"):
@@ -246,7 +250,7 @@ def _read_value(
         text = text.replace("+", ",")
     try:
         value = getattr(parser.parse_args([f"{flag}={text}"]), name)
-        check_range(knob, value)
+        check_range(setting, value)
     except argparse.ArgumentError as error:
         raise UsageError(f"--grid {name}={printable(text)}: {error.message}") from error
     except UsageError as error:
@@ -260,7 +264,7 @@ def plan_points(space: Space, n_random: int | None, seed: int) -> list[Point]:
     Args:
         space: as `read_space` returned it; empty has one point, which varies nothing.
         n_random: how many to draw, all different, fewer if there are no more; None takes the whole
-            grid, last knob fastest.
+            grid, last setting fastest.
         seed: of the draw.
 
     Raises:
@@ -342,7 +346,7 @@ def describe_spread(shares: Sequence[float]) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Return a knob's value as a grid takes it."""
+    """Return a setting's value as a grid takes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
@@ -358,8 +362,8 @@ def show_point(point: Point) -> str:
 def tabulate(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the table that people read, a row for each point."""
     is_tested = any(outcome.test_accuracies for outcome in outcomes)
-    knobs = list(outcomes[0].point)
-    header = ["trials", *knobs, "val accuracy", *["test accuracy"] * is_tested]
+    settings = list(outcomes[0].point)
+    header = ["trials", *settings, "val accuracy", *["test accuracy"] * is_tested]
     header += ["n", "best epoch", "seconds"]
     rows = []
     for outcome in outcomes:

@@ -32,19 +32,19 @@ def resnet50_weights() -> Path:
 
 
 @pytest.fixture
-def toy_card(monkeypatch: pytest.MonkeyPatch):
-    """The toy backbone's card, registered as `--backbone toy`."""
-    from toy import build_toy_card
+def toy_spec(monkeypatch: pytest.MonkeyPatch):
+    """The toy backbone's spec, registered as `--backbone toy`."""
+    from toy import build_toy_spec
 
     from fmnist_tf.model import backbones
 
-    card = build_toy_card()
-    monkeypatch.setitem(backbones.BACKBONES, "toy", card)
-    return card
+    spec = build_toy_spec()
+    monkeypatch.setitem(backbones.BACKBONES, "toy", spec)
+    return spec
 
 
 @pytest.fixture
-def toy_classifier(toy_card):
+def toy_classifier(toy_spec):
     """A toy classifier of three classes whose BatchNorm statistics are not the initial ones."""
     import keras
     import numpy as np
@@ -52,12 +52,12 @@ def toy_classifier(toy_card):
     from fmnist_tf.model.classifier import build_classifier
 
     keras.utils.set_random_seed(1)
-    backbone = toy_card.build(16)
+    backbone = toy_spec.build(16)
     rng = np.random.default_rng(1)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # Variances must be positive; no value is the one a fresh layer has.
             layer.set_weights([rng.uniform(0.5, 3, w.shape) for w in layer.weights])
     return build_classifier(
-        backbone, toy_card, head="flatten", units=5, dropout=0.5, n_classes=3, seed=1
+        backbone, toy_spec, head="flatten", units=5, dropout=0.5, n_classes=3, seed=1
     )

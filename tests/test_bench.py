@@ -628,14 +628,14 @@ def test_workers_compute_with_the_kernels_that_runs_have(kind, calls, monkeypatc
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory):
     """The common files of the toy network, in their folder, and the facts."""
-    from toy import build_toy_card
+    from toy import build_toy_spec
 
     from fmnist_tf.benchmark import prepare
     from fmnist_tf.model.backbones import BACKBONES
 
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "toy", build_toy_card())
+        patch.setitem(BACKBONES, "toy", build_toy_spec())
         facts = prepare.open_stage(replace(JOB, folder=str(folder))).facts
         yield folder, facts
 
@@ -665,12 +665,12 @@ def test_ours_and_plain_keras_compute_the_same(prepared, task: Task) -> None:
     assert compare_outputs(outputs["ours"], outputs["plain_keras"]) > 0.99
 
 
-def test_plain_keras_trains_what_ours_trains(toy_card) -> None:
+def test_plain_keras_trains_what_ours_trains(toy_spec) -> None:
     from fmnist_tf.benchmark.plain_keras import build_classifier
 
     def shapes(finetune: bool) -> list[tuple[int, ...]]:
-        network = toy_card.build(16)
-        model = build_classifier(network, toy_card, 16, "gap", finetune=finetune)
+        network = toy_spec.build(16)
+        model = build_classifier(network, toy_spec, 16, "gap", finetune=finetune)
         return [tuple(weight.shape) for weight in model.trainable_weights]
 
     head = [(8, 512), (512,), (512, 10), (10,)]
@@ -722,10 +722,10 @@ def test_mixed_bfloat16_is_keras_own_policy(prepared) -> None:
 def test_the_whole_way_with_a_toy(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from toy import build_toy_card\n"
+        "from toy import build_toy_spec\n"
         "from fmnist_tf.benchmark.worker import main\n"
         "from fmnist_tf.model.backbones import BACKBONES\n"
-        "BACKBONES['toy'] = build_toy_card()\n"
+        "BACKBONES['toy'] = build_toy_spec()\n"
         "sys.exit(main())"
     )
     settings = Settings(True, 16, rounds=2, round_seconds=0.1, tasks=(GAP,), backbone="toy")

@@ -12,7 +12,7 @@ import pytest
 
 from fmnist_tf.data.sample import GARMENTS
 from fmnist_tf.evaluate import format_classes, main
-from fmnist_tf.finished import find_places
+from fmnist_tf.pipeline.saved_run import find_places
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.train import main as train
 
@@ -35,7 +35,7 @@ def write_csv(path: Path, values: list[object], seed: int, column: str = "label"
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs: of numbers named as garments, and of names."""
-    from toy import build_toy_card
+    from toy import build_toy_spec
 
     from fmnist_tf.model.backbones import BACKBONES
 
@@ -45,14 +45,14 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "named.csv", ["bag", "hat", "shoe"] * 20, seed=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setitem(BACKBONES, "toy", build_toy_card())
+        patch.setitem(BACKBONES, "toy", build_toy_spec())
         for name in ("fashion_train", "named"):
             assert train([*QUICK, "--data", f"{name}.csv", "--run", name[:7]]) == 0
     return folder
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(original: Path, tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy = tmp_path / "copy"
     shutil.copytree(original, copy)
     monkeypatch.chdir(copy)

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_train import QUICK, write_csv
-from toy import build_toy_card
+from toy import build_toy_spec
 
 from fmnist_tf import export, train
 from fmnist_tf.export import ONNX_PACKAGES, compare, main
-from fmnist_tf.finished import read_finished
-from fmnist_tf.model import exporting
+from fmnist_tf.exporting import formats
 from fmnist_tf.model.backbones import BACKBONES
+from fmnist_tf.pipeline.saved_run import read_saved_run
 from fmnist_tf.results.rundir import RunDir
 
 NAMES = ["3", "7", "20"]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setitem(BACKBONES, "toy", build_toy_card())
+        patch.setitem(BACKBONES, "toy", build_toy_spec())
         write_csv(path / "toy_train.csv", 90, seed=0)
         write_csv(path / "toy_test.csv", 21, seed=1)
         words = ["--phase", "frozen", *QUICK, "--epochs", "20", "--learning-rate", "0.01"]
@@ -212,9 +212,9 @@ def test_what_was_found_is_written_and_shown(folder: Path, expected: np.ndarray,
     assert report["checked"] | {"file_sha256": ""} == {
         "dataset": "toy", "file_sha256": "", "images": 21, "of": 21,
     }  # fmt: skip
-    sealed = json.loads((RUN / "DONE.json").read_text())["files"]
-    assert report["model_sha256"] == sealed["model.keras"]["sha256"]
-    assert report["keras"]["bytes"] == sealed["model.keras"]["bytes"]
+    checksums = json.loads((RUN / "DONE.json").read_text())["files"]
+    assert report["model_sha256"] == checksums["model.keras"]["sha256"]
+    assert report["keras"]["bytes"] == checksums["model.keras"]["bytes"]
     files = [path for path in (RUN / "export/saved_model/1").rglob("*") if path.is_file()]
     assert found["bytes"] == sum(path.stat().st_size for path in files)
     assert 0 < found["latency_ms"] < 1000
@@ -237,7 +237,7 @@ def test_what_was_found_is_written_and_shown(folder: Path, expected: np.ndarray,
 def test_labels_are_in_the_runs_own_column_or_found(
     folder: Path, tmp_path: Path, columns: str
 ) -> None:
-    run = read_finished(RunDir(RUN))
+    run = read_saved_run(RunDir(RUN))
     run = replace(run, config=replace(run.config, label_column="grade"))
     path = tmp_path / "graded_train.csv"
     write_csv(path, 60, seed=0)
@@ -268,12 +268,12 @@ def test_an_export_is_never_overwritten(folder: Path, tmp_path: Path, capsys) ->
 def test_a_float_export_that_disagrees_is_an_error(
     folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = exporting._inference
+    right = formats._inference
 
     def in_training_mode(model: keras.Model, batch: int | None):
         return right(lambda pixels, training: model(255 - pixels, training=True), batch)
 
-    monkeypatch.setattr(exporting, "_inference", in_training_mode)
+    monkeypatch.setattr(formats, "_inference", in_training_mode)
     assert main(["first", "--format", "saved_model", "--out", str(tmp_path / "new/wrong")]) == 1
     said = capsys.readouterr().err
     assert "1: expected the answers of model.keras, found another class for" in said
@@ -315,7 +315,7 @@ def test_compare_tells_ties_from_mistakes() -> None:
 
 
 def test_held_stderr_keeps_noise_and_passes_errors_on(capfd) -> None:
-    with exporting._held_stderr():
+    with formats._held_stderr():
         os.write(2, b"W0000 00:00:1 noise\nE0000 00:00:1 something broke\n")
     assert capfd.readouterr().err == "E0000 00:00:1 something broke\n"
 
@@ -323,7 +323,7 @@ def test_held_stderr_keeps_noise_and_passes_errors_on(capfd) -> None:
         os.write(2, b"I0000 00:00:1 what led to it\n")
         raise ValueError("it failed")
 
-    with pytest.raises(ValueError, match="it failed"), exporting._held_stderr():
+    with pytest.raises(ValueError, match="it failed"), formats._held_stderr():
         fail()
     assert capfd.readouterr().err == "I0000 00:00:1 what led to it\n"
 

@@ -12,18 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
 # Lower floors first; `results` stands beside `model` and `training`, on data alone.
 FLOORS = {
-    "": 0, "errors": 0, "stopping": 0, "startup": 0, "files": 0, "machine": 0, "memory": 0,
-    "config": 1, "recipe": 1, "trials": 1, "console": 1, "command": 1,
-    "data": 2, "model": 3, "results": 3, "training": 4, "finished": 5, "run": 6,
-    "assembly": 7, "conclusion": 7, "session": 8, "benchmark": 8, "train": 9, "report": 9,
-    "evaluate": 9, "predict": 9, "export": 9, "bench": 9, "sweep": 10,
+    "": 0, "errors": 0, "system": 1, "settings": 2, "cli": 2, "data": 3, "results": 3, "model": 4,
+    "reporting": 5, "training": 5, "exporting": 5, "pipeline": 6, "benchmark": 7, "trials": 7,
+    "train": 8, "report": 8, "evaluate": 8, "predict": 8, "export": 8, "bench": 8, "sweep": 9,
 }  # fmt: skip
-BESIDE = {("results", "model"), ("results", "training"), ("training", "results")}
+BESIDE = {("reporting", "model"), ("reporting", "training"), ("training", "reporting"),
+    ("settings", "cli"), ("cli", "settings"), ("data", "results"), ("model", "results"),
+    ("training", "results"), ("training", "exporting"), ("exporting", "training")}  # fmt: skip
 HEAVY = ("tensorflow", "keras")
 LIGHT = sorted(
     "fmnist_tf." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for folder in ("data", "results")
-    for path in (PACKAGE / folder).glob("*.py")
+    for folder in ("data", "results", "reporting", "settings")
+    for path in (PACKAGE / folder).rglob("*.py")
     if path.stem not in ("__init__", "batches")
 )
 
@@ -57,8 +57,8 @@ def test_imports_run_down_only(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import fmnist_tf", "import fmnist_tf.recipe", "import " + ", ".join(LIGHT)],
-    ids=["package", "config and recipe", "data and results"],
+    ["import fmnist_tf", "import fmnist_tf.settings.recipe", "import " + ", ".join(LIGHT)],
+    ids=["package", "config and recipe", "light modules"],
 )
 def test_light_modules_do_not_import_tensorflow(statement: str) -> None:
     script = f"import sys\n{statement}\nprint([m for m in {HEAVY} if m in sys.modules])"
@@ -73,6 +73,6 @@ def test_help_imports_little(name: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", f"fmnist_tf.{name}", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
-    assert "fmnist_tf.command" in imported
+    assert "fmnist_tf.cli.command" in imported
     assert not imported & {"tensorflow", "keras", "numpy", "pandas", "wandb", "matplotlib"}
     assert "--runs-dir" in answer.stdout

@@ -44,7 +44,7 @@ def write_csv(path: Path, pixels: np.ndarray, labels: list[str] | None) -> None:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of three classes, its CSVs and a picture of each class."""
-    from toy import build_toy_card
+    from toy import build_toy_spec
 
     from fmnist_tf.model.backbones import BACKBONES
 
@@ -58,13 +58,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.eval(large, lambda level: 255 - level).save(folder / f"{name}.jpg", quality=95)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setitem(BACKBONES, "toy", build_toy_card())
+        patch.setitem(BACKBONES, "toy", build_toy_spec())
         assert train(QUICK) == 0
     return folder
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(original: Path, tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it that a test may change, the current folder."""
     copy = tmp_path / "copy"
     shutil.copytree(original, copy)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_tf import bench, evaluate, export, predict, report, sweep, train
-from fmnist_tf.data.csvfile import read_csv
+from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from test_train import write_csv
 
-from fmnist_tf import session
 from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.pipeline import session
 from fmnist_tf.sweep import main
 from fmnist_tf.train import main as train_main
 
@@ -32,7 +32,7 @@ RATES = ["--grid", "learning_rate=1e-6,1e-2"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "toy_train.csv", 80, seed=0)
     write_csv(tmp_path / "toy_test.csv", 21, seed=1)
@@ -358,7 +358,7 @@ def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) ->
     ("grid", "words"),
     [
         ("optimizer=adamw,sgd", ["--weight-decay", "0.01"]),
-        ("learning_rate=1e-2,1e-1", ["--least-rate", "5e-3"]),
+        ("learning_rate=1e-2,1e-1", ["--min-learning-rate", "5e-3"]),
         ("epochs=10,20", ["--warmup-epochs", "8", "--schedule", "cosine"]),
     ],
 )
@@ -428,10 +428,10 @@ def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
 def test_a_killed_sweep_goes_on(folder) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from toy import build_toy_card\n"
+        "from toy import build_toy_spec\n"
         "from fmnist_tf.model.backbones import BACKBONES\n"
         "from fmnist_tf.sweep import main\n"
-        "BACKBONES['toy'] = build_toy_card()\n"
+        "BACKBONES['toy'] = build_toy_spec()\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = [*TOY, "--run", "s", "--grid", "learning_rate=1e-6,1e-4,1e-3,1e-2", "--epochs", "40"]

@@ -23,8 +23,8 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_tf import assembly, session
 from fmnist_tf.model.backbones import BACKBONES
+from fmnist_tf.pipeline import assembly, session
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
 from fmnist_tf.training import features, optimizers
@@ -54,7 +54,7 @@ def write_csv(path: Path, n_rows: int, seed: int) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, toy_card, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "toy_train.csv", 60, seed=0)
     write_csv(tmp_path / "toy_test.csv", 21, seed=1)
@@ -103,15 +103,15 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert last == f"runs/first  test accuracy {test['accuracy']:.4f} ({test['correct']}/21)"
     assert read(run, "labels.json") == {"0": "3", "1": "7", "2": "20"}
     assert read(run, "evaluation.json")["val"]["total"] == 6
-    sealed = read(run, "DONE.json")["files"]
-    assert set(sealed) == FILES - UNSEALED
+    checksums = read(run, "DONE.json")["files"]
+    assert set(checksums) == FILES - UNSEALED
 
 
 def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise ValueError("no\nfont")
 
-    monkeypatch.setattr("fmnist_tf.conclusion.write_report", fail)
+    monkeypatch.setattr("fmnist_tf.pipeline.finish.write_report", fail)
     run = frozen()
     assert {path.name for path in run.iterdir() if path.name != ".lock"} == FILES - {"report.html"}
     said = capsys.readouterr().err
@@ -207,8 +207,8 @@ def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
 
 def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     run = frozen(
-        "--epochs", "4", "--range-test", "--augment", "flip",
-        "--class-weights", "balanced", "--label-smoothing", "0.1", "--average-decay", "0.9",
+        "--epochs", "4", "--lr-finder", "--augment", "flip",
+        "--class-weights", "balanced", "--label-smoothing", "0.1", "--ema-decay", "0.9",
         "--schedule", "cosine", "--warmup-epochs", "1", "--optimizer", "sgd", "--clip-norm", "1",
     )  # fmt: skip
     said = capsys.readouterr().err
@@ -220,10 +220,10 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     assert history[0].learning_rate == pytest.approx(suggested, rel=0.3)  # the end of warm-up
     assert read(run, "config.json")["learning_rate"] is None
     assert read(run, "provenance.json")["peak_learning_rate"] == pytest.approx(suggested, rel=5e-3)
-    lines = (run / "rates.csv").read_text().splitlines()
+    lines = (run / "lr_finder.csv").read_text().splitlines()
     assert lines[0] == "rate,loss,smoothed"
     assert len(lines) > 10
-    assert (run / "rates.png").stat().st_size > 1000
+    assert (run / "lr_finder.png").stat().st_size > 1000
     # What can be fed back gives the same run, its range test too.
     assert train("--recipe", "runs/first/config.json", "--run", "b", "--wandb", "disabled") == 0
     again = RunDir(Path("runs/b")).read_history()
@@ -248,7 +248,7 @@ def test_the_settings_of_the_optimizer_reach_it(folder: Path, monkeypatch) -> No
     monkeypatch.setattr(optimizers, "build_optimizer", listen)
     copy_frozen()
     words = ["--optimizer", "sgd", "--momentum", "0.3", "--weight-decay", "0.2", "--clip-norm", "5"]
-    words += ["--stage-rate-factor", "0.5", "--epochs", "1", "--run", "second"]
+    words += ["--layer-decay", "0.5", "--epochs", "1", "--run", "second"]
     assert train("--phase", "finetune", *NEXT, *words) == 0
     name, settings = heard[-1]
     factors = settings.pop("rate_factors")
@@ -275,18 +275,18 @@ def test_the_settings_of_the_optimizer_reach_it(folder: Path, monkeypatch) -> No
         ),
     ],
 )
-def test_what_the_range_test_does_not_find_is_said(
+def test_what_the_lr_finder_does_not_find_is_said(
     folder: Path, capsys, monkeypatch, losses: list[float], words: list[str], code: int, said: str
 ) -> None:
-    monkeypatch.setattr(Trainer, "run_range_test", lambda *given: losses)
-    run = ["--phase", "frozen", *QUICK, "--epochs", "1", "--run", "first", "--range-test"]
+    monkeypatch.setattr(Trainer, "run_lr_finder", lambda *given: losses)
+    run = ["--phase", "frozen", *QUICK, "--epochs", "1", "--run", "first", "--lr-finder"]
     assert train(*run, *words) == code
     assert said in capsys.readouterr().err
-    assert Path("runs/first/rates.png").is_file() == bool(losses)
+    assert Path("runs/first/lr_finder.png").is_file() == bool(losses)
 
 
-def test_the_least_rate_bounds_what_the_range_test_suggests(folder: Path, capsys) -> None:
-    words = ["--range-test", "--schedule", "cosine", "--least-rate", "9"]
+def test_the_least_rate_bounds_what_the_lr_finder_suggests(folder: Path, capsys) -> None:
+    words = ["--lr-finder", "--schedule", "cosine", "--min-learning-rate", "9"]
     run = frozen("--epochs", "1", *words)
     assert "; the run uses 9, the least rate asked for" in capsys.readouterr().err
     assert RunDir(run).read_history()[0].learning_rate == 9
@@ -366,7 +366,7 @@ def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     def compute(*given, **named):
         raise AssertionError("computed from pixels")
 
-    monkeypatch.setattr(features, "build_prefix_function", lambda *given, **named: compute)
+    monkeypatch.setattr(features, "build_feature_function", lambda *given, **named: compute)
     capsys.readouterr()
     assert train_head("gap", "after") == expected
     assert capsys.readouterr().err.count("they are to be averaged") == 2
@@ -385,8 +385,8 @@ def test_the_frozen_part_is_let_go_before_training(folder: Path, monkeypatch) ->
         gc.collect()
         alive.extend(ref() is not None for ref in made)
 
-    original = features.build_prefix_function
-    monkeypatch.setattr(features, "build_prefix_function", build)
+    original = features.build_feature_function
+    monkeypatch.setattr(features, "build_feature_function", build)
     monkeypatch.setattr(assembly, "release_memory", release)
     frozen("--epochs", "1")
     assert alive == [False]

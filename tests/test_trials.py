@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.config import RunConfig
 from fmnist_tf.errors import UsageError
+from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.train import build_parser
 from fmnist_tf.trials import (
     Range,
@@ -30,13 +30,13 @@ from fmnist_tf.trials import (
 def test_values_are_read_as_their_flags_read_them() -> None:
     space = read_space(
         "learning_rate=1e-4,3e-4,none --units=0,512 augment=none,flip,flip+erasing "
-        "range-test=true,false head=gap"
+        "lr-finder=true,false head=gap"
     )
     assert space == {
         "learning_rate": (1e-4, 3e-4, None),
         "units": (0, 512),
         "augment": ((), ("flip",), ("flip", "erasing")),
-        "range_test": (True, False),
+        "lr_finder": (True, False),
         "head": ("gap",),
     }
 
@@ -52,10 +52,10 @@ def test_ranges() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("units", "--grid units: expected KNOB=VALUE,VALUE"),
-        ("units=", "expected KNOB=VALUE,VALUE"),
-        ("unit=3", "unknown knob unit in --grid; did you mean units?"),
-        ("split_seed=3", "unknown knob split_seed"),
+        ("units", "--grid units: expected SETTING=VALUE,VALUE"),
+        ("units=", "expected SETTING=VALUE,VALUE"),
+        ("unit=3", "unknown setting unit in --grid; did you mean units?"),
+        ("split_seed=3", "unknown setting split_seed"),
         ("units=3 units=4", "--grid units: expected once, found twice"),
         ("units=3,3", "a value stands there twice"),
         ("units=3,x", "--grid units=x: invalid int value"),
@@ -67,7 +67,7 @@ def test_ranges() -> None:
         ("dropout=0.5..0.5", "expected two rising numbers"),
         ("dropout=0..0.5:log", "expected two numbers above 0, rising"),
         ("head=1..2", "head is no number to draw"),
-        ("range_test=yes", "--grid range_test=yes: expected true or false"),
+        ("lr_finder=yes", "--grid lr_finder=yes: expected true or false"),
         ("seed=1,2", "--grid seed: cannot be varied; --seeds N"),
         ("test_time_flip=true,false", "it changes what is said of an epoch"),
         ("phase=frozen", "--grid phase: cannot be varied"),
@@ -124,7 +124,7 @@ def test_both_ends_of_a_range_are_drawn() -> None:
     drawn = [whole.draw(rng) for _ in range(900)]
     assert all(250 < drawn.count(number) < 350 for number in (1, 2, 3))
     assert len(plan_points(read_space("units=1000..1003"), 20, seed=0)) == 4
-    assert len(plan_points(read_space("average_decay=0.999..0.9999"), 20, seed=0)) == 20
+    assert len(plan_points(read_space("ema_decay=0.999..0.9999"), 20, seed=0)) == 20
 
 
 def test_so_many_seeds_are_refused() -> None:
@@ -210,7 +210,7 @@ def test_the_table_of_tested_trials() -> None:
 
 
 def test_a_point_is_shown_as_a_grid_takes_it() -> None:
-    text = "learning_rate=0.0003 augment=flip+erasing range_test=true early_stopping=none"
+    text = "learning_rate=0.0003 augment=flip+erasing lr_finder=true early_stopping=none"
     (point,) = plan_points(read_space(text), None, seed=0)
     assert show_point(point) == text
 
@@ -218,14 +218,14 @@ def test_a_point_is_shown_as_a_grid_takes_it() -> None:
 def test_wandb_agents_get_flags_that_train_reads() -> None:
     space = read_space(
         "learning_rate=1e-5..1e-2:log dropout=0..0.5 units=8..64 batch_size=8..512:log "
-        "augment=none,flip+erasing range_test=true,false early_stopping=none,3"
+        "augment=none,flip+erasing lr_finder=true,false early_stopping=none,3"
     )
     content = describe_for_wandb(space, 7, ["--phase=frozen"])
     assert content["method"] == "random"
     assert content["run_cap"] == 7
     assert content["project"] == "fmnist-tf"
     assert content["command"][4:] == [
-        "--phase=frozen", "--no-range-test", "${args_no_boolean_flags}",
+        "--phase=frozen", "--no-lr-finder", "${args_no_boolean_flags}",
     ]  # fmt: skip
     assert content["metric"] == {"name": "epoch/val_accuracy", "goal": "maximize"}
     parameters = content["parameters"]
@@ -241,7 +241,7 @@ def test_wandb_agents_get_flags_that_train_reads() -> None:
     for pick in (0, -1):
         values = {name: (p.get("values") or [p["min"], p["max"]])[pick] for name, p in
                   parameters.items()}  # fmt: skip
-        words = ["--no-range-test"] + [
+        words = ["--no-lr-finder"] + [
             f"--{name}" if value is True else f"--{name}={value}"
             for name, value in values.items()
             if value is not False
@@ -249,5 +249,5 @@ def test_wandb_agents_get_flags_that_train_reads() -> None:
         flags = build_parser().parse_args(words)
         assert flags.augment == ((), ("flip", "erasing"))[pick]
         assert flags.early_stopping == (None, 3)[pick]
-        assert getattr(flags, "range_test", False) is (pick == 0)
+        assert getattr(flags, "lr_finder", False) is (pick == 0)
     assert describe_for_wandb(read_space("units=0,8"), None, [])["method"] == "grid"

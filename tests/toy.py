@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sys
 
-from fmnist_tf.model.backbones import BACKBONES, BackboneCard
+from fmnist_tf.model.backbones import BACKBONES, BackboneSpec
 from fmnist_tf.model.preprocessing import CAFFE
 
 
-def build_toy_card() -> BackboneCard:
-    """Return the toy's card."""
+def build_toy_spec() -> BackboneSpec:
+    """Return the toy's spec."""
     import keras
     from keras import layers
 
@@ -33,11 +33,11 @@ def build_toy_card() -> BackboneCard:
         x = layers.AveragePooling2D(2, name="deep_pool")(x)
         return keras.Model(inputs, x, name="toy")
 
-    return BackboneCard(
+    return BackboneSpec(
         name="toy",
         build=build,
-        least_side=8,
-        usual_side=16,
+        min_size=8,
+        default_size=16,
         value_range=CAFFE,
         stages={"stem": ("stem_",), "deep": ("deep_",)},
         pretrained=None,
@@ -47,5 +47,5 @@ def build_toy_card() -> BackboneCard:
 if __name__ == "__main__":
     from fmnist_tf.train import main
 
-    BACKBONES["toy"] = build_toy_card()
+    BACKBONES["toy"] = build_toy_spec()
     sys.exit(main())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmnist_tf.machine import read_cpuinfo
+from fmnist_tf.system.cpu import read_cpuinfo
 
 FLOP_PER_CYCLE: dict[str, tuple[tuple[str, int], ...]] = {
     # Feature of the processor -> multiplications and additions a cycle and core, the best first.

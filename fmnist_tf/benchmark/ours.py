@@ -28,13 +28,13 @@ from fmnist_tf.benchmark.plan import (
     Job,
     plan_epoch,
 )
-from fmnist_tf.config import DEFAULTS
 from fmnist_tf.data.batches import ArrayRows, PickedRows
-from fmnist_tf.memory import release_memory
-from fmnist_tf.model.backbones import find_card
+from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.folding import choose_precision
 from fmnist_tf.model.phases import apply_plan, plan_phase
+from fmnist_tf.settings.config import DEFAULTS
+from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import features
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -55,11 +55,11 @@ class _Ours:
         with np.load(Path(job.folder) / IMAGES) as arrays:
             self._pixels = ArrayRows(arrays["images"].reshape(len(arrays["images"]), -1))
             self._labels = arrays["labels"]
-        card, side = find_card(job.backbone, job.image_size)
+        spec, side = find_backbone_spec(job.backbone, job.image_size)
         keras.utils.set_random_seed(SEED)
         self._classifier = build_classifier(
-            card.build(side),
-            card,
+            spec.build(side),
+            spec,
             head=job.head or "flatten",
             units=UNITS,
             dropout=DROPOUT,
@@ -67,18 +67,18 @@ class _Ours:
             seed=SEED,
         )
         load_weights(find_backbone(self._classifier), job.folder)
-        plan = plan_phase(self._classifier, card, self._phase)
-        apply_plan(self._classifier, card, plan)
+        plan = plan_phase(self._classifier, spec, self._phase)
+        apply_plan(self._classifier, spec, plan)
         self._precision, _ = choose_precision(job.precision)
-        self._split = split_classifier(self._classifier, card, plan.lowest_stage, self._precision)
+        self._split = split_classifier(self._classifier, spec, plan.lowest_stage, self._precision)
         self._row_shape = self._split.row_shape
-        self._compute = features.build_prefix_function(
+        self._compute = features.build_feature_function(
             self._split.prefix, self._precision, pools=self._split.pools
         )
 
     def _store(self, rows: np.ndarray) -> features.FeatureStore:
         """Compute and store the frozen part's output, under a name of its own."""
-        return features.run_prefix(
+        return features.cache_features(
             Path(self._job.folder),
             uuid.uuid4().hex,
             PickedRows(self._pixels, rows),

@@ -31,8 +31,8 @@ from fmnist_tf.benchmark.plan import (
     Job,
     plan_epoch,
 )
-from fmnist_tf.config import DEFAULTS
-from fmnist_tf.model.backbones import BackboneCard, find_card
+from fmnist_tf.model.backbones import BackboneSpec, find_backbone_spec
+from fmnist_tf.settings.config import DEFAULTS
 
 
 def to_rgb(images: Any) -> Any:
@@ -55,12 +55,12 @@ def build_features(backbone: keras.Model, side: int) -> keras.Sequential:
 
 
 def build_classifier(
-    backbone: keras.Model, card: BackboneCard, side: int, head: str, *, finetune: bool
+    backbone: keras.Model, spec: BackboneSpec, side: int, head: str, *, finetune: bool
 ) -> keras.Sequential:
     """Return the compiled classifier; the backbone is frozen, its deepest stage perhaps not."""
     backbone.trainable = finetune
     if finetune:
-        prefixes = list(card.stages.values())[-1]
+        prefixes = list(spec.stages.values())[-1]
         for layer in backbone.layers:
             is_norm = isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = layer.name.startswith(prefixes) and not is_norm
@@ -115,14 +115,14 @@ class Stage:
         self._job = job
         with np.load(Path(job.folder) / IMAGES) as arrays:
             self._images, self._labels = arrays["images"], arrays["labels"]
-        card, side = find_card(job.backbone, job.image_size)
-        backbone = card.build(side)  # keras.applications.ResNet50(include_top=False, weights=None)
+        spec, side = find_backbone_spec(job.backbone, job.image_size)
+        backbone = spec.build(side)  # keras.applications.ResNet50(include_top=False, weights=None)
         load_weights(backbone, job.folder)
         if job.head is None:
             self._model = build_features(backbone, side)
         else:
             finetune = job.stage == "finetune_epoch"
-            self._model = build_classifier(backbone, card, side, job.head, finetune=finetune)
+            self._model = build_classifier(backbone, spec, side, job.head, finetune=finetune)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmnist_tf.config import DEFAULTS
+from fmnist_tf.settings.config import DEFAULTS
 
 N_TRAIN, N_VAL, PHASE_EPOCHS = 54_000, 6_000, 10
 """The frozen phase that the rates are composed to: Fashion-MNIST, a tenth held out."""
@@ -66,7 +66,7 @@ class Settings:
         rounds: measurements of each system in each task; the median counts.
         round_seconds: about how long one measurement takes; a slow system takes one batch.
         tasks: what is measured, in order.
-        backbone: the network's card.
+        backbone: the network's spec.
     """
 
     quick: bool
@@ -141,7 +141,7 @@ class Job:
         head: of the task.
         batch_size: of the task.
         image_size: side in pixels.
-        backbone: the network's card.
+        backbone: the network's spec.
         folder: where images, weights and SavedModel lie, and where the worker may write.
         on_gpu: whether TensorFlow computes on a GPU, and PyTorch is to do so too.
     """

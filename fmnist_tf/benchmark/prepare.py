@@ -30,7 +30,7 @@ from fmnist_tf.benchmark.plan import (
     Job,
 )
 from fmnist_tf.data.sample import draw_sample
-from fmnist_tf.model.backbones import BackboneCard, find_card
+from fmnist_tf.model.backbones import BackboneSpec, find_backbone_spec
 from fmnist_tf.model.folding import choose_precision
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
 from fmnist_tf.results.provenance import describe_versions
@@ -49,9 +49,9 @@ def open_stage(job: Job) -> Prepared:
     pixels, labels, _, _ = draw_sample(N_IMAGES, 0, SEED)
     images = pixels.reshape(-1, SOURCE_SIDE, SOURCE_SIDE)
     np.savez(folder / IMAGES, images=images, labels=labels)
-    card, side = find_card(job.backbone, job.image_size)
+    spec, side = find_backbone_spec(job.backbone, job.image_size)
     keras.utils.set_random_seed(SEED)
-    backbone = card.build(side)
+    backbone = spec.build(side)
     _settle(backbone, images[:N_CHECKED])
     np.savez(
         folder / WEIGHTS,
@@ -74,7 +74,7 @@ def open_stage(job: Job) -> Prepared:
             "why": why,
             "gpus": gpus,
             "feature_batch": ours.choose_feature_batch(side),
-            "multiplications": count_multiplications(backbone, card),
+            "multiplications": count_multiplications(backbone, spec),
             "versions": describe_versions(
                 ("fmnist-tf", "tensorflow", "keras", "numpy", "openvino", "torch")
             ),
@@ -102,7 +102,7 @@ def _settle(backbone: keras.Model, images: np.ndarray) -> None:
         norm.momentum = momentum
 
 
-def count_multiplications(backbone: keras.Model, card: BackboneCard) -> dict[str, dict[str, int]]:
+def count_multiplications(backbone: keras.Model, spec: BackboneSpec) -> dict[str, dict[str, int]]:
     """Return how many multiplications one image costs, by what trains.
 
     Returns:
@@ -111,8 +111,8 @@ def count_multiplications(backbone: keras.Model, card: BackboneCard) -> dict[str
         trained layer costs its forward pass once for the weights' gradient and once for its
         input's; the lowest trained layers need none for their input.
     """
-    deepest = list(card.stages)[-1]
-    lower = [x for x in backbone.layers if card.stage_of(x.name) != deepest]
+    deepest = list(spec.stages)[-1]
+    lower = [x for x in backbone.layers if spec.stage_of(x.name) != deepest]
     boundary = {id(tensor) for layer in lower for tensor in _outputs(layer)}
     of_layer = {
         layer.name: math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
@@ -147,7 +147,7 @@ def _save_forward(features: keras.Model, path: Path) -> None:
     """Write (B, 28, 28, 3) uint8 -> features as a SavedModel."""
     module = tf.Module()
     module.kept = [variable.value for variable in features.variables]
-    # Keras' own exporter leaves `training` to the model; see fmnist_tf.model.exporting.
+    # Keras' own exporter leaves `training` to the model; see fmnist_tf.exporting.formats.
     module.serve = tf.function(
         lambda pixels: features(pixels, training=False),
         input_signature=[tf.TensorSpec((None, SOURCE_SIDE, SOURCE_SIDE, 3), tf.uint8)],

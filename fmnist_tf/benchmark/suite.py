@@ -30,8 +30,8 @@ from fmnist_tf.benchmark.plan import (
 from fmnist_tf.benchmark.rows import Measurement, compose_rows
 from fmnist_tf.benchmark.workers import COMMAND, Worker, WorkerError, running
 from fmnist_tf.errors import FmnistError
-from fmnist_tf.machine import usable_cpus
 from fmnist_tf.results.provenance import describe_machine
+from fmnist_tf.system.cpu import usable_cpus
 
 PRECISIONS = ("float32", "bfloat16")
 

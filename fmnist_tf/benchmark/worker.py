@@ -23,9 +23,9 @@ from typing import Any
 from fmnist_tf.benchmark.bounds import read_clock_mhz
 from fmnist_tf.benchmark.plan import Job, Measurable
 from fmnist_tf.errors import printable
-from fmnist_tf.machine import usable_cpus
-from fmnist_tf.memory import MemoryWatch, peak_memory_bytes
-from fmnist_tf.startup import import_tensorflow
+from fmnist_tf.system.cpu import usable_cpus
+from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
+from fmnist_tf.system.startup import import_tensorflow
 
 TENSORFLOW = ("prepare", "ours", "plain_keras")  # kinds that compute with it
 SAMPLE_SECONDS = 0.5  # /proc/cpuinfo is long on a large machine

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data.csvlayout import PIXELS, SIDE
+from fmnist_tf.data.csv.layout import PIXELS, SIDE
 
 # Keeps the draw of views apart from the orders, which are drawn from (seed, epoch).
 _VIEW_STREAM = (0, 0x76696577)
@@ -169,7 +169,7 @@ def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def draw_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: int) -> np.ndarray:
+def pick_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: int) -> np.ndarray:
     """Return the numbers in `StackedRows` of these rows' views in this epoch.
 
     Each row's first view is drawn; from then on its views take turns, so that after V epochs it

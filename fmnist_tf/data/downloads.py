@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fmnist_tf.errors import FmnistError, UsageError, printable
-from fmnist_tf.files import file_digest, write_atomically
+from fmnist_tf.system.files import file_digest, write_atomically
 
 CHUNK_BYTES = 1 << 18
 # A connection that moves less than this in a whole stall window is as good as dead.

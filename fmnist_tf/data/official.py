@@ -17,7 +17,7 @@ import numpy as np
 
 from fmnist_tf.data.downloads import find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.files import write_atomically
+from fmnist_tf.system.files import write_atomically
 
 # The mirror that keras.datasets.fashion_mnist downloads from.
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_tf.console import boxed
+from fmnist_tf.cli.terminal import boxed
 from fmnist_tf.data import official
-from fmnist_tf.data.csvfile import (
+from fmnist_tf.data.csv.table import (
     CsvTable,
     check_label_map,
     check_paths,
@@ -32,7 +32,7 @@ from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.sample import GARMENTS, draw_sample
 from fmnist_tf.data.splits import plan_holdout
 from fmnist_tf.errors import DataError, UsageError, printable
-from fmnist_tf.files import file_digest, write_atomically
+from fmnist_tf.system.files import file_digest, write_atomically
 
 DATA_DIR = Path("data")
 """The folder of CSVs that `--data auto` looks in, below the current one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fmnist_tf.data.pixelchecks import SIDE, digest_images
+from fmnist_tf.data.checks import SIDE, digest_images
 from fmnist_tf.data.sources import Dataset
 
 EXAMPLES = 6

@@ -1,6 +1,6 @@
-"""One card per backbone: how to build it, what it eats, its stages, where its weights come from.
+"""One spec per backbone: how to build it, what it eats, its stages, where its weights come from.
 
-In: a card's name and a choice of weights. Out: a Keras model without top, with verified weights,
+In: a spec's name and a choice of weights. Out: a Keras model without top, with verified weights,
 and a record of where they came from. This module must not know data, heads, phases or runs.
 
 Shape letters: B batch, S side of the input, H W C feature map.
@@ -16,7 +16,6 @@ import keras
 
 from fmnist_tf.data.downloads import DownloadError, find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError
-from fmnist_tf.files import file_digest
 from fmnist_tf.model.networks import (
     applications_builder,
     build_mlp,
@@ -31,6 +30,7 @@ from fmnist_tf.model.networks import (
 )
 from fmnist_tf.model.preprocessing import CAFFE, TORCH, UNIT, UNIT_SIGNED, ValueRange
 from fmnist_tf.model.weightsfile import read_weights_file
+from fmnist_tf.system.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PretrainedWeights:
 
 
 @dataclass(frozen=True)
-class BackboneCard:
+class BackboneSpec:
     """All that must be known to use one backbone.
 
     Attributes:
@@ -59,8 +59,8 @@ class BackboneCard:
         build: side in pixels -> Keras model (B, S, S, channels of `value_range`) float32 ->
             (B, H, W, C) float32 without top, with fresh random weights; the names of its layers
             with weights do not depend on what the process built before.
-        least_side: smallest input side in pixels that the network accepts.
-        usual_side: the side it was trained at, or is meant for.
+        min_size: smallest input side in pixels that the network accepts.
+        default_size: the side it was trained at, or is meant for.
         value_range: grey 0..255 -> the input that its weights expect.
         stages: stage name -> prefixes of its layers' names, from the stem to the deepest; one
             tensor passes from each stage to the next.
@@ -71,8 +71,8 @@ class BackboneCard:
 
     name: str
     build: Callable[[int], keras.Model]
-    least_side: int
-    usual_side: int
+    min_size: int
+    default_size: int
     value_range: ValueRange
     stages: dict[str, tuple[str, ...]]
     pretrained: PretrainedWeights | None
@@ -94,7 +94,7 @@ class WeightsSource:
         kind: imagenet, file or random.
         path: the file read, or None.
         sha256: of that file, or None.
-        trained_on: what its card says of it; unknown for a file of the user's.
+        trained_on: what its spec says of it; unknown for a file of the user's.
         warning: what a person must be told, or None.
     """
 
@@ -109,11 +109,11 @@ class WeightsSource:
 # the file that was read goes into provenance.json.
 _PUBLISHED = "https://storage.googleapis.com/tensorflow/keras-applications"
 
-RESNET50 = BackboneCard(
+RESNET50 = BackboneSpec(
     name="resnet50",
     build=applications_builder(keras.applications.ResNet50, "resnet50"),
-    least_side=32,
-    usual_side=224,
+    min_size=32,
+    default_size=224,
     value_range=CAFFE,
     stages={
         "stem": ("conv1_", "pool1_"),
@@ -130,11 +130,11 @@ RESNET50 = BackboneCard(
     ),
 )
 
-VGG16 = BackboneCard(
+VGG16 = BackboneSpec(
     name="vgg16",
     build=applications_builder(keras.applications.VGG16, "vgg16"),
-    least_side=32,
-    usual_side=224,
+    min_size=32,
+    default_size=224,
     value_range=CAFFE,
     stages={
         "stem": ("block1_",),  # the first two convolutions: the paper has no other stem
@@ -154,12 +154,12 @@ VGG16 = BackboneCard(
 _build_efficientnet = applications_builder(
     keras.applications.EfficientNetV2B0, "efficientnetv2-b0", include_preprocessing=False
 )
-EFFICIENTNETV2_B0 = BackboneCard(
+EFFICIENTNETV2_B0 = BackboneSpec(
     name="efficientnetv2-b0",
     build=lambda side: rebuild(_build_efficientnet(side), label_efficientnet),
     build_published=_build_efficientnet,
-    least_side=32,
-    usual_side=224,
+    min_size=32,
+    default_size=224,
     value_range=TORCH,
     stages={
         "stem": ("stem_",),
@@ -179,12 +179,12 @@ EFFICIENTNETV2_B0 = BackboneCard(
 )
 
 _build_inception = applications_builder(keras.applications.InceptionV3, "inceptionv3")
-INCEPTIONV3 = BackboneCard(
+INCEPTIONV3 = BackboneSpec(
     name="inceptionv3",
     build=lambda side: rebuild(_build_inception(side), label_inception),
     build_published=_build_inception,
-    least_side=75,
-    usual_side=299,
+    min_size=75,
+    default_size=299,
     value_range=UNIT_SIGNED,
     # One stage for each size of the map: 35, 17 and 8 pixels of the usual side.
     stages={
@@ -206,12 +206,12 @@ INCEPTIONV3 = BackboneCard(
 _build_mobilenet = applications_builder(
     keras.applications.MobileNetV3Small, "mobilenetv3", include_preprocessing=False
 )
-MOBILENETV3 = BackboneCard(
+MOBILENETV3 = BackboneSpec(
     name="mobilenetv3",
     build=lambda side: rebuild(_build_mobilenet(side), label_mobilenet),
     build_published=_build_mobilenet,
-    least_side=32,
-    usual_side=224,
+    min_size=32,
+    default_size=224,
     value_range=UNIT_SIGNED,
     # One stage for each size of the map.
     stages={
@@ -232,12 +232,12 @@ MOBILENETV3 = BackboneCard(
 _build_convnext = applications_builder(
     keras.applications.ConvNeXtTiny, "convnext-tiny", include_preprocessing=False
 )
-CONVNEXT_TINY = BackboneCard(
+CONVNEXT_TINY = BackboneSpec(
     name="convnext-tiny",
     build=lambda side: rebuild(_build_convnext(side), label_convnext),
     build_published=_build_convnext,
-    least_side=32,
-    usual_side=224,
+    min_size=32,
+    default_size=224,
     value_range=TORCH,
     stages={
         "stem": ("stem_",),
@@ -254,17 +254,17 @@ CONVNEXT_TINY = BackboneCard(
     ),
 )
 
-# The cards below are for training from scratch on the images as they are, 28x28 and grey. None has
+# The specs below are for training from scratch on the images as they are, 28x28 and grey. None has
 # published weights: keras.applications has no such network, and KerasHub's ResNet-18 is the
 # ImageNet network of 224 pixels, behind an installation of 300 MB.
 
-RESNET8 = BackboneCard(
+RESNET8 = BackboneSpec(
     name="resnet8",
     # He et al. 2016, section 4.2, with n = 1; MLPerf Tiny's image classifier has the same widths
     # (Banbury et al. 2021, arXiv:2106.07597).
     build=lambda side: build_small_resnet("resnet8", side, widths=(16, 32, 64), blocks=1),
-    least_side=4,
-    usual_side=28,
+    min_size=4,
+    default_size=28,
     value_range=UNIT,
     stages={
         "stem": ("stem_",),
@@ -275,13 +275,13 @@ RESNET8 = BackboneCard(
     pretrained=None,
 )
 
-RESNET18 = BackboneCard(
+RESNET18 = BackboneSpec(
     name="resnet18",
     # Depth of He et al. 2016, table 1, at half its widths, and the stem of its section 4.2: 28
     # pixels are few, and maps of twice the side cost what twice the width does.
     build=lambda side: build_small_resnet("resnet18", side, widths=(32, 64, 128, 256), blocks=2),
-    least_side=8,
-    usual_side=28,
+    min_size=8,
+    default_size=28,
     value_range=UNIT,
     stages={
         "stem": ("stem_",),
@@ -293,30 +293,30 @@ RESNET18 = BackboneCard(
     pretrained=None,
 )
 
-RESNET6 = BackboneCard(
+RESNET6 = BackboneSpec(
     name="resnet6",
     build=build_resnet6,
-    least_side=8,
-    usual_side=28,
+    min_size=8,
+    default_size=28,
     value_range=UNIT,
     stages={"stem": ("stem_",), "conv2": ("conv2_",), "conv3": ("conv3_",)},
     pretrained=None,
 )
 
-MLP = BackboneCard(
+MLP = BackboneSpec(
     name="mlp",
     # No weights: the head is the network. It gives no feature map, so its head is `flatten`.
     build=build_mlp,
-    least_side=1,
-    usual_side=28,
+    min_size=1,
+    default_size=28,
     value_range=UNIT,
     stages={"stem": ("stem_",)},
     pretrained=None,
 )
 
 BACKBONES = {
-    card.name: card
-    for card in (
+    spec.name: spec
+    for spec in (
         RESNET50,
         VGG16,
         EFFICIENTNETV2_B0,
@@ -331,26 +331,26 @@ BACKBONES = {
 }
 
 
-def find_card(name: str, side: int | None) -> tuple[BackboneCard, int]:
-    """Return a backbone's card and the side to use.
+def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
+    """Return a backbone's spec and the side to use.
 
     Raises:
         UsageError: the name is unknown, or the side is below the network's least.
     """
-    card = BACKBONES.get(name)
-    if card is None:
+    spec = BACKBONES.get(name)
+    if spec is None:
         raise UsageError(f"--backbone {name}: expected one of {', '.join(BACKBONES)}")
-    side = card.usual_side if side is None else side
-    if side < card.least_side:
+    side = spec.default_size if side is None else side
+    if side < spec.min_size:
         raise UsageError(
-            f"--image-size {side}: {name} needs at least {card.least_side} pixels a side"
+            f"--image-size {side}: {name} needs at least {spec.min_size} pixels a side"
         )
-    return card, side
+    return spec, side
 
 
 def read_backbone_weights(
     backbone: keras.Model,
-    card: BackboneCard,
+    spec: BackboneSpec,
     choice: str,
     *,
     download_dir: Path,
@@ -359,8 +359,8 @@ def read_backbone_weights(
     """Load weights into `backbone`, in place, and say where they came from.
 
     Args:
-        backbone: as `card.build` returned it.
-        card: its card.
+        backbone: as `spec.build` returned it.
+        spec: its spec.
         choice: auto, imagenet, random or a path; only auto falls back (to random).
         download_dir: where published weights go that Keras' cache lacks.
         say: receives one line about a download.
@@ -373,23 +373,23 @@ def read_backbone_weights(
         return WeightsSource("random")
     if choice not in ("auto", "imagenet"):
         path = Path(choice)
-        _load(backbone, card, path)
+        _load(backbone, spec, path)
         return WeightsSource("file", str(path), file_digest(path))
-    if card.pretrained is None:
+    if spec.pretrained is None:
         if choice == "imagenet":
-            raise UsageError(f"--weights imagenet: none are published for {card.name}")
+            raise UsageError(f"--weights imagenet: none are published for {spec.name}")
         if not backbone.weights:
             return WeightsSource("random")
         return WeightsSource(
             "random",
-            warning=f"The {card.name} backbone has RANDOM weights: none are published for it. "
+            warning=f"The {spec.name} backbone has RANDOM weights: none are published for it. "
             "Frozen they are of little use: --phase scratch trains them, and --weights PATH names "
             "a file of others.",
         )
     try:
         path = find_or_fetch(
-            card.pretrained.url,
-            card.pretrained.digest,
+            spec.pretrained.url,
+            spec.pretrained.digest,
             cache_dir=keras_home() / "models",
             download_dir=download_dir,
             max_bytes=_most_bytes(backbone),
@@ -398,25 +398,25 @@ def read_backbone_weights(
     except DownloadError as error:
         if choice == "imagenet":
             raise
-        return WeightsSource("random", warning=_random_warning(card, error))
-    _load(backbone, card, path)
-    return WeightsSource("imagenet", str(path), file_digest(path), card.pretrained.trained_on)
+        return WeightsSource("random", warning=_random_warning(spec, error))
+    _load(backbone, spec, path)
+    return WeightsSource("imagenet", str(path), file_digest(path), spec.pretrained.trained_on)
 
 
-def _random_warning(card: BackboneCard, why: DownloadError) -> str:
+def _random_warning(spec: BackboneSpec, why: DownloadError) -> str:
     return (
-        f"The {card.name} backbone has RANDOM weights: its pretrained weights could not be had "
+        f"The {spec.name} backbone has RANDOM weights: its pretrained weights could not be had "
         f"({why}). This run shows that the machinery works; its accuracy is not that of transfer "
         "learning. With a network, or with --weights PATH, it is."
     )
 
 
-def _load(backbone: keras.Model, card: BackboneCard, path: Path) -> None:
-    if card.build_published is None:
-        read_weights_file(backbone, path, card.name)
+def _load(backbone: keras.Model, spec: BackboneSpec, path: Path) -> None:
+    if spec.build_published is None:
+        read_weights_file(backbone, path, spec.name)
     else:
-        published = card.build_published(backbone.input_shape[1])
-        read_weights_file(published, path, card.name)
+        published = spec.build_published(backbone.input_shape[1])
+        read_weights_file(published, path, spec.name)
         copy_weights(published, backbone)
 
 

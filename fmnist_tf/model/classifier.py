@@ -1,6 +1,6 @@
 """Preprocessing, backbone and head as one plain Keras Sequential; and the same cut in two.
 
-In: a backbone with its card, and the head's knobs. Out: the classifier that is saved, and a
+In: a backbone with its spec, and the head's settings. Out: the classifier that is saved, and a
 `SplitClassifier` that reads its variables, so that what never trains can be computed once and what
 trains is computed fast. This
 module must not know phases, data or training.
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.model.backbones import BackboneCard
+from fmnist_tf.model.backbones import BackboneSpec
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE, build_preprocessing
 
@@ -26,7 +26,7 @@ HEAD = "head"
 
 def build_classifier(
     backbone: keras.Model,
-    card: BackboneCard,
+    spec: BackboneSpec,
     *,
     head: str,
     units: int,
@@ -38,8 +38,8 @@ def build_classifier(
     """Return the whole network, (B, 28, 28) uint8 -> (B, K) float32 probabilities.
 
     Args:
-        backbone: as `card.build` returned it.
-        card: its card; gives the value range.
+        backbone: as `spec.build` returned it.
+        spec: its spec; gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
         units: width of the hidden layer; 0 for none.
         dropout: rate in 0..1, before the last layer.
@@ -52,7 +52,7 @@ def build_classifier(
     """
     if head == "gap" and len(backbone.output_shape) != 4:
         raise UsageError(
-            f"--head gap: expected flatten, for {card.name} has no feature map to average over"
+            f"--head gap: expected flatten, for {spec.name} has no feature map to average over"
         )
     side = backbone.input_shape[1]
     pooling = {
@@ -63,7 +63,7 @@ def build_classifier(
     return keras.Sequential(
         [
             keras.Input((SOURCE_SIDE, SOURCE_SIDE), dtype="uint8", name="pixels"),
-            *build_preprocessing(card.value_range, side),  # (B, S, S, 3), or of one channel
+            *build_preprocessing(spec.value_range, side),  # (B, S, S, 3), or of one channel
             backbone,  # (B, H, W, C)
             pooling,  # (B, H*W*C) or (B, C)
             *(
@@ -98,7 +98,7 @@ class SplitClassifier:
             nothing in it trains.
         pools: whether the body takes the mean over H and W, (B, C), in place of the map: so much
             smaller that the mean is what is stored.
-        has_frozen_part: whether the prefix reaches into the backbone, so that its output is worth
+        has_frozen_layers: whether the prefix reaches into the backbone, so that its output is worth
             storing; else it is the preprocessing alone.
         body: what the prefix gives, or its mean -> (B, units) in the compute dtype, up to the last
             layer; the folded twin.
@@ -107,7 +107,7 @@ class SplitClassifier:
 
     prefix: keras.Model
     pools: bool
-    has_frozen_part: bool
+    has_frozen_layers: bool
     body: keras.Model
     output: keras.layers.Dense
 
@@ -127,7 +127,7 @@ class SplitClassifier:
 
 def split_classifier(
     classifier: keras.Sequential,
-    card: BackboneCard,
+    spec: BackboneSpec,
     lowest_stage: str,
     precision: str = "float32",
 ) -> SplitClassifier:
@@ -137,7 +137,7 @@ def split_classifier(
 
     Args:
         classifier: its phase's plan is applied: what trains and what does not shapes the body.
-        card: its backbone's card.
+        spec: its backbone's spec.
         lowest_stage: the lowest that trains.
         precision: float32 or bfloat16, in which the body computes; its variables stay float32.
 
@@ -155,16 +155,16 @@ def split_classifier(
             tensor = layer(tensor)
         return keras.Model(inputs, tensor, name=name)
 
-    first_trained = list(card.stages).index(lowest_stage) if lowest_stage != HEAD else None
-    has_frozen_part = bool(backbone.weights) and first_trained != 0
+    first_trained = list(spec.stages).index(lowest_stage) if lowest_stage != HEAD else None
+    has_frozen_layers = bool(backbone.weights) and first_trained != 0
     pools = False
     if first_trained is None:
-        pools = has_frozen_part and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
+        pools = has_frozen_layers and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
         layers_below, layers_above = [*below, backbone], above[1:] if pools else above
     elif first_trained == 0:
         layers_below, layers_above = below, [backbone, *above]
     else:
-        boundary = _boundary(backbone, card, first_trained)
+        boundary = _boundary(backbone, spec, first_trained)
         lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
         upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
         layers_below, layers_above = [*below, lower], [upper, *above]
@@ -174,18 +174,18 @@ def split_classifier(
     return SplitClassifier(
         prefix,
         pools,
-        has_frozen_part,
+        has_frozen_layers,
         fold_model(body, precision),
         classifier.layers[-1],
     )
 
 
-def _boundary(backbone: keras.Model, card: BackboneCard, first_upper: int) -> Any:
+def _boundary(backbone: keras.Model, spec: BackboneSpec, first_upper: int) -> Any:
     """Return the one tensor that passes from the lower stages to the upper ones."""
-    rank = {stage: number for number, stage in enumerate(card.stages)}
+    rank = {stage: number for number, stage in enumerate(spec.stages)}
 
     def is_upper(layer: Any) -> bool:
-        return rank[card.stage_of(layer.name)] >= first_upper
+        return rank[spec.stage_of(layer.name)] >= first_upper
 
     crossing = {}
     for layer in filter(is_upper, backbone.layers):
@@ -196,7 +196,7 @@ def _boundary(backbone: keras.Model, card: BackboneCard, first_upper: int) -> An
                 crossing[producer.name] = tensor
     if len(crossing) != 1:
         raise ValueError(
-            f"{card.name} cannot be cut below {list(card.stages)[first_upper]}: expected one "
+            f"{spec.name} cannot be cut below {list(spec.stages)[first_upper]}: expected one "
             f"tensor to cross, found {sorted(crossing)}"
         )
     return next(iter(crossing.values()))

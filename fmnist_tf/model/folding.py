@@ -31,14 +31,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.machine import read_cpu_features
 from fmnist_tf.model.stem import N_CHANNELS, axis_weights, channel_masks, compose_kernel
+from fmnist_tf.system.cpu import read_cpu_features
 
 
-def choose_precision(knob: str) -> tuple[str, str]:
+def choose_precision(setting: str) -> tuple[str, str]:
     """Return the compute dtype for `--precision`, and why in one clause."""
-    if knob != "auto":
-        return knob, "as asked"
+    if setting != "auto":
+        return setting, "as asked"
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get(
@@ -57,7 +57,7 @@ def choose_precision(knob: str) -> tuple[str, str]:
 
 
 def fold_model(
-    model: keras.Model, precision: str, *, still: bool = False, constant: bool = True
+    model: keras.Model, precision: str, *, frozen: bool = False, constant: bool = True
 ) -> keras.Model:
     """Return the folded twin of `model`.
 
@@ -67,7 +67,7 @@ def fold_model(
         precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
             does not know keep to float32, and so does what turns a model's uint8 input into floats,
             unless it becomes one with the network's first convolution.
-        still: nothing trains, whatever the layers' `trainable` flags say.
+        frozen: nothing trains, whatever the layers' `trainable` flags say.
         constant: what does not train stands in the graph that calls the twin, where TensorFlow
             copies it several times before the first batch. Otherwise the graph reads it, and the
             kernels lay it out anew in every batch: for few batches that is sooner done.
@@ -77,22 +77,22 @@ def fold_model(
         one that does not, the twin holds a copy of its value now, if a convolution, a BatchNorm or
         a cast dense layer has it.
     """
-    return _fold_graph(model, precision, still, constant, None)
+    return _fold_graph(model, precision, frozen, constant, None)
 
 
 def _fold_graph(
-    model: keras.Model, precision: str, still: bool, constant: bool, stem: _Stem | None
+    model: keras.Model, precision: str, frozen: bool, constant: bool, stem: _Stem | None
 ) -> keras.Model:
     """Return the folded twin; it takes the grey image if it is a stem's backbone."""
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
     own_precision = "float32" if takes_integers else precision
-    norm_of, padding_of = _foldable_pairs(model, still)
+    norm_of, padding_of = _foldable_pairs(model, frozen)
     gone = [*norm_of.values(), *padding_of.values()]
     if stem and stem.relu:
         gone.append(stem.relu)
-    inner_stem = _find_stem(model) if still else None
+    inner_stem = _find_stem(model) if frozen else None
     if inner_stem:
         gone += [inner_stem.resize, inner_stem.value_range]
     dissolved = {id(layer) for layer in gone}
@@ -100,8 +100,8 @@ def _fold_graph(
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
             of_layer = inner_stem if inner_stem and layer is inner_stem.backbone else None
-            return _fold_graph(layer, precision, still, constant, of_layer)
-        trains = layer.trainable and not still
+            return _fold_graph(layer, precision, frozen, constant, of_layer)
+        trains = layer.trainable and not frozen
         if id(layer) in dissolved:
             return keras.layers.Identity(name=layer.name)
         norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
@@ -157,7 +157,7 @@ def _is_plain_convolution(layer: Any) -> bool:
 
 
 def _foldable_pairs(
-    model: keras.Model, still: bool
+    model: keras.Model, frozen: bool
 ) -> tuple[dict[str, keras.layers.BatchNormalization], dict[str, keras.layers.ZeroPadding2D]]:
     """Return which layers take in another.
 
@@ -171,12 +171,12 @@ def _foldable_pairs(
         after = sole_consumer.get(layer.name)
         if after is None:
             continue
-        stands_still = still or not after.trainable
+        is_frozen = frozen or not after.trainable
         if (
             _is_plain_convolution(layer)
             and layer.activation is keras.activations.linear
             and type(after) is keras.layers.BatchNormalization
-            and stands_still
+            and is_frozen
         ):
             norm_of[layer.name] = after
         # With explicit padding TensorFlow 2.21 has oneDNN's kernels for the forward pass of a full
@@ -185,7 +185,7 @@ def _foldable_pairs(
             type(layer) is keras.layers.ZeroPadding2D
             and _is_full(after)
             and after.padding == "valid"
-            and stands_still
+            and is_frozen
         ):
             padding_of[after.name] = layer
     return norm_of, padding_of
@@ -288,7 +288,7 @@ def _find_stem(model: keras.Model) -> _Stem | None:
             return None
         axes.append(weights)
     rows, columns = axes
-    norm_of, _ = _foldable_pairs(backbone, still=True)
+    norm_of, _ = _foldable_pairs(backbone, frozen=True)
     relu: Any = following.get(norm_of.get(convolution.name, convolution).name)
     if not (type(relu) is keras.layers.Activation and relu.activation is keras.activations.relu):
         relu = None

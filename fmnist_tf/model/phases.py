@@ -1,6 +1,6 @@
 """A phase -> which weight trains, for every weight -> applied to the model, and proved.
 
-In: a classifier, its card, a phase. Out: a `TrainablePlan` naming each weight and the rule that
+In: a classifier, its spec, a phase. Out: a `TrainablePlan` naming each weight and the rule that
 decided; the model with exactly those weights trainable. This module must not know data, optimizers
 or runs.
 
@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from fmnist_tf.errors import FmnistError, UsageError
-from fmnist_tf.model.backbones import BackboneCard
+from fmnist_tf.model.backbones import BackboneSpec
 from fmnist_tf.model.classifier import HEAD, find_backbone
 
 TRAINED, UPDATED, FROZEN = "trained", "updated", "frozen"
@@ -85,13 +85,13 @@ class TrainablePlan:
         return "\n".join(lines) + "\n"
 
 
-def plan_unfreeze(card: BackboneCard, phase: str, unfreeze: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the backbone's stages that train in this phase, in the card's order.
+def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the backbone's stages that train in this phase, in the spec's order.
 
     Raises:
         UsageError: a stage is unknown.
     """
-    stages = tuple(card.stages)
+    stages = tuple(spec.stages)
     if phase != "finetune":
         return stages if phase == "scratch" else ()
     if not unfreeze:
@@ -101,7 +101,7 @@ def plan_unfreeze(card: BackboneCard, phase: str, unfreeze: tuple[str, ...]) -> 
     unknown = [stage for stage in unfreeze if stage not in stages]
     if unknown:
         raise UsageError(
-            f"--unfreeze {','.join(unfreeze)}: {', '.join(unknown)} is no stage of {card.name}; "
+            f"--unfreeze {','.join(unfreeze)}: {', '.join(unknown)} is no stage of {spec.name}; "
             f"expected some of {','.join(stages)}, or all"
         )
     return tuple(stage for stage in stages if stage in unfreeze)
@@ -109,7 +109,7 @@ def plan_unfreeze(card: BackboneCard, phase: str, unfreeze: tuple[str, ...]) -> 
 
 def plan_phase(
     classifier: keras.Sequential,
-    card: BackboneCard,
+    spec: BackboneSpec,
     phase: str,
     unfreeze: tuple[str, ...] = (),
     *,
@@ -119,15 +119,15 @@ def plan_phase(
 
     Args:
         classifier: as `build_classifier` returned it.
-        card: its backbone's card.
+        spec: its backbone's spec.
         phase: frozen, finetune or scratch.
         unfreeze: stages named by the person; see `plan_unfreeze`.
         train_batch_norm: in finetune, let BatchNorm of unfrozen stages move too.
     """
-    stages = plan_unfreeze(card, phase, unfreeze)
+    stages = plan_unfreeze(spec, phase, unfreeze)
     norm_moves = phase == "scratch" or train_batch_norm
     planned, covered = [], set()
-    for named in _named_weights(classifier, card):
+    for named in _named_weights(classifier, spec):
         covered.add(id(named.weight))
         is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
         stage = named.stage
@@ -155,7 +155,7 @@ def plan_phase(
     return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
 
 
-def apply_plan(classifier: keras.Sequential, card: BackboneCard, plan: TrainablePlan) -> None:
+def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: TrainablePlan) -> None:
     """Set the trainable flag of every layer as planned and compare the outcome.
 
     Raises:
@@ -166,26 +166,26 @@ def apply_plan(classifier: keras.Sequential, card: BackboneCard, plan: Trainable
     # child.
     classifier.trainable = True
     find_backbone(classifier).trainable = True
-    for layer, _ in _leaves(classifier, card):
+    for layer, _ in _leaves(classifier, spec):
         layer.trainable = False
-    for named in _named_weights(classifier, card):
+    for named in _named_weights(classifier, spec):
         if status[named.path] != FROZEN:
             named.layer.trainable = True
     actual = {id(weight) for weight in classifier.trainable_weights}
     differing = [
         named.path
-        for named in _named_weights(classifier, card)
+        for named in _named_weights(classifier, spec)
         if (status[named.path] == TRAINED) != (id(named.weight) in actual)
     ]
     if differing:
         raise PlanBrokenError(f"Keras did not take the plan; differing: {differing[:5]}")
 
 
-def digest_weights(classifier: keras.Sequential, card: BackboneCard) -> dict[str, str]:
+def digest_weights(classifier: keras.Sequential, spec: BackboneSpec) -> dict[str, str]:
     """Return path -> SHA-256 of every weight's bytes, to see later which have moved."""
     return {
         named.path: hashlib.sha256(np.ascontiguousarray(named.weight.numpy()).data).hexdigest()
-        for named in _named_weights(classifier, card)
+        for named in _named_weights(classifier, spec)
     }
 
 
@@ -216,18 +216,18 @@ class _NamedWeight:
     stage: str
 
 
-def _named_weights(classifier: keras.Sequential, card: BackboneCard) -> Iterator[_NamedWeight]:
+def _named_weights(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[_NamedWeight]:
     # Keras' own paths begin with the model's name for some layers and not for others.
-    for layer, stage in _leaves(classifier, card):
+    for layer, stage in _leaves(classifier, spec):
         for weight in layer.weights:
             yield _NamedWeight(f"{layer.name}/{weight.name}", weight, layer, stage)
 
 
-def _leaves(classifier: keras.Sequential, card: BackboneCard) -> Iterator[tuple[keras.Layer, str]]:
+def _leaves(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:
     """Yield every layer that is no model, with its stage (`HEAD` outside the backbone)."""
     backbone = find_backbone(classifier)
     for layer in classifier.layers:
         if layer is backbone:
-            yield from ((inner, card.stage_of(inner.name)) for inner in backbone.layers)
+            yield from ((inner, spec.stage_of(inner.name)) for inner in backbone.layers)
         else:
             yield layer, HEAD

@@ -1,7 +1,7 @@
 """An HDF5 file of weights -> a network, after its arrays have been compared with the network's.
 
 In: a network and a file's path. Out: the network with the file's weights, or one error that says
-what was expected and found. This module must not know cards or where files come from.
+what was expected and found. This module must not know specs or where files come from.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, variance_ratio
 
 
-def draw_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
+def subset_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
     """Draw at most `count` examples, stratified: of each class the same share.
 
     A class gets at most one example more than its share, and at least one if `count` allows one

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fmnist_tf.machine import read_cpu_features, read_cpuinfo, usable_cpus
+from fmnist_tf.system.cpu import read_cpu_features, read_cpuinfo, usable_cpus
 
 PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.errors import RunExistsError, UsageError, printable
-from fmnist_tf.files import file_digest, replacing
+from fmnist_tf.system.files import file_digest, replacing
 
 DONE = "DONE.json"
 CONFIG = "config.json"
@@ -308,14 +308,14 @@ class RunDir:
         What may change later is left out: `report.html`, which is made of the other files,
         `export/`, `wandb/`, `checkpoints/`, hidden files.
         """
-        sealed = {}
+        checksums = {}
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
             hidden = any(part.startswith(".") for part in name.parts)
             if hidden or name.parts[0] in _UNSEALED or str(name) == DONE or not path.is_file():
                 continue
-            sealed[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        self.write_json(DONE, {"finished_at": datetime.now(UTC).isoformat(), "files": sealed})
+            checksums[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        self.write_json(DONE, {"finished_at": datetime.now(UTC).isoformat(), "files": checksums})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

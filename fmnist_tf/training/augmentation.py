@@ -14,8 +14,8 @@ from collections.abc import Collection
 
 import tensorflow as tf
 
-from fmnist_tf.config import DRAWN_AUGMENTATIONS
 from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
+from fmnist_tf.settings.config import DRAWN_AUGMENTATIONS
 
 # Pixels an image is moved by at most, each way: Zhong et al. 2020 pad Fashion-MNIST by 4 and crop.
 SHIFT = 4

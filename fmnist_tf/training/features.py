@@ -7,10 +7,10 @@ labels or runs.
 
 Layout of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and an empty `.lock`. A
 shard is `rows_per_shard` rows, the last one what is left, of little-endian bfloat16 and then its
-seal: 16 bytes, the XXH3-128 of the entry's name, the shard's number and its rows, which tells
-damage, not malice, at the speed of memory. A shard counts if its seal is right, whatever else lies
-in the folder; so a killed computation goes on at the next shard, and a damaged or foreign shard is
-computed again.
+checksum: 16 bytes, the XXH3-128 of the entry's name, the shard's number and its rows, which tells
+damage, not malice, at the speed of memory. A shard counts if its checksum is right, whatever else
+lies in the folder; so a killed computation goes on at the next shard, and a damaged or foreign
+shard is computed again.
 
 Shape letters: N rows, B batch, H W C feature map.
 """
@@ -41,13 +41,13 @@ import numpy as np
 import tensorflow as tf
 import xxhash
 
-from fmnist_tf import stopping
 from fmnist_tf.data.batches import RowSource
-from fmnist_tf.files import write_atomically
-from fmnist_tf.machine import read_cpu_features, usable_cpus
-from fmnist_tf.memory import release_memory
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.preprocessing import SOURCE_SIDE
+from fmnist_tf.system import signals
+from fmnist_tf.system.cpu import read_cpu_features, usable_cpus
+from fmnist_tf.system.files import write_atomically
+from fmnist_tf.system.memory import release_memory
 
 # Raise it with every change of the layout, of the batches, or of what folding or averaging
 # computes.
@@ -147,7 +147,7 @@ def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 
 
-def build_prefix_function(
+def build_feature_function(
     prefix: keras.Model, precision: str, *, pools: bool = False
 ) -> Callable[[Any], tf.Tensor]:
     """Return the folded prefix as one graph: (B, 28*28) uint8 -> (B, *features) bfloat16.
@@ -159,7 +159,7 @@ def build_prefix_function(
         precision: of its arithmetic.
         pools: whether the mean of each feature map is wanted, as `average_maps` gives it.
     """
-    folded = fold_model(prefix, precision, still=True)
+    folded = fold_model(prefix, precision, frozen=True)
 
     @tf.function(
         input_signature=[tf.TensorSpec((None, SOURCE_SIDE * SOURCE_SIDE), tf.uint8)],
@@ -253,7 +253,7 @@ def _describe_processor() -> list[Any]:
 
 
 def stored_bytes(n_rows: int, row_shape: tuple[int, ...]) -> int:
-    """Return the size of N rows on disk; seals, 16 bytes a shard, are not worth counting."""
+    """Return the size of N rows on disk; checksums, 16 bytes a shard, are not worth counting."""
     return n_rows * math.prod(row_shape) * FEATURE_DTYPE.itemsize
 
 
@@ -281,10 +281,10 @@ def read_features(
     """
     store = FeatureStore(folder / key, n_rows, row_shape)
     is_whole = bytes_there(store.path) >= stored_bytes(n_rows, row_shape)
-    return store if is_whole and not _unsound_shards(store) else None
+    return store if is_whole and not _corrupt_shards(store) else None
 
 
-def run_prefix(
+def cache_features(
     folder: Path,
     key: str,
     pixels: RowSource,
@@ -306,7 +306,7 @@ def run_prefix(
         folder: of all entries.
         key: the entry's name, which `feature_key` gives or which is made of that.
         pixels: (N, 784) uint8; or what else `compute` takes.
-        compute: as `build_prefix_function` returned it, or `average_maps`; called from several
+        compute: as `build_feature_function` returned it, or `average_maps`; called from several
             threads.
         row_shape: of one row's features.
         input_side: of the images that the prefix computes with; decides the batch.
@@ -332,7 +332,7 @@ def run_prefix(
         # A killed process left it; nobody else writes here now.
         for leftover in store.path.glob(".shard-*"):
             leftover.unlink(missing_ok=True)
-        missing = [(number, *store.shard_bounds[number]) for number in _unsound_shards(store)]
+        missing = [(number, *store.shard_bounds[number]) for number in _corrupt_shards(store)]
         batches = (
             np.arange(first, min(first + step, stop))
             for _, start, stop in missing
@@ -346,16 +346,16 @@ def run_prefix(
         with closing(_in_streams(compute_rows, batches)) as others:
             computed = chain(first_one, others)
             for number, start, stop in missing:
-                path, seal = store.shard_path(number), _begin_seal(store, number)
+                path, checksum = store.shard_path(number), _begin_checksum(store, number)
                 try:
                     with write_atomically(path) as file:
                         for features in islice(computed, math.ceil((stop - start) / step)):
                             content = features.view(np.uint8).data
-                            seal.update(content)
+                            checksum.update(content)
                             file.write(content)
                             done += len(features)
                             progress(done, n_rows)
-                        file.write(seal.digest())
+                        file.write(checksum.digest())
                 except OSError as error:
                     raise OSError(
                         error.errno,
@@ -382,7 +382,7 @@ def _in_streams(
         while running:
             result = running.popleft().result()
             running.extend(threads.submit(work, item) for item in islice(waiting, 1))
-            stopping.check()
+            signals.check()
             yield result
 
 
@@ -403,37 +403,37 @@ def _locked(entry: Path, say: Callable[[str], None]) -> Iterator[None]:
                 say(f"frozen part: another process computes its output; waiting for {entry}")
                 is_said = True
             time.sleep(WAIT_SECONDS)
-            stopping.check()
+            signals.check()
         yield
 
 
-def _unsound_shards(store: FeatureStore) -> list[int]:
+def _corrupt_shards(store: FeatureStore) -> list[int]:
     """Return the numbers of the shards that are not there or not as they were written."""
     numbers = range(len(store.shard_bounds))
-    with closing(_in_streams(lambda number: _is_sound(store, number), numbers)) as answers:
+    with closing(_in_streams(lambda number: _is_valid(store, number), numbers)) as answers:
         return [number for number, is_sound in zip(numbers, answers, strict=True) if not is_sound]
 
 
-def _is_sound(store: FeatureStore, number: int) -> bool:
+def _is_valid(store: FeatureStore, number: int) -> bool:
     start, stop = store.shard_bounds[number]
     left = stored_bytes(stop - start, store.row_shape)
-    seal, buffer = _begin_seal(store, number), memoryview(bytearray(READ_BYTES))
+    checksum, buffer = _begin_checksum(store, number), memoryview(bytearray(READ_BYTES))
     try:
         with store.shard_path(number).open("rb", buffering=0) as file:
             # The size first: it tells a torn shard without reading it.
-            if os.fstat(file.fileno()).st_size != left + seal.digest_size:
+            if os.fstat(file.fileno()).st_size != left + checksum.digest_size:
                 return False
             while left:
                 n_read = file.readinto(buffer[:left])
                 if not n_read:
                     return False
-                seal.update(buffer[:n_read])
+                checksum.update(buffer[:n_read])
                 left -= n_read
-            return file.read() == seal.digest()
+            return file.read() == checksum.digest()
     except OSError:
         return False
 
 
-def _begin_seal(store: FeatureStore, number: int) -> xxhash.xxh3_128:
+def _begin_checksum(store: FeatureStore, number: int) -> xxhash.xxh3_128:
     """Return the hash that the rows of this shard are to be added to."""
     return xxhash.xxh3_128(f"{store.path.name} {number} ".encode())

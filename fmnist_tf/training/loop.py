@@ -24,14 +24,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data.batches import RowSource, draw_views, make_batches, order_rows
+from fmnist_tf.data.batches import RowSource, make_batches, order_rows, pick_views
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import SplitClassifier, find_backbone
 from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.features import FEATURE_DTYPE
+from fmnist_tf.training.lr_finder import has_diverged
 from fmnist_tf.training.optimizers import update_averages
-from fmnist_tf.training.rangetest import is_hopeless
 from fmnist_tf.training.schedules import RatePlan, rate_at
 
 StepHook = Callable[[int, int], None]
@@ -110,7 +110,7 @@ class TrainingPlan:
         label_smoothing: share of the target spread evenly over the classes, 0..1 (Szegedy et al.
             2016, section 7).
         class_weights: (K,) factor on the loss of each class, or None.
-        average_decay: per step, of the moving average of weights and BatchNorm statistics that
+        ema_decay: per step, of the moving average of weights and BatchNorm statistics that
             validates and is kept; 0 keeps the weights themselves.
     """
 
@@ -122,7 +122,7 @@ class TrainingPlan:
     background: int = 0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
-    average_decay: float = 0.0
+    ema_decay: float = 0.0
 
 
 class Trainer:
@@ -155,7 +155,7 @@ class Trainer:
         self._train_steps: dict[TrainingPlan, Callable[..., tuple[tf.Tensor, tf.Tensor]]] = {}
         self._seed_states = list(_seed_states(split.body))
         self._row = tf.TensorSpec((None, N_PIXELS), tf.uint8)
-        if compute_features is None and split.has_frozen_part:
+        if compute_features is None and split.has_frozen_layers:
             self._row = tf.TensorSpec((None, *split.row_shape), FEATURE_DTYPE)
         self._eval_step = tf.function(
             self._eval_step_eager, autograph=False, input_signature=[self._row, _LABEL]
@@ -193,7 +193,7 @@ class Trainer:
     ) -> Iterator[Epoch]:
         """Train, and yield after each epoch.
 
-        With `plan.average_decay` the network holds the averaged weights while an epoch is heard,
+        With `plan.ema_decay` the network holds the averaged weights while an epoch is heard,
         and its own again while it trains. BatchNorm's statistics are averaged with them: those of
         the network's own weights would not fit.
 
@@ -210,7 +210,7 @@ class Trainer:
         """
         steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
         n_rows, labels = len(labels), np.tile(labels, plan.n_views)
-        moving = self._moving_variables if plan.average_decay else []
+        moving = self._moving_variables if plan.ema_decay else []
         averages = [tf.Variable(variable) for variable in moving]
         train_step = self._find_train_step(plan, averages)
         val_losses: list[float] = []
@@ -219,7 +219,7 @@ class Trainer:
             self._seed_dropout(plan.seed, number)
             counts = Counts()
             order = order_rows(train_rows, plan.seed, number)
-            order = draw_views(order, n_rows, plan.n_views, plan.seed, number)
+            order = pick_views(order, n_rows, plan.n_views, plan.seed, number)
             for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
                 done = (number - 1) * steps + step
                 rate = rate_at(plan.rates, done, val_losses)
@@ -238,7 +238,7 @@ class Trainer:
             yield Epoch(number, counts, val, rate, time.perf_counter() - started)
             _swap(averages, moving)
 
-    def run_range_test(
+    def run_lr_finder(
         self,
         source: RowSource,
         labels: np.ndarray,
@@ -268,7 +268,7 @@ class Trainer:
         for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
             self.optimizer.learning_rate.assign(rates[step])
             counts = _to_counts(train_step(x, y, tf.constant([plan.seed, step], tf.int32)), len(y))
-            if is_hopeless([*losses, counts.loss]):
+            if has_diverged([*losses, counts.loss]):
                 break
             losses.append(counts.loss)
         for variable, value in zip(kept, values, strict=True):
@@ -303,7 +303,7 @@ class Trainer:
     def _features(self, x: tf.Tensor) -> tf.Tensor:
         if self._compute_features is not None:
             x = self._compute_features(x)
-        elif not self.split.has_frozen_part:
+        elif not self.split.has_frozen_layers:
             x = self.split.prefix(tf.reshape(x, (-1, SOURCE_SIDE, SOURCE_SIDE)), training=False)
         return tf.cast(x, self.split.body.inputs[0].dtype)
 
@@ -313,7 +313,7 @@ class Trainer:
         """Return the step for this plan, the same one where only rates, order or length differ."""
         if averages:
             return self._build_train_step(plan, averages)
-        alike = replace(plan, rates=_NO_RATES, batch_size=1, seed=0, average_decay=0.0)
+        alike = replace(plan, rates=_NO_RATES, batch_size=1, seed=0, ema_decay=0.0)
         if alike not in self._train_steps:
             self._train_steps[alike] = self._build_train_step(alike, [])
         return self._train_steps[alike]
@@ -349,7 +349,7 @@ class Trainer:
         ) -> tuple[tf.Tensor, tf.Tensor]:
             sums = self._reduced(self.strategy.run(step, (x, y, seed)))
             if averages:
-                update_averages(averages, self._moving_variables, plan.average_decay, seed[1])
+                update_averages(averages, self._moving_variables, plan.ema_decay, seed[1])
             return sums
 
         # Traced once, at the first batch: any batch size fits.

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fmnist_tf.config import OPTIMIZERS
+from fmnist_tf.settings.config import OPTIMIZERS
 
 # What adamw decays by unless told otherwise: Keras' default.
 WEIGHT_DECAY = 0.004

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_tf.config import SCHEDULES, WITH_WARMUP
+from fmnist_tf.settings.config import SCHEDULES, WITH_WARMUP
 
 
 @dataclass(frozen=True)

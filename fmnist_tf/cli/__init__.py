@@ -1,0 +1,1 @@
+"""What every command shares: exit codes, terminal output, progress bars."""

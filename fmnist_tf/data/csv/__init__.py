@@ -1,0 +1,1 @@
+"""CSV bytes -> validated uint8 pixels and labels."""

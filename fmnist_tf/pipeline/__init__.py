@@ -1,0 +1,1 @@
+"""One run, from settings to DONE.json, and a saved run read back."""

@@ -1,0 +1,1 @@
+"""Every setting of a run, checked; the flags made from them; recipes."""

@@ -1,0 +1,1 @@
+"""Files, processor, memory, signals and TensorFlow's start."""

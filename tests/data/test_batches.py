@@ -1,0 +1,150 @@
+"""Order is a pure function; every row comes once."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fmnist_tf.data.batches import (
+    ArrayRows,
+    FlippedRows,
+    PickedRows,
+    StackedRows,
+    flip_pixels,
+    make_batches,
+    order_rows,
+    pick_views,
+)
+
+ROWS = np.array([2, 3, 5, 7, 11, 13, 17])
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    orders = {
+        (seed, epoch): tuple(order_rows(ROWS, seed, epoch)) for seed in (0, 1) for epoch in (1, 2)
+    }
+    assert len(set(orders.values())) == 4
+    for (seed, epoch), order in orders.items():
+        assert sorted(order) == list(ROWS)
+        assert tuple(order_rows(ROWS, seed, epoch)) == order
+
+
+def test_order_is_the_same_everywhere() -> None:
+    # A golden order: resuming and a second machine rely on it.
+    assert list(order_rows(np.arange(8), 3, 4)) == [7, 2, 4, 3, 6, 0, 1, 5]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_every_row_once_in_order_with_its_label(batch_size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 784), np.uint8)
+    labels = np.arange(20) * 10
+    batches = make_batches(ArrayRows(pixels), labels, ROWS, batch_size)
+    assert int(batches.cardinality()) == -(-len(ROWS) // batch_size)
+    read = list(batches.as_numpy_iterator())
+    assert [len(y) for _, y in read[:-1]] == [batch_size] * (len(read) - 1)
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in read]), pixels[ROWS])
+    np.testing.assert_array_equal(np.concatenate([y for _, y in read]), labels[ROWS])
+
+
+def test_raw_pixels_travel_as_uint8() -> None:
+    batches = make_batches(ArrayRows(np.zeros((4, 784), np.uint8)), np.zeros(4, int), ROWS[:2], 2)
+    x, y = batches.element_spec
+    assert (x.dtype.name, tuple(x.shape)) == ("uint8", (None, 784))
+    assert y.dtype.name == "int64"
+
+
+def test_16_bit_rows_travel_as_bfloat16() -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3).astype(ml_dtypes.bfloat16)
+    batches = make_batches(ArrayRows(rows), np.zeros(4, np.int64), ROWS[:2], 2)
+    assert batches.element_spec[0].dtype.name == "bfloat16"
+    x = next(iter(batches))[0].numpy()
+    assert x.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(x, rows[[2, 3]])
+
+
+def test_a_flip_exchanges_left_and_right_and_undoes_itself() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    pixels = images.reshape(3, 784)
+    flipped = flip_pixels(pixels)
+    assert (flipped.shape, flipped.dtype) == ((3, 784), np.uint8)
+    np.testing.assert_array_equal(flipped.reshape(3, 28, 28), images[:, :, ::-1])
+    assert (flipped != pixels).any()
+    np.testing.assert_array_equal(flip_pixels(flipped), pixels)
+    assert flip_pixels(pixels[:0]).shape == (0, 784)
+
+
+def test_sources_nest_and_read_only_what_is_asked() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 784), np.uint8)
+
+    class Watched(ArrayRows):
+        def take(self, rows: np.ndarray) -> np.ndarray:
+            asked.extend(rows.tolist())
+            return super().take(rows)
+
+    asked: list[int] = []
+    view = FlippedRows(PickedRows(Watched(pixels), np.array([8, 1, 4])))
+    assert (view.n_rows, view.row_shape, view.dtype) == (3, (784,), np.uint8)
+    np.testing.assert_array_equal(view.take(np.array([2, 0])), flip_pixels(pixels[[4, 8]]))
+    assert asked == [4, 8]
+
+
+def test_stacked_rows_are_the_views_one_above_the_other() -> None:
+    views = [np.arange(10).reshape(5, 2) + 100 * view for view in range(3)]
+    stacked = StackedRows(tuple(ArrayRows(view) for view in views))
+    assert (stacked.n_rows, stacked.row_shape, stacked.dtype) == (15, (2,), views[0].dtype)
+    above = np.concatenate(views)
+    for rows in ([0, 14, 5, 4, 9, 9], [3], [], range(15)):
+        rows = np.array(rows, np.int64)
+        np.testing.assert_array_equal(stacked.take(rows), above[rows])
+
+
+def test_one_view_is_not_copied_again() -> None:
+    class Same(ArrayRows):
+        def take(self, rows: np.ndarray) -> np.ndarray:
+            return self.array
+
+    array = np.zeros((3, 2))
+    assert StackedRows((Same(array),)).take(np.arange(3)) is array
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        (),
+        (np.zeros((4, 2)), np.zeros((5, 2))),
+        (np.zeros((4, 2)), np.zeros((4, 3))),
+        (np.zeros((4, 2)), np.zeros((4, 2), np.float32)),
+    ],
+    ids=["none", "length", "shape", "dtype"],
+)
+def test_views_that_do_not_match_are_refused(arrays) -> None:
+    with pytest.raises(ValueError, match="one length, row shape and dtype"):
+        StackedRows(tuple(ArrayRows(array) for array in arrays))
+
+
+@pytest.mark.parametrize("n_views", [1, 2, 3])
+def test_each_row_takes_turns_through_its_views(n_views: int) -> None:
+    rows = np.random.default_rng(0).permutation(1000)[:600]
+    epochs = [pick_views(rows, 1000, n_views, 7, epoch) for epoch in range(1, 2 * n_views + 1)]
+    for numbers in epochs:
+        np.testing.assert_array_equal(numbers % 1000, rows)
+    views = np.array(epochs) // 1000
+    np.testing.assert_array_equal(
+        np.sort(views[:n_views], axis=0), np.tile(np.arange(n_views)[:, None], 600)
+    )
+    np.testing.assert_array_equal(views[:n_views], views[n_views:])
+    # The first epoch is a fair draw: 600 / V of each view, within five standard deviations.
+    counts = np.bincount(views[0], minlength=n_views)
+    assert np.abs(counts - 600 / n_views).max() <= 5 * np.sqrt(600 * (1 / n_views))
+
+
+def test_views_are_a_function_of_seed_epoch_and_row_alone() -> None:
+    rows = np.arange(50)
+    views = pick_views(rows, 50, 2, 1, 1) // 50
+    backwards = pick_views(rows[::-1], 50, 2, 1, 1) // 50
+    np.testing.assert_array_equal(backwards[::-1], views)
+    np.testing.assert_array_equal(pick_views(rows, 1000, 2, 1, 1) // 1000, views)
+    assert (pick_views(rows, 50, 2, 2, 1) // 50 != views).any()
+    # A golden draw: resuming and a second machine rely on it.
+    assert list(pick_views(np.arange(8), 8, 2, 3, 4)) == [8, 1, 2, 11, 4, 5, 14, 7]

@@ -1,0 +1,898 @@
+"""One CSV in, arrays or the exact complaint out: layouts, the 44 bad inputs, the store."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_tf.data import store as pixel_store
+from fmnist_tf.data.checks import find_warnings
+from fmnist_tf.data.csv import decode
+from fmnist_tf.data.csv import rows as csv_rows
+from fmnist_tf.data.csv import table as csv_table
+from fmnist_tf.data.csv.table import (
+    CsvTable,
+    check_label_map,
+    check_paths,
+    expand_path,
+    find_pixel_warnings,
+    read_csv,
+)
+from fmnist_tf.errors import DataError, Problem
+
+N = 6
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 784)).astype(np.uint8)
+LABELS = ["3", "1", "0", "2", "1", "3"]
+NAMES = [f"pixel{i}" for i in range(1, 785)]
+HEADER = ["label", *NAMES]
+
+Cells = list[list[str]]
+
+
+def rows(label: str = "first", labels: list[str] = LABELS) -> Cells:
+    """The cells of the file, header not included."""
+    pixels = [[str(value) for value in row] for row in PIXELS.tolist()]
+    if label == "none":
+        return pixels
+    pairs = zip(labels, pixels, strict=True)
+    return [[one, *row] if label == "first" else [*row, one] for one, row in pairs]
+
+
+def text(cells: Cells, end: str = "\n") -> bytes:
+    return "".join(",".join(row) + end for row in cells).encode()
+
+
+def kaggle() -> Cells:
+    return [HEADER, *rows()]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(content: bytes | Cells, name: str = "train.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else text(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read(tmp_path: Path, write: Callable[..., Path]) -> Callable[..., CsvTable]:
+    def read(content: bytes | Cells, name: str = "train.csv", **options: object) -> CsvTable:
+        return read_csv(write(content, name), tmp_path / "store", **options)
+
+    return read
+
+
+def assert_read(table: CsvTable, labels: list[str] | None = LABELS) -> None:
+    np.testing.assert_array_equal(table.pixels, PIXELS)
+    assert table.pixels.dtype == np.uint8
+    assert not table.pixels.flags.writeable
+    if labels is None:
+        assert table.label_index is None
+        assert table.label_values == ()
+    else:
+        assert table.label_index.dtype == np.int32
+        assert [table.label_values[i] for i in table.label_index] == labels
+
+
+def complaint(action: Callable[[], object]) -> DataError:
+    with pytest.raises(DataError) as caught:
+        action()
+    return caught.value
+
+
+# ------------------------------------------------------------------------------- what is accepted
+
+
+def test_kaggle(read: Callable[..., CsvTable]) -> None:
+    table = read(kaggle())
+    assert_read(table)
+    assert table.label_values == ("0", "1", "2", "3")
+    assert table.first_line == 2
+    assert table.label_field == 1
+    assert table.decisions == ("line 1 is the header", "the label is column 1, label")
+
+
+def with_column(cells: Cells, at: int, name: str, value: Callable[[int], str]) -> Cells:
+    return [[*row[:at], name if i == 0 else value(i), *row[at:]] for i, row in enumerate(cells)]
+
+
+def renamed(*names: str) -> Cells:
+    return [list(names), *rows()]
+
+
+ORDER = np.random.default_rng(1).permutation(785)
+ACCEPTED: dict[str, tuple[bytes | Cells, str]] = {
+    "no header": (rows(), "the label is column 1"),
+    "no header, label last": (
+        rows("last", ["bag", "coat", "bag", "coat", "coat", "bag"]),
+        "the label is the last column, 785",
+    ),
+    "no header, big label last": (
+        rows("last", ["300", "301", "-1", "300", "301", "300"]),
+        "the label is the last column, 785",
+    ),
+    "from pixel0": (renamed("label", *(f"pixel{i}" for i in range(784))), "column 1, label"),
+    "grid names": (
+        renamed("label", *(f"{r}x{c}" for r in range(1, 29) for c in range(1, 29))),
+        "column 1, label",
+    ),
+    "numbers as names": (renamed("label", *(str(i) for i in range(784))), "column 1, label"),
+    "capitals and spaces": (
+        renamed(" Label", *(f" Pixel_{i} " for i in range(1, 785))),
+        "column 1, Label",
+    ),
+    "class last": ([[*NAMES, "class"], *rows("last")], "column 785, class"),
+    "one strange name": (renamed("garment", *NAMES), "column 1, garment"),
+    "unnamed index": (with_column(kaggle(), 0, "", str), "column 1, '', was dropped"),
+    "pandas index": (with_column(kaggle(), 0, "Unnamed: 0", str), "Unnamed: 0, was dropped"),
+    "id in the middle": (with_column(kaggle(), 400, "id", lambda i: f"x{i}"), "id, was dropped"),
+    "id last": (with_column(kaggle(), 785, "id", lambda i: "9" * 30), "id, was dropped"),
+    "permuted (E024)": ([[row[i] for i in ORDER] for row in kaggle()], "(E024)"),
+    "CR LF": (text(kaggle(), "\r\n"), "line 1 is the header"),
+    "CR LF and LF": (text(kaggle()[:3], "\r\n") + text(kaggle()[3:]), "line 1 is the header"),
+    "label last, CR LF": (text([[*NAMES, "y"], *rows("last")], "\r\n"), "column 785, y"),
+    "byte-order mark (E013)": (b"\xef\xbb\xbf" + text(kaggle()), "(E013)"),
+    "byte-order mark, no header": (b"\xef\xbb\xbf" + text(rows()), "(E013)"),
+    "no line end at the end (E015)": (text(kaggle())[:-1], "(E015)"),
+    "gzip": (gzip.compress(text(kaggle())), "gzip"),
+    "gzip in members": (
+        gzip.compress(text(kaggle()[:2])) + gzip.compress(text(kaggle()[2:])),
+        "gzip",
+    ),
+    "floats": (
+        text([HEADER, *([f"{row[0]}.0", *(f"{v}.0" for v in row[1:])] for row in rows())]),
+        "12.0 were read as 12",
+    ),
+    "quotes": (
+        text([[f'"{cell}"' for cell in row] for row in kaggle()]),
+        "quotes around cells were taken off",
+    ),
+    "spaces and signs": (
+        text([[f" {cell}\t" for cell in HEADER], *([f" +0{c} " for c in row] for row in rows())]),
+        "column 1, label",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(case: str, read: Callable[..., CsvTable]) -> None:
+    content, decision = ACCEPTED[case]
+    labels = LABELS
+    if "big" in case:
+        labels = ["300", "301", "-1", "300", "301", "300"]
+    elif case == "no header, label last":
+        labels = ["bag", "coat", "bag", "coat", "coat", "bag"]
+    table = read(content)
+    assert_read(table, labels)
+    assert decision in "; ".join(table.decisions)
+
+
+@pytest.mark.parametrize("header", [[NAMES], []])
+def test_unlabelled(header: Cells, read: Callable[..., CsvTable]) -> None:
+    table = read([*header, *rows("none")])
+    assert_read(table, None)
+    assert "no label column: the images are unlabelled" in table.decisions
+
+
+def test_label_column_chosen_by_name(read: Callable[..., CsvTable]) -> None:
+    cells = with_column(kaggle(), 785, "class", lambda i: "shoe" if i % 2 else "bag")
+    table = read(cells, label_column="class")
+    assert_read(table, ["shoe", "bag"] * 3)
+    assert table.decisions[-1] == "column 1, label, was dropped"
+    # The store of one choice must not answer for the other.
+    assert_read(read(cells, label_column="label"))
+
+
+@pytest.mark.parametrize(
+    ("written", "values"),
+    [
+        (["10", "9", "-1", "024", "+24", "24.0"], ("-1", "9", "10", "24")),
+        (["T-shirt/top", "Bag", " Bag", "Bag ", "été", "Bag"], ("Bag", "T-shirt/top", "été")),
+        (["5", '"5"', "7", "7", '" 7"', '"5"'], ("5", "7")),
+        (['"a,b"', '"say ""hi"""', "c", "c", "c", "c"], ("a,b", "c", 'say "hi"')),
+    ],
+)  # fmt: skip
+def test_label_values(
+    written: list[str], values: tuple[str, ...], read: Callable[..., CsvTable]
+) -> None:
+    table = read([HEADER, *rows(labels=written)])
+    assert table.label_values == values
+
+
+def test_names_are_ordered_and_first_seen_is_not(read: Callable[..., CsvTable]) -> None:
+    table = read([HEADER, *rows(labels=["b", "a", "c", "a", "b", "c"])])
+    assert table.label_values == ("a", "b", "c")
+    assert table.label_index.tolist() == [1, 0, 2, 0, 1, 2]
+
+
+# ------------------------------------------------------------------------------ the 44 bad inputs
+
+Build = Callable[[Path], Path]
+
+
+def saved(content: bytes | Cells, name: str = "train.csv") -> Build:
+    def build(folder: Path) -> Path:
+        path = folder / name
+        path.write_bytes(content if isinstance(content, bytes) else text(content))
+        return path
+
+    return build
+
+
+def with_cell(line: int, column: int, cell: str, cells: Cells | None = None) -> Build:
+    """The Kaggle file with one cell replaced; line and column count from 1."""
+    cells = [list(row) for row in (cells or kaggle())]
+    cells[line - 1][column - 1] = cell
+    return saved(cells)
+
+
+def with_line(line: int, content: str) -> Build:
+    lines = text(kaggle()).decode().split("\n")
+    lines.insert(line - 1, content)
+    return saved("\n".join(lines).encode())
+
+
+def in_index_column(line: int, cell: bytes, start: bytes = b"") -> Build:
+    """A file whose last column, an index, is dropped; one of its cells, or a line's start, bad."""
+    lines = text(with_column(kaggle(), 785, "id", str)).split(b"\n")
+    lines[line - 1] = start + lines[line - 1][: lines[line - 1].rindex(b",") + 1] + cell
+    return saved(b"\n".join(lines))
+
+
+def made(make: Callable[[Path], object]) -> Build:
+    def build(folder: Path) -> Path:
+        make(folder / "train.csv")
+        return folder / "train.csv"
+
+    return build
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.with_name("other"))
+    path.with_name("other").symlink_to(path)
+
+
+def bind(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's path may not be long
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+WHOLE = text(kaggle())
+ZIPPED = gzip.compress(WHOLE)
+SCALED = [HEADER, *([row[0], *(str(int(v) / 255) for v in row[1:])] for row in rows())]
+SEMICOLONS = WHOLE.replace(b",", b";")
+GERMAN = text(SCALED).replace(b",", b";").replace(b".", b",")
+FIRST_ROW_AS_HEADER = ["5", *(f"0.{i}" for i in range(1, 785))]
+HEADER_2 = [*HEADER[:3], "pixel1", *HEADER[4:]]
+
+BAD: list[tuple[str, str, int | None, int | None, Build]] = [
+    ("E001 missing", "E001", None, None, made(lambda path: None)),
+    ("E001 not a folder", "E001", None, None, lambda d: saved(b"x")(d) / "train.csv"),
+    ("E001 name with NUL", "E001", None, None, lambda d: d / "a\0b"),
+    ("E001 name too long", "E001", None, None, lambda d: d / ("a" * 300)),
+    ("E002 directory", "E002", None, None, made(Path.mkdir)),
+    ("E002 pipe", "E002", None, None, made(os.mkfifo)),
+    ("E002 socket", "E002", None, None, made(bind)),
+    ("E002 device", "E002", None, None, lambda d: Path("/dev/zero")),
+    ("E004 empty", "E004", None, None, saved(b"")),
+    ("E004 empty in gzip", "E004", None, None, saved(gzip.compress(b""))),
+    ("E004 byte-order mark only", "E004", None, None, saved(b"\xef\xbb\xbf")),
+    ("E005 header only", "E005", 1, None, saved([HEADER])),
+    ("E005 header without line end", "E005", 1, None, saved(text([HEADER])[:-1])),
+    ("E008 truncated", "E008", None, None, saved(ZIPPED[:-20])),
+    ("E008 without trailer", "E008", None, None, saved(ZIPPED[:-8])),
+    ("E008 wrong CRC", "E008", None, None, saved(ZIPPED[:-5] + b"\0" + ZIPPED[-4:])),
+    ("E008 trailing garbage", "E008", None, None, saved(ZIPPED + b"more")),
+    ("E008 .gz without gzip", "E008", None, None, saved(WHOLE, "train.csv.gz")),
+    ("E009 zip or xlsx", "E009", None, None, saved(b"PK\x03\x04" + WHOLE)),
+    ("E009 parquet", "E009", None, None, saved(b"PAR1" + WHOLE)),
+    ("E009 PNG", "E009", None, None, saved(b"\x89PNG\r\n\x1a\n")),
+    ("E009 HTML", "E009", None, None, saved(b"\n<!DOCTYPE html><html>")),
+    ("E009 Git LFS", "E009", None, None, saved(b"version https://git-lfs.example/spec/v1\n")),
+    ("E009 zip in gzip", "E009", None, None, saved(gzip.compress(b"PK\x03\x04" + WHOLE))),
+    ("E010 UTF-16", "E010", None, None, saved(WHOLE.decode().encode("utf-16"))),
+    ("E010 UTF-32", "E010", None, None, saved(WHOLE.decode().encode("utf-32"))),
+    ("E011 label", "E011", 3, 1, saved(WHOLE.replace(b"\n1,", b"\n\xe9,", 1))),
+    ("E012 NUL", "E012", 3, 1, saved(WHOLE.replace(b"\n1,", b"\n\0,", 1))),
+    ("E012 UTF-16 without mark", "E012", 1, 1, saved(WHOLE.decode().encode("utf-16-le"))),
+    ("E014 CR only", "E014", 1, 785, saved(WHOLE.replace(b"\n", b"\r"))),
+    ("E014 CR only, long", "E014", 1, 785, saved(text([HEADER, *rows() * 8], "\r"))),
+    ("E014 lone CR", "E014", 3, 785, saved(text(kaggle()[:3], "\r\n")[:-1] + text(kaggle()[3:]))),
+    ("E014 CR before a digit", "E014", 3, 9, with_cell(3, 9, "\r7")),
+    ("E011 in a dropped column", "E011", 3, 786, in_index_column(3, b"\xff")),
+    ("E012 in a dropped column", "E012", 3, 786, in_index_column(3, b"\0")),
+    ("E038 quote in a dropped column", "E038", 3, 786, in_index_column(3, b'"a')),
+    ("E038 long dropped cell", "E038", 3, None, in_index_column(3, b"1" * 70_000)),
+    ("E039 dropped comment", "E039", 3, None, in_index_column(3, b"1", start=b"#")),
+    ("E015 breaks off", "E015", 7, None, saved(WHOLE[: WHOLE.rindex(b",")])),
+    ("E016 semicolon", "E016", 1, 1, saved(SEMICOLONS)),
+    ("E016 tab", "E016", 1, 1, saved(WHOLE.replace(b",", b"\t"))),
+    ("E016 space", "E016", 1, 1, saved(WHOLE.replace(b",", b" "))),
+    ("E017 semicolon", "E017", 1, 1, saved(GERMAN)),
+    ("E017 no header", "E017", 1, 1, saved(GERMAN[GERMAN.index(b"\n") + 1 :])),
+    ("E017 quoted", "E017", 4, 9, with_cell(4, 9, '"0,5"')),
+    ("E018 short", "E018", 4, None, saved([*kaggle()[:3], kaggle()[3][:-1], *kaggle()[4:]])),
+    ("E018 first line, no header", "E018", 1, None, saved([rows()[0][:-1], *rows()[1:]])),
+    ("E018 all", "E018", 1, None, saved([row[:100] for row in rows()])),
+    ("E018 a cell on the next line", "E018", 4, None,
+     saved([*kaggle()[:3], kaggle()[3][:-1], ["7", *kaggle()[4]], *kaggle()[5:]])),
+    ("E019 long", "E019", 4, None, saved([*kaggle()[:3], [*kaggle()[3], "7"], *kaggle()[4:]])),
+    ("E019 comma at each end", "E019", 2, None, saved([HEADER, *([*row, ""] for row in rows())])),
+    ("E019 comma, no header", "E019", 1, None, saved(text(rows(), ",\n"))),
+    ("E020 few", "E020", 1, None, saved([row[:11] for row in kaggle()])),
+    ("E020 words", "E020", 1, None, saved(b"hello world\n1\n")),
+    ("E020 comma at each end", "E020", 1, 786, saved(text(kaggle(), ",\n"))),
+    ("E021 column numbers", "E021", 1, 1, saved([[str(i) for i in range(785)], *rows()])),
+    ("E021 names and numbers", "E021", 1, 700, with_cell(1, 700, "pixel699", rows())),
+    ("E021 row as header", "E021", 1, 1, saved([FIRST_ROW_AS_HEADER, *rows()])),
+    ("E022 twice", "E022", 1, 4, saved([HEADER_2, *rows()])),
+    ("E023 missing", "E023", 1, None, saved([row[:-1] for row in kaggle()])),
+    ("E025 strange", "E025", 1, 786, saved(with_column(kaggle(), 785, "weight", str))),
+    ("E025 two labels", "E025", 1, 786, saved(with_column(kaggle(), 785, "class", str))),
+    ("E025 pixel785", "E025", 1, 786, saved(with_column(kaggle(), 785, "pixel785", str))),
+    ("E027 empty", "E027", 4, 1, with_cell(4, 1, "")),
+    ("E027 nan", "E027", 4, 1, with_cell(4, 1, "nan")),
+    ("E027 fraction", "E027", 4, 1, with_cell(4, 1, "3.7")),
+    ("E027 a name among numbers", "E027", 4, 1, with_cell(4, 1, "Bag")),
+    ("E027 unprintable", "E027", 4, 1, with_cell(4, 1, "\x1b[2J")),
+    ("E027 long", "E027", 4, 1, with_cell(4, 1, "x" * 201)),
+    ("E028 too many", "E028", 1001, 1,
+     saved([[str(i), *["0"] * 784] for i in range(1002)])),
+    ("E031 text", "E031", 4, 317, with_cell(4, 317, "abc")),
+    ("E031 True", "E031", 4, 317, with_cell(4, 317, "True")),
+    ("E031 last line", "E031", 7, 785, saved(WHOLE[: WHOLE.rindex(b",") + 1] + b"x")),
+    ("E032 negative", "E032", 4, 317, with_cell(4, 317, "-1")),
+    ("E033 256", "E033", 4, 317, with_cell(4, 317, "256")),
+    ("E033 300", "E033", 4, 317, with_cell(4, 317, "300")),
+    ("E033 last, no header", "E033", 2, 785, with_cell(2, 785, "300", rows())),
+    ("E033 999", "E033", 4, 785, with_cell(4, 785, "999")),
+    ("E033 1000", "E033", 4, 2, with_cell(4, 2, "1000")),
+    ("E034 fraction", "E034", 4, 317, with_cell(4, 317, "3.7")),
+    ("E035 empty", "E035", 4, 317, with_cell(4, 317, "")),
+    ("E035 NaN", "E035", 4, 317, with_cell(4, 317, "NaN")),
+    ("E035 inf", "E035", 4, 317, with_cell(4, 317, "-inf")),
+    ("E035 NA", "E035", 4, 785, with_cell(4, 785, "NA")),
+    ("E036 exponent", "E036", 4, 317, with_cell(4, 317, "1e2")),
+    ("E036 hexadecimal", "E036", 4, 317, with_cell(4, 317, "0x10")),
+    ("E036 underscore", "E036", 4, 317, with_cell(4, 317, "1_0")),
+    ("E036 thousands", "E036", 4, 317, with_cell(4, 317, '"1,000"')),
+    ("E036 Arabic digits", "E036", 4, 317, with_cell(4, 317, "٧")),
+    ("E036 superscript", "E031", 4, 317, with_cell(4, 317, "²")),
+    ("E036 label", "E036", 4, 1, with_cell(4, 1, "1e2")),
+    ("E037 overflow", "E037", 4, 317, with_cell(4, 317, "9223372036854775808")),
+    ("E037 huge", "E037", 4, 317, with_cell(4, 317, "9" * 5000)),
+    ("E037 huge label", "E037", 4, 1, with_cell(4, 1, "9" * 5000)),
+    ("E037 label", "E037", 4, 1, with_cell(4, 1, "9223372036854775808")),
+    ("E038 open quote", "E038", 4, 317, with_cell(4, 317, '"7')),
+    ("E038 quoted line break", "E038", 4, 1, with_cell(4, 1, '"a\nb"')),
+    ("E038 long line", "E038", 4, None, with_cell(4, 1, "x" * 70_000)),
+    ("E038 endless line", "E038", 1, None, saved(b"7" * 300_000)),
+    ("E039 header again", "E039", 4, None, with_line(4, ",".join(HEADER))),
+    ("E039 blank line", "E039", 4, None, with_line(4, "")),
+    ("E039 blank line at the end", "E039", 8, None, saved(WHOLE + b"\n")),
+    ("E039 empty cells", "E039", 4, None, with_line(4, "," * 784)),
+    ("E039 comment", "E039", 4, None, with_line(4, "# the second half")),
+    ("E039 comment first", "E039", 1, None, with_line(1, "# made by hand")),
+    ("E043 loop", "E043", None, None, made(loop)),
+]  # fmt: skip
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Interrupt what hangs; a pipe without writer would wait for ever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("hangs"))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(("code", "line", "column", "build"), [b[1:] for b in BAD],
+                         ids=[b[0] for b in BAD])  # fmt: skip
+def test_bad_input(
+    code: str, line: int | None, column: int | None, build: Build, tmp_path: Path
+) -> None:
+    path = build(tmp_path)
+    with at_most(10):
+        error = complaint(lambda: read_csv(path, tmp_path / "store"))
+    first = error.problems[0]
+    assert (first.code, first.line, first.column) == (code, line, column)
+    assert first.path == str(path)
+    assert first.found
+    assert first.expected
+    assert error.exit_code == 2
+    assert str(error).startswith(f"error[{code}] ")
+    assert list((tmp_path / "store").glob("*")) == []
+    if column is not None and column < 786 and code >= "E027" and first.column_name is not None:
+        assert first.column_name == HEADER[column - 1]
+
+
+def test_every_code_is_met() -> None:
+    """All of E001..E044 but those accepted (E013, E024) or tested by themselves."""
+    apart = {"E003", "E006", "E007", "E013", "E024", "E026", "E029", "E030", "E040", "E041",
+             "E042", "E044"}  # fmt: skip
+    assert {bad[1] for bad in BAD} == {f"E{i:03}" for i in range(1, 45)} - apart
+
+
+def test_e003_no_permission(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(kaggle())
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        error = complaint(lambda: read_csv(path, tmp_path / "store"))
+    finally:
+        os.seteuid(user)
+    assert error.problems[0].code == "E003"
+
+
+def test_e006_too_large(read: Callable[..., CsvTable]) -> None:
+    error = complaint(lambda: read(kaggle(), max_bytes=len(WHOLE) - 1))
+    assert error.problems[0].code == "E006"
+    assert_read(read(kaggle(), max_bytes=len(WHOLE)))
+
+
+def test_e007_gzip_bomb(read: Callable[..., CsvTable], monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = gzip.compress(text([HEADER]) + text([["0"] * 785]) * 1300)
+    assert complaint(lambda: read(bomb, max_bytes=1 << 20)).problems[0].code == "E007"
+    monkeypatch.setattr(decode, "GZIP_FLOOR_BYTES", 1 << 20)
+    error = complaint(lambda: read(bomb))
+    assert error.problems[0].code == "E007"
+    assert "times" in error.problems[0].found
+
+
+@pytest.mark.parametrize("name", ["nothing", "pixel3"])
+def test_e026_named_label_absent(name: str, read: Callable[..., CsvTable]) -> None:
+    problem = complaint(lambda: read(kaggle(), label_column=name)).problems[0]
+    assert (problem.code, problem.line, problem.column) == ("E026", 1, None)
+    assert "label" in problem.expected
+
+
+def test_e021_label_column_without_header(read: Callable[..., CsvTable]) -> None:
+    problem = complaint(lambda: read(rows(), label_column="label")).problems[0]
+    assert (problem.code, problem.line) == ("E021", 1)
+
+
+@pytest.mark.parametrize("how", ["append", "replace", "touch", "remove"])
+def test_e041_changed_while_read(
+    how: str, read: Callable[..., CsvTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.csv"
+    whole = csv_rows.RowReader.finish
+
+    def finish(reader: csv_rows.RowReader) -> object:
+        if how == "append":
+            with path.open("ab") as file:
+                file.write(b"x")
+        elif how == "replace":
+            status = path.stat()
+            other = tmp_path / "other"
+            other.write_bytes(WHOLE)
+            os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+            other.replace(path)
+        elif how == "touch":
+            os.utime(path, ns=(0, 0))
+        else:
+            path.unlink()
+        return whole(reader)
+
+    monkeypatch.setattr(csv_rows.RowReader, "finish", finish)
+    assert complaint(lambda: read(kaggle())).problems[0].code == "E041"
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_e041_rather_than_the_faults_of_a_half_written_file(
+    read: Callable[..., CsvTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = csv_rows.RowReader.read_block
+
+    def read_block(reader: csv_rows.RowReader, block: bytes) -> object:
+        with (tmp_path / "train.csv").open("ab") as file:
+            file.write(b"7\n")
+        return whole(reader, block)
+
+    monkeypatch.setattr(csv_rows.RowReader, "read_block", read_block)
+    assert complaint(lambda: read(WHOLE[:-5])).problems[0].code == "E041"
+
+
+def test_e044_no_room(read: Callable[..., CsvTable], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 6 * 784
+
+    monkeypatch.setattr(csv_table.shutil, "disk_usage", lambda folder: Usage)
+    problem = complaint(lambda: read(kaggle())).problems[0]
+    assert problem.code == "E044"
+    assert problem.found.startswith("about 6 images")
+    Usage.free = 6 * 792
+    assert_read(read(kaggle()))
+
+
+# -------------------------------------------------------------------- all faults of a file at once
+
+
+def test_all_faults_in_file_order(read: Callable[..., CsvTable]) -> None:
+    cells = kaggle()
+    cells[5][9], cells[2][3], cells[2][1], cells[3] = "300", "nan", "-4", cells[3][:7]
+    cells[1][0] = "Bag"  # known for a fault only at the end of the file
+    error = complaint(lambda: read(cells))
+    assert [(p.code, p.line, p.column, p.column_name) for p in error.problems] == [
+        ("E027", 2, 1, "label"),
+        ("E032", 3, 2, "pixel1"),
+        ("E035", 3, 4, "pixel3"),
+        ("E018", 4, None, None),
+        ("E033", 6, 10, "pixel9"),
+    ]
+    assert error.total == 5
+
+
+def test_first_20_then_the_count(read: Callable[..., CsvTable]) -> None:
+    cells = [HEADER, *([row[0], *["256"] * 784] for row in rows())]
+    error = complaint(lambda: read(cells))
+    assert [p.column for p in error.problems] == list(range(2, 22))
+    assert error.total == N * 784
+    assert str(error).endswith(f"... and {N * 784 - 20} more")
+
+
+def test_faults_before_a_broken_end(read: Callable[..., CsvTable]) -> None:
+    big = text([HEADER, *rows() * 30])
+    bad = big.replace(b"\n3,", b"\nnan,", 1)
+    error = complaint(lambda: read(gzip.compress(bad, 0)[:-8]))
+    assert [p.code for p in error.problems] == ["E027", "E008"]
+
+
+def test_lines_count_across_blocks(read: Callable[..., CsvTable]) -> None:
+    cells = [HEADER, *(list(row) for row in rows() * 60)]  # more than ten blocks
+    cells[333][783] = "3OO"
+    cells[300][5] = "12.0"  # accepted by the exact reader in the middle of plain blocks
+    error = complaint(lambda: read(cells))
+    assert [(p.code, p.line, p.column) for p in error.problems] == [("E031", 334, 784)]
+    cells[333][783] = "30"
+    table = read(cells)
+    assert len(table.pixels) == 360
+    assert table.pixels[299, 4] == 12
+    assert table.pixels[332, 782] == 30
+
+
+def test_scaled_pixels_are_recognised_only_if_all_are(read: Callable[..., CsvTable]) -> None:
+    error = complaint(lambda: read(SCALED))
+    assert {p.code for p in error.problems} == {"E034"}
+    assert "already scaled" in error.problems[0].hint
+    cells = [list(row) for row in SCALED]
+    cells[-1][5] = "2"
+    assert "already scaled" not in complaint(lambda: read(cells)).problems[0].hint
+
+
+def test_column_is_named_if_there_is_a_header(tmp_path: Path) -> None:
+    """By the header's own spelling, also of what stands after the label."""
+    cells = with_column([[" Label", *NAMES], *rows()], 785, "ID", str)
+    cells[2][784], cells[2][0] = "x", ""
+    path = saved(cells)(tmp_path)
+    problems = complaint(lambda: read_csv(path, tmp_path / "store")).problems
+    assert [problem.column_name for problem in problems] == ["Label", "pixel784"]
+    path = with_cell(2, 9, "x", rows())(tmp_path)
+    problems = complaint(lambda: read_csv(path, tmp_path / "store")).problems
+    assert [problem.column_name for problem in problems] == [None]
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = saved(b"1," * 500_000)(tmp_path)
+    with decode.CsvBytes(str(path), 1 << 30) as file:
+        blocks = list(file.read_blocks())
+    assert len(blocks) == 1
+    assert len(blocks[0]) <= 3 * decode.BLOCK_BYTES
+
+
+def test_message_is_safe_to_print(tmp_path: Path) -> None:
+    path = with_cell(4, 317, "\x1b[31m" + "x" * 500)(tmp_path)
+    message = str(complaint(lambda: read_csv(path, tmp_path / "store")))
+    assert "\x1b" not in message
+    assert len(message) < 400 + len(str(path))
+
+
+# --------------------------------------------------------------------- between files: paths, labels
+
+
+def table_of(labels: list[str] | None, path: str = "t.csv") -> CsvTable:
+    values = tuple(sorted(set(labels or []), key=lambda x: (len(x), x)))
+    index = None if labels is None else np.array([values.index(x) for x in labels], np.int32)
+    pixels = np.zeros((len(labels or []), 784), np.uint8)
+    return CsvTable(pixels, index, values, path, "", 2, (), None if labels is None else 1)
+
+
+def label_problems(train: list[str] | None, test: list[str] | None) -> list[Problem]:
+    pair = table_of(train, "train.csv"), table_of(test, "test.csv")
+    return complaint(lambda: check_label_map(*pair)).problems
+
+
+def test_e026_unlabelled() -> None:
+    assert [(p.code, p.path) for p in label_problems(None, ["1", "2"])] == [("E026", "train.csv")]
+    assert [(p.code, p.path) for p in label_problems(["1", "2"], None)] == [("E026", "test.csv")]
+
+
+def test_e028_label_that_train_lacks() -> None:
+    problems = label_problems(["0", "1"], ["1", "7", "0", "6"])
+    assert [(p.code, p.path, p.line, p.column) for p in problems] == [
+        ("E028", "test.csv", 3, 1),
+        ("E028", "test.csv", 5, 1),
+    ]
+    assert "never seen" in problems[0].hint
+    assert "subtract 1" in label_problems(["0", "1", "2"], ["1", "2", "3"])[0].hint
+    assert "add 1" in label_problems(["1", "2", "3"], ["0", "1", "2"])[0].hint
+
+
+def test_e029_names_for_numbers() -> None:
+    assert label_problems(["0", "1"], ["0", "Bag"])[0].code == "E029"
+    assert label_problems(["Bag", "Coat"], ["0", "1"])[0].code == "E029"
+    assert label_problems(["Bag", "Coat"], ["bag", "Coat"])[0].code == "E028"
+
+
+def test_e030_one_class() -> None:
+    problem = complaint(lambda: check_label_map(table_of(["7", "7"]))).problems[0]
+    assert (problem.code, problem.line, problem.column) == ("E030", 2, 1)
+
+
+def test_labels_that_fit() -> None:
+    check_label_map(table_of(["0", "1", "2"]), table_of(["2", "0"]))
+    check_label_map(table_of(["0", "1"]))
+
+
+def test_e042_same_file(tmp_path: Path) -> None:
+    path = saved(WHOLE)(tmp_path)
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    hard = tmp_path / "hard.csv"
+    hard.hardlink_to(path)
+    for other in (path, link, hard, tmp_path / "." / "train.csv"):
+        assert complaint(lambda other=other: check_paths(path, other)).problems[0].code == "E042"
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(WHOLE)
+    check_paths(path, copy)
+    check_paths(path, tmp_path / "absent")
+
+
+def test_e043_patterns(tmp_path: Path) -> None:
+    for name in ("a_train.csv", "b[1].csv"):
+        (tmp_path / name).touch()
+    assert expand_path(tmp_path / "*_train.csv") == tmp_path / "a_train.csv"
+    assert expand_path(tmp_path / "b[1].csv") == tmp_path / "b[1].csv"
+    assert expand_path(tmp_path / "absent.csv") == tmp_path / "absent.csv"
+    loop(tmp_path / "loop")
+    for bad in (tmp_path / "x*.csv", tmp_path / "*.csv", tmp_path / "loop", "\0*"):
+        assert complaint(lambda bad=bad: expand_path(bad)).problems[0].code == "E043"
+
+
+# ------------------------------------------------------------------------------------------- W040
+
+
+def clothes(n: int, seed: int) -> np.ndarray:
+    """Tall bright bars of various shades on black."""
+    random = np.random.default_rng(seed)
+    images = np.zeros((n, 28, 28), np.uint8)
+    images[:, 4:24, 11:17] = random.integers(100, 256, (n, 20, 6))
+    return images.reshape(n, 784)
+
+
+def warned(*parts: str, **arrays: object) -> None:
+    base = {"pixels": clothes(200, 0), "labels": np.arange(200) % 4, "class_names": list("abcd"),
+            "test_pixels": clothes(100, 1)}  # fmt: skip
+    warnings = find_warnings(**{**base, **arrays})
+    assert len(warnings) == len(parts), warnings
+    for warning, part in zip(warnings, parts, strict=True):
+        assert warning.startswith("W040 ")
+        assert part in warning
+
+
+def test_nothing_to_warn_of() -> None:
+    warned()
+    warned(test_pixels=None)
+    warned(labels=None)
+
+
+def test_w040_copies_and_overlap() -> None:
+    twice = clothes(200, 0)
+    twice[5] = twice[77] = twice[8]
+    warned("2 of 200 training images are copies", pixels=twice)
+    test = clothes(100, 1)
+    test[7:10] = clothes(200, 0)[3:6]
+    warned("3 of 100 test images are also training images", test_pixels=test)
+
+
+def test_w040_constant_images() -> None:
+    pixels = clothes(200, 0)
+    pixels[9], pixels[10] = 0, 7
+    warned("2 training images have one grey level", pixels=pixels)
+
+
+def test_w040_inverted() -> None:
+    warned("the mean data pixel is", pixels=255 - clothes(200, 0), test_pixels=None)
+
+
+def test_w040_transposed() -> None:
+    test = clothes(100, 1).reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
+    warned("rows and columns exchanged", test_pixels=test)
+    warned(test_pixels=test[:99])  # too few to tell
+
+
+def test_w040_imbalance() -> None:
+    labels = np.repeat([0, 1, 2, 3], [70, 60, 64, 6])
+    warned("class a has 70 images and class d 6", labels=labels)
+    warned(labels=np.repeat([0, 1, 2, 3], [66, 57, 70, 7]))
+    warned("class c has 100 images and class d 0", labels=np.repeat([0, 1, 2], [50, 50, 100]))
+
+
+def test_w040_drift() -> None:
+    warned("differs from the mean training image by", test_pixels=clothes(100, 1) // 2 + 40)
+
+
+def test_w040_of_tables(read: Callable[..., CsvTable]) -> None:
+    train = read([HEADER, *rows(), *rows()])
+    test = read(kaggle(), "test.csv")
+    assert find_pixel_warnings(train, test)[0] == (
+        "W040 6 of 12 training images are copies of another one"
+    )
+    assert len(find_pixel_warnings(train)) < len(find_pixel_warnings(train, test))
+
+
+# --------------------------------------------------------------------------------------- the store
+
+
+def store_of(folder: Path) -> Path:
+    stores = list((folder / "store").iterdir())
+    assert len(stores) == 1, stores
+    return stores[0]
+
+
+def test_store_is_reused(
+    read: Callable[..., CsvTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read(kaggle())
+    assert store_of(tmp_path).name.startswith(first.sha256)
+    assert sorted(p.name for p in store_of(tmp_path).iterdir()) == [
+        "labels.npy",
+        "manifest.json",
+        "pixels.npy",
+    ]
+    monkeypatch.setattr(csv_table, "_write_parsed", None)
+    second = read(kaggle(), "renamed.csv")
+    assert_read(second)
+    assert second.path.endswith("renamed.csv")
+    assert (second.decisions, second.first_line, second.label_values, second.label_field) == (
+        first.decisions,
+        first.first_line,
+        first.label_values,
+        first.label_field,
+    )
+    with pytest.raises(TypeError):  # other bytes: the parser is asked
+        read([HEADER, *rows()[:3]])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit_manifest(store: Path) -> None:
+    path = store / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["body"]["facts"]["label_values"] = ["wrong"] * 4
+    path.write_text(json.dumps(manifest))
+
+
+def file_in_its_place(store: Path) -> None:
+    for path in store.iterdir():
+        path.unlink()
+    store.rmdir()
+    store.write_bytes(b"not a directory")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "pixel flipped": lambda store: flip(store / "pixels.npy"),
+    "label flipped": lambda store: flip(store / "labels.npy"),
+    "pixels cut": lambda store: os.truncate(store / "pixels.npy", 4000),
+    "labels gone": lambda store: (store / "labels.npy").unlink(),
+    "manifest gone": lambda store: (store / "manifest.json").unlink(),
+    "manifest empty": lambda store: (store / "manifest.json").write_bytes(b""),
+    "manifest a list": lambda store: (store / "manifest.json").write_text("[1]"),
+    "manifest binary": lambda store: (store / "manifest.json").write_bytes(b"\xff\xfe"),
+    "manifest edited": edit_manifest,
+    "a file": file_in_its_place,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_store_is_made_again(
+    damage: str, read: Callable[..., CsvTable], tmp_path: Path
+) -> None:
+    read(kaggle())
+    DAMAGES[damage](store_of(tmp_path))
+    assert_read(read(kaggle()))
+    assert pixel_store.read_store(store_of(tmp_path)) is not None
+
+
+def test_other_process_publishes_first(
+    read: Callable[..., CsvTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = csv_rows.RowReader.finish
+    inner: list[CsvTable] = []
+
+    def finish(reader: csv_rows.RowReader) -> object:
+        monkeypatch.setattr(csv_rows.RowReader, "finish", whole)
+        inner.append(read_csv(tmp_path / "train.csv", tmp_path / "store"))
+        return whole(reader)
+
+    monkeypatch.setattr(csv_rows.RowReader, "finish", finish)
+    outer = read(kaggle())
+    assert_read(outer)
+    assert_read(inner[0])
+    store_of(tmp_path)
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    path = saved([HEADER, *rows() * 40])(tmp_path)
+    code = (
+        "import sys, time; from fmnist_tf.data.csv.table import read_csv\n"
+        "time.sleep(max(0, float(sys.argv[3]) - time.time()))\n"
+        "print(read_csv(sys.argv[1], sys.argv[2]).pixels.sum())"
+    )
+    start = str(time.time() + 0.8)
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "store"), start]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [process.communicate(timeout=60)[0].strip() for process in both]
+    assert sums == [str(PIXELS.sum(dtype=np.int64) * 40)] * 2
+    store_of(tmp_path)
+
+
+def test_disk_full_leaves_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write([HEADER, *rows() * 40])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            read_csv(path, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "store").iterdir()) == []
+    assert len(read_csv(path, tmp_path / "store").pixels) == 240
+
+
+def test_leftovers_of_killed_processes(read: Callable[..., CsvTable], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for name, age_seconds in (("old", 2 * pixel_store.STALE_SECONDS), ("new", 60)):
+        folder = store / f".{name}.partial"
+        folder.mkdir(parents=True)
+        (folder / "pixels.npy").touch()
+        then = time.time() - age_seconds
+        os.utime(folder, (then, then))
+    read(kaggle())
+    assert [p.name for p in store.glob(".*")] == [".new.partial"]
+
+
+def test_no_tensorflow_below_its_floor() -> None:
+    code = (
+        "import sys, fmnist_tf.data.csv.table\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,0 +1,289 @@
+"""Weights are what they claim to be, or one clear error says what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.errors import UsageError
+from fmnist_tf.model import backbones
+from fmnist_tf.model.backbones import (
+    BACKBONES,
+    PretrainedWeights,
+    find_backbone_spec,
+    read_backbone_weights,
+)
+from fmnist_tf.model.networks import rebuild
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Return a function that loads weights into a fresh toy backbone."""
+
+    def load(spec, choice: str, said: list[str] | None = None):
+        backbone = spec.build(16)
+        say = [].append if said is None else said.append
+        downloads = tmp_path / "downloads"
+        return backbone, read_backbone_weights(
+            backbone, spec, choice, download_dir=downloads, say=say
+        )
+
+    return load
+
+
+@pytest.fixture
+def weights_file(toy_spec, tmp_path: Path) -> Path:
+    keras.utils.set_random_seed(7)
+    path = tmp_path / "toy.weights.h5"
+    toy_spec.build(16).save_weights(path)
+    return path
+
+
+def kernel(backbone) -> np.ndarray:
+    return backbone.get_layer("stem_conv").kernel.numpy()
+
+
+def test_a_file_is_loaded_and_recorded(read, toy_spec, weights_file: Path) -> None:
+    backbone, source = read(toy_spec, str(weights_file))
+    keras.utils.set_random_seed(7)
+    np.testing.assert_array_equal(kernel(backbone), kernel(toy_spec.build(16)))
+    assert source.kind == "file"
+    assert source.sha256 == hashlib.sha256(weights_file.read_bytes()).hexdigest()
+
+
+def test_random_is_random_and_says_nothing(read, toy_spec) -> None:
+    assert read(toy_spec, "random")[1].warning is None
+
+
+def _other_network(path: Path) -> None:
+    inputs = keras.Input((16, 16, 3))
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)).save_weights(path)
+
+
+def _text(path: Path) -> None:
+    path.write_text("<html>not found</html>")
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _other_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        name = next(n for n in names if isinstance(file[n], h5py.Dataset))
+        del file[name]
+        file[name] = np.zeros((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (_other_network, "that is 15 arrays; found 2 arrays, of which it lacks"),
+        (_other_shape, "found 15 arrays, of which it lacks an array of shape"),
+        (_text, "not a readable HDF5 file"),
+        (_cut_short, "not a readable HDF5 file"),
+    ],
+)
+def test_a_wrong_file_says_expected_and_found(
+    read, toy_spec, weights_file: Path, damage, found: str
+) -> None:
+    damage(weights_file)
+    with pytest.raises(UsageError) as caught:
+        read(toy_spec, str(weights_file))
+    message = str(caught.value)
+    assert found in message
+    assert f"--weights {weights_file}" in message
+    assert "expected weights of toy without top" in message
+
+
+def test_a_missing_file_and_a_foreign_suffix(read, toy_spec, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read(toy_spec, str(tmp_path / "none.h5"))
+    (tmp_path / "model.pkl").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"does not end in \.h5"):
+        read(toy_spec, str(tmp_path / "model.pkl"))
+
+
+@pytest.fixture
+def published(toy_spec, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The toy spec with weights published on this machine; KERAS_HOME is empty."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    content = weights_file.read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield replace(
+        toy_spec,
+        pretrained=PretrainedWeights(
+            url=f"http://127.0.0.1:{server.server_port}/toy_notop.weights.h5",
+            digest="md5:" + hashlib.md5(content).hexdigest(),
+            trained_on="nothing",
+            licence="none",
+        ),
+    )
+    server.shutdown()
+    server.server_close()
+
+
+def test_published_weights_are_fetched_once_and_verified(
+    read, published, weights_file: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    backbone, source = read(published, "auto", said)
+    assert (source.kind, source.trained_on) == ("imagenet", "nothing")
+    fetched = tmp_path / "downloads/toy_notop.weights.h5"
+    assert fetched.read_bytes() == weights_file.read_bytes()
+    assert said == [f"downloading {published.pretrained.url}"]
+    np.testing.assert_array_equal(kernel(backbone), kernel(read(published, str(fetched))[0]))
+    again: list[str] = []
+    assert read(published, "imagenet", again)[1] == source
+    assert again == []
+
+
+def test_kerass_own_cache_comes_first_and_is_never_written(
+    read, published, weights_file: Path, tmp_path: Path
+) -> None:
+    cached = tmp_path / "home/models/toy_notop.weights.h5"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights_file.read_bytes())
+    assert read(published, "auto")[1].path == str(cached)
+    cached.write_bytes(b"broken")
+    said: list[str] = []
+    assert read(published, "auto", said)[1].path == str(tmp_path / "downloads/toy_notop.weights.h5")
+    assert "is not used: MD5" in said[0]
+    assert cached.read_bytes() == b"broken"
+
+
+def test_a_file_of_another_digest_is_refused(read, published, tmp_path: Path) -> None:
+    wrong = replace(published, pretrained=replace(published.pretrained, digest="md5:" + "0" * 32))
+    with pytest.raises(DownloadError, match="MD5"):
+        read(wrong, "imagenet")
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_without_a_network_auto_falls_back_aloud_and_imagenet_does_not(read, published) -> None:
+    dead = replace(
+        published,
+        pretrained=replace(published.pretrained, url="http://127.0.0.1:9/toy_notop.weights.h5"),
+    )
+    _, source = read(dead, "auto")
+    assert source.kind == "random"
+    assert source.warning is not None
+    assert "RANDOM weights" in source.warning
+    with pytest.raises(DownloadError):
+        read(dead, "imagenet")
+
+
+def test_no_published_weights(read, toy_spec) -> None:
+    warning = read(toy_spec, "auto")[1].warning
+    assert "RANDOM weights: none are published" in warning
+    assert "--phase scratch" in warning
+    with pytest.raises(UsageError, match="none are published for toy"):
+        read(toy_spec, "imagenet")
+
+
+def test_a_backbone_without_weights_needs_none(read) -> None:
+    assert read(BACKBONES["mlp"], "auto")[1].warning is None
+
+
+def test_unknown_backbone_and_too_small_a_side(read, toy_spec) -> None:
+    with pytest.raises(UsageError, match="--backbone vgg: expected one of resnet50"):
+        find_backbone_spec("vgg", None)
+    with pytest.raises(UsageError, match="--image-size 7: toy needs at least 8"):
+        find_backbone_spec("toy", 7)
+    assert find_backbone_spec("toy", None) == (toy_spec, 16)
+
+
+@pytest.fixture
+def rebuilt_card(toy_spec):
+    """A spec whose network is rebuilt from another, which has the layout of its weights files."""
+
+    def build_published(side: int) -> keras.Model:
+        inputs = keras.Input((side, side, 3))
+        stem = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+        x = stem(inputs)
+        y = keras.layers.Conv2D(4, 5, padding="same", groups=4)(x)
+        return keras.Model(inputs, keras.layers.Dropout(0.5)(x + y), name="toy")
+
+    def label(names):
+        return (("stem", "") for _ in names)
+
+    return replace(
+        toy_spec,
+        build=lambda side: rebuild(build_published(side), label),
+        build_published=build_published,
+        stages={"stem": ("stem_",)},
+    )
+
+
+@pytest.mark.parametrize("name", ["new.weights.h5", "old.h5"])
+def test_a_rebuilt_network_reads_its_publishers_layout(
+    read, rebuilt_card, tmp_path: Path, name: str
+) -> None:
+    published = rebuilt_card.build_published(16)
+    rng = np.random.default_rng(0)
+    published.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in published.weights])
+    save = published.save_weights if name == "new.weights.h5" else published.save
+    save(tmp_path / name)
+    backbone, source = read(rebuilt_card, str(tmp_path / name))
+    assert source.kind == "file"
+    images = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    expected = np.asarray(published(images, training=False))
+    np.testing.assert_allclose(backbone(images, training=False), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_rebuilt_network_refuses_another_networks_file(
+    read, rebuilt_card, weights_file: Path
+) -> None:
+    with pytest.raises(UsageError, match="that is 8 arrays; found 15 arrays"):
+        read(rebuilt_card, str(weights_file))
+
+
+def test_what_is_larger_than_the_network_is_not_downloaded(
+    read, published, weights_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_bytes = weights_file.stat().st_size
+    assert backbones._most_bytes(published.build(16)) > n_bytes
+    monkeypatch.setattr(backbones, "_most_bytes", lambda backbone: n_bytes - 1)
+    with pytest.raises(DownloadError, match=f"at most {n_bytes - 1} expected"):
+        read(published, "imagenet")
+
+
+def test_the_bound_on_a_download_is_that_of_the_published_file() -> None:
+    class ResNet50:
+        def count_params(self) -> int:
+            return 23_587_712
+
+    assert 94_765_736 < backbones._most_bytes(ResNet50()) < 1.2 * 94_765_736
+
+
+@pytest.mark.real
+def test_real_weights_file_is_accepted(resnet50_weights: Path) -> None:
+    spec = BACKBONES["resnet50"]
+    backbone = spec.build(32)
+    source = read_backbone_weights(
+        backbone, spec, str(resnet50_weights), download_dir=Path("unused"), say=print
+    )
+    assert source.kind == "file"
+    assert backbone.get_layer("conv1_bn").moving_mean.numpy().std() > 0

@@ -1,0 +1,93 @@
+"""The network is the one the issue names, its halves compute what the whole computes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fmnist_tf.model.classifier import build_classifier, split_classifier
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+
+
+def test_layers_in_order(toy_classifier) -> None:
+    assert isinstance(toy_classifier, keras.Sequential)
+    assert [layer.name for layer in toy_classifier.layers] == [
+        "channel", "to_float", "resize", "value_range", "toy", "flatten", "hidden", "dropout",
+        "probabilities",
+    ]  # fmt: skip
+    assert toy_classifier.input_shape == (None, 28, 28)
+    assert toy_classifier.output_shape == (None, 3)
+    assert toy_classifier.layers[-1].compute_dtype == "float32"
+
+
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+@pytest.mark.parametrize("lowest", ["head", "deep", "stem"])
+def test_halves_compute_what_the_whole_computes(toy_spec, head: str, lowest: str) -> None:
+    classifier = build_classifier(
+        toy_spec.build(16), toy_spec, head=head, units=5, dropout=0.5, n_classes=3, seed=0
+    )
+    split = split_classifier(classifier, toy_spec, lowest)
+    assert split.has_frozen_layers == (lowest != "stem")
+    assert split.pools == (head == "gap" and lowest == "head")
+    features = split.prefix(PIXELS, training=False)
+    if split.pools:
+        features = tf.reduce_mean(features, axis=(1, 2))
+    assert split.row_shape == features.shape[1:]
+    probabilities = tf.nn.softmax(split.logits(features, training=False))
+    expected = classifier(PIXELS, training=False)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_prefix_holds_no_weight_of_the_body(toy_classifier, toy_spec) -> None:
+    for lowest in ("head", "deep"):
+        split = split_classifier(toy_classifier, toy_spec, lowest)
+        prefix = {weight.path for weight in split.prefix.weights}
+        body = {weight.path for weight in split.body.weights}
+        output = {weight.path for weight in split.output.weights}
+        assert not prefix & body
+        assert prefix | body | output == {weight.path for weight in toy_classifier.weights}
+
+
+def test_the_body_computes_in_the_asked_precision(toy_classifier, toy_spec) -> None:
+    for precision in ("float32", "bfloat16"):
+        split = split_classifier(toy_classifier, toy_spec, "head", precision)
+        assert split.body.get_layer("hidden").compute_dtype == precision
+
+
+def test_cut_through_two_tensors_is_refused(toy_classifier, toy_spec, monkeypatch) -> None:
+    stages = {"low": ("toy_input", "stem_", "deep_conv", "deep_bn"), "high": ("deep_",)}
+    monkeypatch.setitem(toy_spec.__dict__, "stages", stages)
+    with pytest.raises(ValueError, match=r"found \['deep_bn', 'stem_relu'\]"):
+        split_classifier(toy_classifier, toy_spec, "high")
+
+
+def test_saved_model_needs_keras_alone(toy_classifier, tmp_path) -> None:
+    toy_classifier.save(tmp_path / "model.keras")
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    script = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.saving.load_model('model.keras', safe_mode=True)\n"
+        "np.save('out.npy', model.predict(np.load('pixels.npy'), verbose=0))\n"
+        "assert not any(name.startswith('fmnist_tf') for name in sys.modules)\n"
+    )
+    # -I: neither the checkout nor PYTHONPATH is on the path
+    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True, timeout=120)
+    expected = toy_classifier.predict(PIXELS, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_same_seed_same_head(toy_spec) -> None:
+    def head_kernel(seed: int) -> np.ndarray:
+        classifier = build_classifier(
+            toy_spec.build(16), toy_spec, head="gap", units=5, dropout=0.5, n_classes=3, seed=seed
+        )
+        return classifier.get_layer("hidden").kernel.numpy()
+
+    np.testing.assert_array_equal(head_kernel(3), head_kernel(3))
+    assert not np.array_equal(head_kernel(3), head_kernel(4))

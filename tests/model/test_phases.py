@@ -1,0 +1,177 @@
+"""Which weight trains: decided for every weight, applied, and proved by what moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_tf.data.batches import ArrayRows
+from fmnist_tf.errors import UsageError
+from fmnist_tf.model.classifier import split_classifier
+from fmnist_tf.model.phases import (
+    PlanBrokenError,
+    apply_plan,
+    digest_weights,
+    plan_phase,
+    plan_unfreeze,
+    prove_plan,
+)
+from fmnist_tf.training.features import FEATURE_DTYPE
+from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.schedules import RatePlan
+
+HEAD = {"hidden/kernel", "hidden/bias", "probabilities/kernel", "probabilities/bias"}
+STEM = {"stem_conv/kernel"}
+STEM_NORM = {"stem_bn/gamma", "stem_bn/beta"}
+STEM_STATISTICS = {"stem_bn/moving_mean", "stem_bn/moving_variance"}
+DEEP = {"deep_conv/kernel", "deep_conv/bias", "deep_side_conv/kernel", "deep_side_conv/bias"}
+DEEP_NORM = {"deep_bn/beta", "deep_side_bn/gamma"}
+DEEP_STATISTICS = {
+    f"{layer}/{name}"
+    for layer in ("deep_bn", "deep_side_bn")
+    for name in ("moving_mean", "moving_variance")
+}
+VALUE_RANGE = {"value_range/kernel", "value_range/bias"}
+EVERYTHING = (
+    HEAD | STEM | STEM_NORM | STEM_STATISTICS | DEEP | DEEP_NORM | DEEP_STATISTICS | VALUE_RANGE
+)
+
+CASES = {
+    "frozen": ("frozen", (), False, HEAD, set()),
+    "finetune": ("finetune", (), False, HEAD | DEEP, set()),
+    "finetune with BatchNorm": (
+        "finetune", ("deep",), True, HEAD | DEEP | DEEP_NORM, DEEP_STATISTICS,
+    ),
+    "finetune the stem alone": ("finetune", ("stem",), False, HEAD | STEM, set()),
+    "finetune all": ("finetune", ("all",), False, HEAD | DEEP | STEM, set()),
+    "scratch": (
+        "scratch", (), False,
+        HEAD | DEEP | DEEP_NORM | STEM | STEM_NORM, DEEP_STATISTICS | STEM_STATISTICS,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    return request.param
+
+
+def test_plan_is_the_literal_one(case, toy_classifier, toy_spec) -> None:
+    phase, unfreeze, train_batch_norm, trained, updated = case
+    plan = plan_phase(toy_classifier, toy_spec, phase, unfreeze, train_batch_norm=train_batch_norm)
+    by_status = {
+        status: {w.path for w in plan.weights if w.status == status}
+        for status in ("trained", "updated", "frozen")
+    }
+    assert by_status["trained"] == trained
+    assert by_status["updated"] == updated
+    assert by_status["frozen"] == EVERYTHING - trained - updated
+    assert len(plan.weights) == len(EVERYTHING)
+
+
+def test_one_step_moves_exactly_the_planned_weights(case, toy_classifier, toy_spec) -> None:
+    phase, unfreeze, train_batch_norm, trained, updated = case
+    plan = plan_phase(toy_classifier, toy_spec, phase, unfreeze, train_batch_norm=train_batch_norm)
+    # The worst order for Keras' recursive flags: all on, then the plan.
+    toy_classifier.trainable = True
+    apply_plan(toy_classifier, toy_spec, plan)
+    split = split_classifier(toy_classifier, toy_spec, plan.lowest_stage)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 784), np.uint8)
+    source = pixels
+    if split.has_frozen_layers:
+        source = split.prefix(pixels.reshape(-1, 28, 28), training=False).numpy()
+        source = source.astype(FEATURE_DTYPE)
+    before = digest_weights(toy_classifier, toy_spec)
+    trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
+    labels = np.arange(16) % 3
+    one_step = trainer.run_epochs(
+        ArrayRows(source), labels, np.arange(16), np.arange(16),
+        TrainingPlan(RatePlan("constant", 1e-3, 1, 1), 16, seed=0),
+    )  # fmt: skip
+    next(one_step)
+    after = digest_weights(toy_classifier, toy_spec)
+    assert {path for path in before if before[path] != after[path]} == trained | updated
+    assert prove_plan(plan, before, after) == []
+
+
+def test_a_frozen_weight_that_moves_is_an_error(toy_classifier, toy_spec) -> None:
+    plan = plan_phase(toy_classifier, toy_spec, "frozen")
+    before = digest_weights(toy_classifier, toy_spec)
+    kernel = toy_classifier.get_layer("toy").get_layer("stem_conv").kernel
+    kernel.assign(kernel + 1)
+    with pytest.raises(PlanBrokenError, match="stem_conv/kernel"):
+        prove_plan(plan, before, digest_weights(toy_classifier, toy_spec))
+
+
+def test_a_plan_that_keras_cannot_follow_is_an_error(toy_classifier, toy_spec) -> None:
+    plan = plan_phase(toy_classifier, toy_spec, "frozen")
+    # A layer trains as a whole: its kernel cannot move beside a bias that stands still.
+    weights = tuple(
+        replace(weight, status="frozen") if weight.path == "hidden/bias" else weight
+        for weight in plan.weights
+    )
+    with pytest.raises(PlanBrokenError, match="hidden/bias"):
+        apply_plan(toy_classifier, toy_spec, replace(plan, weights=weights))
+
+
+def test_a_planned_weight_that_stays_is_named(toy_classifier, toy_spec) -> None:
+    plan = plan_phase(toy_classifier, toy_spec, "frozen")
+    digests = digest_weights(toy_classifier, toy_spec)
+    assert set(prove_plan(plan, digests, digests)) == HEAD
+
+
+def test_snapshot_brings_back_trained_weights_and_moving_statistics(
+    toy_classifier, toy_spec
+) -> None:
+    plan = plan_phase(toy_classifier, toy_spec, "scratch")
+    apply_plan(toy_classifier, toy_spec, plan)
+    trainer = Trainer(
+        toy_classifier, split_classifier(toy_classifier, toy_spec, "stem"), build_optimizer("adam")
+    )
+    before, snapshot = digest_weights(toy_classifier, toy_spec), trainer.snapshot()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 784), np.uint8)
+    next(
+        trainer.run_epochs(
+            ArrayRows(pixels), np.arange(8) % 3, np.arange(8), np.arange(8),
+            TrainingPlan(RatePlan("constant", 0.1, 2, 1), 4, seed=0),
+        )
+    )  # fmt: skip
+    assert digest_weights(toy_classifier, toy_spec) != before
+    trainer.restore(snapshot)
+    assert digest_weights(toy_classifier, toy_spec) == before
+
+
+def test_text_lists_every_weight_with_its_rule(toy_classifier, toy_spec) -> None:
+    text = plan_phase(toy_classifier, toy_spec, "finetune").to_text("a title")
+    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
+    assert {row[0] for row in rows} == EVERYTHING
+    assert ["stem_conv/kernel", "3x3x3x4", "frozen", "stage stem is frozen"] in rows
+    assert text.startswith("# a title\n")
+
+
+def test_an_unknown_stage_is_refused(toy_spec) -> None:
+    with pytest.raises(UsageError, match="conv9 is no stage of toy; expected some of stem"):
+        plan_unfreeze(toy_spec, "finetune", ("deep", "conv9"))
+
+
+def test_resnet50_counts_are_exact() -> None:
+    from fmnist_tf.model.backbones import RESNET50
+    from fmnist_tf.model.classifier import build_classifier
+
+    backbone = RESNET50.build(32)
+    classifier = build_classifier(
+        backbone, RESNET50, head="gap", units=8, dropout=0.5, n_classes=10, seed=0
+    )
+    head = 2048 * 8 + 8 + 8 * 10 + 10
+    plan = plan_phase(classifier, RESNET50, "frozen")
+    assert (plan.count("trained"), plan.count("frozen")) == (head, 23_587_712 + 6)
+    plan = plan_phase(classifier, RESNET50, "finetune")
+    # conv5's kernels and biases, without its BatchNorm
+    assert plan.count("trained") == head + 14_953_472
+    apply_plan(classifier, RESNET50, plan)
+    assert sum(int(np.prod(w.shape)) for w in classifier.trainable_weights) == head + 14_953_472
+    assert isinstance(classifier, keras.Sequential)

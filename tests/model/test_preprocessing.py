@@ -1,0 +1,112 @@
+"""Raw pixels reach the backbone as its weights expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+
+from fmnist_tf.model.backbones import BACKBONES
+from fmnist_tf.model.preprocessing import UNIT, build_preprocessing
+
+RAMP = np.tile(np.arange(256), 7)[: 2 * 784].reshape(2, 28, 28).astype(np.uint8)
+
+applications = keras.applications
+
+
+def by_mode(mode: str) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rgb: applications.imagenet_utils.preprocess_input(rgb, mode=mode)
+
+
+def as_grey(rgb: np.ndarray) -> np.ndarray:
+    return rgb[..., :1] / 255
+
+
+OFFICIAL = {
+    "resnet50": applications.resnet50.preprocess_input,
+    "vgg16": applications.vgg16.preprocess_input,
+    "efficientnetv2-b0": by_mode("torch"),
+    "inceptionv3": applications.inception_v3.preprocess_input,
+    "mobilenetv3": by_mode("tf"),
+    "convnext-tiny": by_mode("torch"),
+    "resnet8": as_grey,
+    "resnet6": as_grey,
+    "resnet18": as_grey,
+    "mlp": as_grey,
+}
+# Those of which preprocess_input does nothing, since the network itself can do it.
+INSIDE = {
+    "efficientnetv2-b0": applications.EfficientNetV2B0,
+    "mobilenetv3": applications.MobileNetV3Small,
+    "convnext-tiny": applications.ConvNeXtTiny,
+}
+
+
+def preprocess(name: str, images: np.ndarray, side: int) -> np.ndarray:
+    spec = BACKBONES[name]
+    return keras.Sequential(build_preprocessing(spec.value_range, side)).predict(images, verbose=0)
+
+
+def test_every_card_is_compared_with_its_official_preprocessing() -> None:
+    assert list(OFFICIAL) == list(BACKBONES)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_value_range_is_the_official_one_on_a_ramp(name: str) -> None:
+    assert set(RAMP.flat) == set(range(256))
+    rgb = np.repeat(RAMP[..., None].astype(np.float32), 3, axis=-1)
+    expected = OFFICIAL[name](rgb.copy())
+    np.testing.assert_allclose(preprocess(name, RAMP, 28), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSIDE)
+def test_value_range_is_what_the_network_itself_would_do(name: str) -> None:
+    ramp = np.arange(32 * 32 * 2, dtype=np.float32).reshape(2, 32, 32, 1) % 256
+    network = INSIDE[name](
+        include_top=False, weights=None, input_shape=(32, 32, 3), include_preprocessing=True
+    )
+    first = next(layer for layer in network.layers if layer.weights)
+    inside = keras.Model(network.input, first.input)
+    assert len(inside.layers) > 1
+    expected = inside(np.repeat(ramp, 3, axis=-1), training=False)
+    value_range = build_preprocessing(BACKBONES[name].value_range, 32)[-1]
+    np.testing.assert_allclose(value_range(ramp), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_images_of_the_right_side_are_not_resized() -> None:
+    names = [layer.name for layer in build_preprocessing(UNIT, 28)]
+    assert names == ["channel", "to_float", "value_range"]
+    names = [layer.name for layer in build_preprocessing(UNIT, 27)]
+    assert names == ["channel", "to_float", "resize", "value_range"]
+
+
+def test_black_is_what_convolutions_pad_with() -> None:
+    black = preprocess("resnet18", np.zeros((1, 28, 28), np.uint8), 28)
+    np.testing.assert_array_equal(black, np.zeros((1, 28, 28, 1)))
+
+
+def test_resize_is_bilinear_and_precedes_the_value_range() -> None:
+    rgb = np.repeat(RAMP[..., None].astype(np.float32), 3, axis=-1)
+    resized = keras.ops.image.resize(rgb, (56, 56), interpolation="bilinear")
+    expected = OFFICIAL["resnet50"](np.array(resized))
+    np.testing.assert_allclose(preprocess("resnet50", RAMP, 56), expected, atol=1e-3)
+
+
+def test_layers_do_the_same_in_a_graph_and_in_tf_data() -> None:
+    import tensorflow as tf
+
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28), dtype="uint8"),
+            *build_preprocessing(BACKBONES["resnet50"].value_range, 32),
+        ]
+    )
+    eager = model(RAMP, training=False).numpy()
+    batches = tf.data.Dataset.from_tensor_slices(RAMP).batch(2)
+    (mapped,) = batches.map(lambda x: model(x, training=False)).as_numpy_iterator()
+    np.testing.assert_allclose(mapped, eager, atol=1e-4)
+    assert eager.shape == (2, 32, 32, 3)
+    assert eager.dtype == np.float32

@@ -1,0 +1,160 @@
+"""A finished run found again: its files are checked, its model is rebuilt, its data are its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from test_train import QUICK, copy_frozen, frozen, write_csv
+
+from fmnist_tf import evaluate, predict
+from fmnist_tf.errors import UsageError
+from fmnist_tf.model.inference import run_all, run_model
+from fmnist_tf.pipeline.saved_run import (
+    SavedRun,
+    build_saved_model,
+    compile_saved_model,
+    find_run,
+    read_run_dataset,
+    read_saved_run,
+)
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.train import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "toy_train.csv", 60, seed=0)
+    write_csv(tmp_path / "toy_test.csv", 21, seed=1)
+    copy_frozen()
+    return tmp_path
+
+
+def read(name: str = "first") -> SavedRun:
+    return read_saved_run(find_run(name, Path("runs")))
+
+
+@pytest.mark.parametrize("words", [[], ["--run", "other", "--head", "gap", "--units", "6"]])
+def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: list[str]) -> None:
+    run = read()
+    if words:
+        frozen(*words)
+        run = read("other")
+    assert run.class_names == ("3", "7", "20")
+    dataset = read_run_dataset(run, print)
+    labels, recorded = run.directory.read_predictions()
+    (found,) = run_model(build_saved_model(run), dataset.test.pixels)
+    np.testing.assert_allclose(found, recorded, atol=1e-6)
+    np.testing.assert_array_equal(labels, dataset.test.labels)
+
+
+@pytest.mark.parametrize("name", ["first", "runs/first", "./runs/first/"])
+def test_a_run_is_found_by_name_and_by_path(folder: Path, name: str) -> None:
+    assert find_run(name, Path("runs")).read_json("config.json")["backbone"] == "toy"
+
+
+def test_a_changed_model_is_refused(folder: Path) -> None:
+    model = keras.saving.load_model("runs/first/model.keras")
+    model.layers[-1].bias.assign([9, 9, 9])
+    model.save("runs/first/model.keras")
+    with pytest.raises(UsageError, match=r"expected SHA-256 \w{64} as DONE.json says, found"):
+        build_saved_model(read())
+    Path("runs/first/model.keras").unlink()
+    with pytest.raises(UsageError, match="found no file"):
+        build_saved_model(read())
+
+
+def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
+    provenance = json.loads(Path("runs/first/provenance.json").read_text())
+    del provenance["data"]["files"]
+    Path("runs/first/provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(UsageError, match="found one without 'files'"):
+        read()
+    Path("runs/first/DONE.json").unlink()
+    with pytest.raises(UsageError, match=r"found one without DONE\.json"):
+        read()
+
+
+def test_other_data_must_be_named(folder: Path) -> None:
+    write_csv(folder / "toy_test.csv", 30, seed=5)
+    with pytest.raises(UsageError, match=r"found \w{64}, \w{64}\. Name the data with --data"):
+        read_run_dataset(read(), print)
+    (folder / "toy_test.csv").unlink()
+    with pytest.raises(UsageError, match=r"expected toy_test\.csv, found no such file"):
+        read_run_dataset(read(), print)
+
+
+def test_what_must_not_be_missed(folder: Path) -> None:
+    assert read().caveats == ("RANDOM backbone weights, never pretrained",)
+    words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
+    assert main(["--phase", "scratch", *words, "--run", "drawn"]) == 0
+    assert read("drawn").caveats == ("built-in SAMPLE, not real data",)
+
+
+def read_images(name: str) -> np.ndarray:
+    rows = np.loadtxt(name, delimiter=",", skiprows=1, dtype=int)[:, 1:]
+    return rows.reshape(-1, 28, 28).astype(np.uint8)
+
+
+def average() -> RunDir:
+    frozen("--test-time-flip", "--run", "averaged")
+    return RunDir(Path("runs/averaged"))
+
+
+def ask_keras(run: RunDir, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the saved network says of images and of their mirror images."""
+    model = keras.saving.load_model(run.file("model.keras"))
+    plain, mirrored = (model.predict(x, verbose=0) for x in (images, images[:, :, ::-1]))
+    assert np.abs(plain - mirrored).max() > 0.02, "the toy has to tell left from right"
+    return plain, mirrored
+
+
+def test_val_and_test_are_averaged_over_flips_where_asked(folder: Path) -> None:
+    run = average()
+    plain, mirrored = ask_keras(run, read_images("toy_test.csv"))
+    _, found = run.read_predictions()
+    np.testing.assert_allclose(found, (plain + mirrored) / 2, atol=1e-5)
+    # Without, the same network is asked once.
+    _, unasked = RunDir(Path("runs/first")).read_predictions()
+    np.testing.assert_allclose(unasked, plain, atol=1e-5)
+
+    arrays, told = run.read_arrays("report.npz"), run.read_json("evaluation.json")
+    plain, mirrored = ask_keras(run, read_images("toy_train.csv")[arrays["val_lines"] - 2])
+    averaged = arrays["val_probabilities"]
+    np.testing.assert_allclose(averaged, (plain + mirrored) / 2, atol=1e-5)
+    of_label = np.arange(6), arrays["val_labels"]
+    assert told["val"]["loss"] == pytest.approx(-np.log(averaged[of_label]).mean(), rel=1e-4)
+    by = "model.keras, mean of each image and its mirror image"
+    assert (told["val"]["computed_by"], told["test"]["computed_by"]) == (by, by)
+    # The epoch is chosen, and the loop compared, without.
+    chosen = run.read_history()[told["chosen_epoch"] - 1]
+    assert chosen.val_loss == pytest.approx(-np.log(plain[of_label]).mean(), rel=2e-3)
+    assert chosen.val_loss != pytest.approx(told["val"]["loss"], rel=2e-3)
+    assert told["val"]["agreement"]["largest_difference"] < 0.01
+
+
+def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
+    _, expected = average().read_predictions()
+    header, *lines = [line.split(",") for line in Path("toy_test.csv").read_text().splitlines()]
+    images = read_images("toy_test.csv")[:, :, ::-1].reshape(-1, 784).tolist()
+    with open("mirrored.csv", "w", newline="") as file:
+        rows = ([line[0], *pixels] for line, pixels in zip(lines, images, strict=True))
+        csv.writer(file).writerows([header, *rows])
+    run = read("averaged")
+    run_batches = compile_saved_model(run)
+    loss = run.directory.read_json("evaluation.json")["test"]["loss"]
+    for name in ("toy_test.csv", "mirrored.csv"):
+        (found,) = run_all(run_batches, read_images(name))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert predict.main(["averaged", name, "--out", "o.csv"]) == 0
+        with open("o.csv", newline="") as file:
+            said = [float(row["probability"]) for row in csv.DictReader(file)]
+        np.testing.assert_allclose(said, expected.max(axis=1), atol=2e-6)
+        capsys.readouterr()
+        assert evaluate.main(["averaged", "--data", name]) == 0
+        assert f"; loss {loss:.4f}" in capsys.readouterr().out

@@ -1,0 +1,320 @@
+"""The loop counts every example, repeats itself exactly, and stops at NaN."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_rows
+from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
+from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
+from fmnist_tf.training.features import build_feature_function
+from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
+from fmnist_tf.training.lr_finder import plan_rates
+from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.schedules import RatePlan
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(23) % 3
+# The classes differ in brightness, so there is something to learn.
+PIXELS = (LABELS[:, None] * 100 + RNG.integers(0, 50, (23, 784))).astype(np.uint8)
+
+
+@pytest.fixture
+def make_trainer(toy_classifier, toy_spec):
+    """Return a function that gives a fresh trainer in the frozen phase on raw pixels."""
+    initial = toy_classifier.get_weights()
+
+    def make(optimizer: str = "adam") -> Trainer:
+        toy_classifier.set_weights(initial)
+        apply_plan(toy_classifier, toy_spec, plan_phase(toy_classifier, toy_spec, "frozen"))
+        split = split_classifier(toy_classifier, toy_spec, "head")
+        prefix = build_feature_function(split.prefix, "float32")
+        return Trainer(toy_classifier, split, build_optimizer(optimizer), compute_features=prefix)
+
+    return make
+
+
+def plan(
+    *, epochs: int = 2, rate: float = 1e-3, schedule: str = "constant", seed: int = 0, **options
+) -> TrainingPlan:
+    """Return a plan for 17 training rows in batches of 5."""
+    return TrainingPlan(RatePlan(schedule, rate, 4, epochs), 5, seed, **options)
+
+
+def run(trainer: Trainer, *, source=None, on_step=lambda step, steps: None, **changes):
+    source = source or ArrayRows(PIXELS)
+    rows = np.arange(17)
+    return trainer.run_epochs(
+        source, LABELS, rows, np.arange(17, 23), plan(**changes), on_step=on_step
+    )
+
+
+def test_evaluation_counts_every_example_once(make_trainer, toy_classifier) -> None:
+    trainer = make_trainer()
+    probabilities = toy_classifier.predict(PIXELS.reshape(-1, 28, 28), verbose=0)
+    correct = int((probabilities.argmax(axis=1) == LABELS).sum())
+    loss_sum = -np.log(probabilities[np.arange(23), LABELS]).sum()
+    for batch_size in (3, 7, 23, 64):
+        counts = trainer.evaluate(ArrayRows(PIXELS), LABELS, np.arange(23), batch_size)
+        assert (counts.correct, counts.total) == (correct, 23)
+        # The frozen part's output is rounded to 16 bits, stored or not.
+        assert counts.loss_sum == pytest.approx(loss_sum, rel=1e-3)
+
+
+def test_epoch_totals_are_the_split_sizes(make_trainer) -> None:
+    epochs = list(run(make_trainer()))
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert [(epoch.train.total, epoch.val.total) for epoch in epochs] == [(17, 6)] * 2
+
+
+def test_same_seed_gives_the_same_bits_and_another_does_not(
+    make_trainer, toy_classifier, toy_spec
+) -> None:
+    def digests(seed: int) -> dict[str, str]:
+        list(run(make_trainer(), seed=seed))
+        return digest_weights(toy_classifier, toy_spec)
+
+    first = digests(0)
+    assert digests(0) == first
+    assert digests(1) != first
+
+
+def test_dropout_is_a_function_of_seed_and_epoch(make_trainer, toy_classifier) -> None:
+    trainer = make_trainer()
+    state = trainer.split.body.get_layer("dropout").seed_generator.state
+
+    def seeded(seed: int, epoch: int) -> tuple[int, ...]:
+        trainer._seed_dropout(seed, epoch)
+        return tuple(state.numpy())
+
+    assert seeded(0, 1) == seeded(0, 1)
+    assert len({seeded(0, 1), seeded(0, 2), seeded(1, 1)}) == 3
+
+
+def test_it_learns(toy_spec) -> None:
+    keras.utils.set_random_seed(0)
+    classifier = build_classifier(
+        toy_spec.build(16), toy_spec, head="flatten", units=32, dropout=0.0, n_classes=3, seed=0
+    )
+    apply_plan(classifier, toy_spec, plan_phase(classifier, toy_spec, "frozen"))
+    split = split_classifier(classifier, toy_spec, "head")
+    prefix = build_feature_function(split.prefix, "float32")
+    trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=prefix)
+    epochs = list(run(trainer, epochs=30, rate=3e-3))
+    assert epochs[-1].train.accuracy > 0.9
+    assert epochs[-1].train.loss < 0.5 < epochs[0].train.loss
+
+
+def test_schedule_reaches_the_optimizer(make_trainer) -> None:
+    steps = 2 * 4  # two epochs of 17 examples by 5
+    rates = [epoch.learning_rate for epoch in run(make_trainer(), schedule="cosine")]
+    expected = [1e-3 * (1 + np.cos(np.pi * step / steps)) / 2 for step in (3, 7)]
+    assert rates == pytest.approx(expected)
+
+
+def test_plateau_hears_the_validation_losses(make_trainer) -> None:
+    epochs = list(run(make_trainer(), epochs=6, rate=1e-7, schedule="plateau"))
+    assert epochs[0].learning_rate == pytest.approx(1e-7)
+    assert epochs[-1].learning_rate < 1e-8  # so low a rate gains nothing after the first epoch
+
+
+def heads_after(trainer: Trainer, classifier: keras.Sequential, **changes) -> np.ndarray:
+    """Return the head's last kernel after two epochs."""
+    list(run(trainer, **changes))
+    return classifier.get_layer("probabilities").kernel.numpy()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"label_smoothing": 0.2},
+        {"class_weights": (1.0, 1.0, 3.0)},
+        {"augment": ("erasing",)},
+        {"augment": ("mixup",)},
+        {"n_views": 2, "source": StackedRows((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_an_option_changes_what_is_learned_and_repeats_itself(
+    make_trainer, toy_classifier, option
+) -> None:
+    without = heads_after(make_trainer(), toy_classifier)
+    first = heads_after(make_trainer(), toy_classifier, **option)
+    assert (first != without).any()
+    np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier, **option), first)
+
+
+def test_smoothed_and_weighted_loss_by_hand(make_trainer, toy_classifier) -> None:
+    probabilities = toy_classifier.predict(PIXELS[:17].reshape(-1, 28, 28), verbose=0)
+    weights = np.array([1.0, 0.5, 4.0])
+    targets = np.full((17, 3), 0.1 / 3)
+    targets[np.arange(17), LABELS[:17]] += 0.9
+    expected = (weights[LABELS[:17]] * -(targets * np.log(probabilities)).sum(axis=1)).mean()
+    toy_classifier.get_layer("dropout").rate = 0.0
+    options = {"label_smoothing": 0.1, "class_weights": tuple(weights), "rate": 1e-9}
+    (epoch,) = run(make_trainer(), epochs=1, **options)
+    assert epoch.train.loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_averaged_weights_validate_and_are_kept(make_trainer, toy_classifier) -> None:
+    own = heads_after(make_trainer(), toy_classifier)
+    trainer = make_trainer()
+    epochs = run(trainer, ema_decay=0.9)
+    next(epochs)
+    heard = trainer.snapshot()
+    rows = np.arange(17, 23)
+    while_heard = trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5)
+    second = next(epochs)
+    kernel = toy_classifier.get_layer("probabilities").kernel.numpy()
+    assert (kernel != own).any()  # the average trails behind
+    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == second.val
+    assert list(epochs) == []
+    # Left alone the network would have gone the same way as without averages.
+    np.testing.assert_array_equal(toy_classifier.get_layer("probabilities").kernel, own)
+    trainer.restore(heard)
+    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == while_heard
+
+
+def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> None:
+    plan_of_all = plan_phase(toy_classifier, toy_spec, "scratch")
+    apply_plan(toy_classifier, toy_spec, plan_of_all)
+    split = split_classifier(toy_classifier, toy_spec, plan_of_all.lowest_stage)
+    trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
+    variance = find_backbone(toy_classifier).get_layer("deep_bn").moving_variance
+    average, own = variance.numpy(), []
+
+    def follow(step: int, steps: int) -> None:
+        nonlocal average
+        own.append(variance.numpy())
+        share = 1 - min(0.9, step / (9 + step))
+        average = average + share * (own[-1] - average)
+
+    epochs = run(trainer, epochs=1, ema_decay=0.9, on_step=follow)
+    next(epochs)
+    np.testing.assert_allclose(variance, average, rtol=1e-5)
+    assert (abs(variance.numpy() - own[-1]) > 1e-4).any()
+    assert list(epochs) == []
+    np.testing.assert_array_equal(variance, own[-1])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_moves_the_head(
+    make_trainer, toy_classifier, toy_spec, optimizer: str
+) -> None:
+    trainer = make_trainer(optimizer)
+    before = digest_weights(toy_classifier, toy_spec)
+    next(run(trainer))
+    after = digest_weights(toy_classifier, toy_spec)
+    assert before["hidden/kernel"] != after["hidden/kernel"]
+
+
+def test_nan_stops_with_epoch_and_step(make_trainer, toy_classifier) -> None:
+    trainer = make_trainer()
+    kernel = toy_classifier.get_layer("probabilities").kernel
+    calls = []
+
+    def poison(step: int, steps: int) -> None:
+        calls.append((step, steps))
+        if len(calls) == 6:
+            kernel.assign(kernel * np.nan)
+
+    with pytest.raises(NonFiniteLossError, match=r"nan at epoch 2, step 3 of 4.*--learning-rate"):
+        list(run(trainer, on_step=poison))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 4), (2, 4)]
+
+
+def test_nan_after_the_last_step_stops_too(make_trainer, toy_classifier) -> None:
+    trainer = make_trainer()
+    kernel = toy_classifier.get_layer("probabilities").kernel
+
+    def poison(step: int, steps: int) -> None:
+        if step == steps:
+            kernel.assign(kernel * np.nan)
+
+    with pytest.raises(NonFiniteLossError, match="nan at epoch 1, validation, after step 4"):
+        list(run(trainer, epochs=1, on_step=poison))
+
+
+def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:
+    found = make_trainer().predict(ArrayRows(PIXELS), np.arange(17, 23), 4)
+    expected = toy_classifier.predict(PIXELS[17:].reshape(-1, 28, 28), verbose=0)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_a_step_follows_the_mean_of_its_batch(make_trainer, toy_classifier) -> None:
+    toy_classifier.get_layer("dropout").rate = 0.0
+    start = toy_classifier.get_layer("probabilities").kernel.numpy()
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        one_step = TrainingPlan(RatePlan("constant", 1e-3, 1, 1), len(rows), seed=0)
+        trainer = make_trainer("sgd")
+        next(trainer.run_epochs(ArrayRows(PIXELS), LABELS, rows, np.arange(17, 23), one_step))
+        return toy_classifier.get_layer("probabilities").kernel.numpy() - start
+
+    once = moved(np.arange(6))
+    assert np.abs(once).max() > 1e-4
+    twice = moved(np.tile(np.arange(6), 2))
+    np.testing.assert_allclose(twice, once, rtol=1e-3, atol=1e-6)
+
+
+def test_every_epoch_has_its_own_order_views_and_draws(make_trainer, monkeypatch) -> None:
+    asked, ordered, drawn, seeded = [], [], [], []
+
+    class Watched(StackedRows):
+        def take(self, rows: np.ndarray) -> np.ndarray:
+            asked.extend(rows.tolist())
+            return super().take(rows)
+
+    def listen(x, targets, seed, kinds, background):
+        def hear(seed: np.ndarray) -> np.float32:
+            drawn.append((*seed.tolist(), kinds, background))
+            return np.float32(0)
+
+        heard = tf.ensure_shape(tf.numpy_function(hear, [seed], tf.float32), ())
+        return x, targets + heard
+
+    def order(rows, *given):
+        ordered.append(given)
+        return order_rows(rows, *given)
+
+    monkeypatch.setattr("fmnist_tf.training.loop.augment", listen)
+    monkeypatch.setattr("fmnist_tf.training.loop.order_rows", order)
+    monkeypatch.setattr(Trainer, "_seed_dropout", lambda self, *given: seeded.append(given))
+    views = Watched((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))
+    changes = {"n_views": 2, "augment": ("shift-crop",), "background": 7}
+    list(run(make_trainer(), source=views, **changes))
+    # Batches are read ahead in any order, but epoch after epoch, and val behind them.
+    epochs = np.reshape(asked, (2, 23))[:, :17]
+    first, second = (dict(zip(x % 23, x // 23, strict=True)) for x in epochs)
+    assert all(first[row] != second[row] for row in range(17))
+    assert drawn == [(0, step, ("shift-crop",), 7) for step in range(8)]
+    assert ordered == seeded == [(0, 1), (0, 2)]
+
+
+def test_lr_finder_stops_where_the_loss_explodes(make_trainer) -> None:
+    rates = plan_rates(1e-5, 1e30, 40)
+    trainer = make_trainer("sgd")
+    losses = trainer.run_lr_finder(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
+    assert len(losses) < 40
+    assert np.isfinite(losses).all()
+
+
+def test_counts_add_up() -> None:
+    total = Counts(1.5, 2, 4) + Counts(0.5, 1, 4)
+    assert (total.loss, total.accuracy, total.total) == (0.25, 0.375, 8)
+
+
+def test_lr_finder_puts_everything_back(make_trainer, toy_classifier, toy_spec) -> None:
+    trainer = make_trainer()
+    before = digest_weights(toy_classifier, toy_spec)
+    rates = plan_rates(1e-5, 10.0, 12)
+    losses = trainer.run_lr_finder(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
+    assert 2 <= len(losses) <= 12
+    assert np.isfinite(losses).all()
+    assert digest_weights(toy_classifier, toy_spec) == before
+    # Moments and step count are the fresh ones: training goes as if nothing had been.
+    after_test = heads_after(trainer, toy_classifier)
+    np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier), after_test)

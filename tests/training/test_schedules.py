@@ -1,0 +1,251 @@
+"""Every step's rate, written out; the published formulas; Keras' own schedule and callback."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_tf.settings.config import SCHEDULES, WITH_WARMUP
+from fmnist_tf.training.schedules import RatePlan, count_reductions, rate_at
+
+few = settings(deadline=None, max_examples=80)
+
+
+def rates(plan: RatePlan, val_losses: tuple[float, ...] = ()) -> list[float]:
+    return [rate_at(plan, step, val_losses) for step in range(plan.total_steps)]
+
+
+def test_constant() -> None:
+    assert rates(RatePlan("constant", 0.3, steps_per_epoch=3, epochs=1)) == [0.3, 0.3, 0.3]
+
+
+def test_constant_with_warmup() -> None:
+    plan = RatePlan("constant", 0.4, steps_per_epoch=3, epochs=2, warmup_steps=3)
+    table = [
+        0.1,  # a quarter of the way: the first step moves already
+        0.2,
+        0.3,
+        0.4,  # the warm-up is over: the peak
+        0.4,
+        0.4,
+    ]
+    assert rates(plan) == pytest.approx(table)
+
+
+def test_cosine() -> None:
+    table = [
+        1.0,  # the peak
+        0.8535533906,  # (1 + cos 45 degrees) / 2
+        0.5,  # half way
+        0.1464466094,  # (1 + cos 135 degrees) / 2; zero would be the step after
+    ]
+    assert rates(RatePlan("cosine", 1.0, steps_per_epoch=2, epochs=2)) == pytest.approx(table)
+    assert rates(RatePlan("cosine", 1.0, steps_per_epoch=4, epochs=1)) == pytest.approx(table)
+
+
+def test_cosine_with_warmup_and_a_least_rate() -> None:
+    plan = RatePlan("cosine", 9.0, steps_per_epoch=3, epochs=2, warmup_steps=3, least=1.0)
+    table = [
+        3.0,  # a quarter of the way from 1 to 9
+        5.0,
+        7.0,
+        9.0,  # the peak: the cosine begins
+        7.0,  # three quarters: (1 + cos 60 degrees) / 2
+        3.0,  # one quarter; step 6 would have the least rate
+    ]
+    assert rates(plan) == pytest.approx(table)
+
+
+def test_triangular2() -> None:
+    plan = RatePlan("triangular2", 9.0, steps_per_epoch=5, epochs=2, least=1.0, cycle_steps=4)
+    table = [
+        1.0,  # least
+        5.0,
+        9.0,  # the peak
+        5.0,
+        1.0,  # the second cycle: half as high
+        3.0,
+        5.0,
+        3.0,
+        1.0,  # the third cycle: a quarter, cut off by the end of the run
+        2.0,
+    ]
+    assert rates(plan) == pytest.approx(table)
+
+
+def test_triangular2_is_smiths_formula() -> None:
+    plan = RatePlan("triangular2", 0.006, 50, 4, least=0.001, cycle_steps=34)
+    for step, rate in enumerate(rates(plan)):
+        # Listing of Smith 2017, with half a cycle as his stepsize.
+        cycle = math.floor(1 + step / (2 * 17))
+        x = abs(step / 17 - 2 * cycle + 1)
+        expected = 0.001 + (0.006 - 0.001) * max(0, 1 - x) / 2 ** (cycle - 1)
+        assert rate == pytest.approx(expected)
+
+
+def test_thousands_of_cycles() -> None:
+    plan = RatePlan("triangular2", 1.0, 10_000, 1, least=0.25, cycle_steps=2)
+    assert rate_at(plan, 9_999) == 0.25
+
+
+def test_plateau() -> None:
+    plan = RatePlan("plateau", 0.8, 2, 6, factor=0.5, patience=2, threshold=0.1, least=0.3)
+    losses = (
+        3.0,  # the best
+        2.95,  # lower, but by less than the threshold: one epoch waited
+        3.1,  # two
+        2.0,  # the best
+        2.0,  # equal is not lower: one
+        2.0,  # two, but nothing follows
+    )
+    table = [
+        0.8, 0.8,  # the first epoch has no loss to look at
+        0.8, 0.8,
+        0.8, 0.8,
+        0.4, 0.4,  # after the two epochs without improvement
+        0.4, 0.4,
+        0.4, 0.4,
+    ]  # fmt: skip
+    assert rates(plan, losses) == pytest.approx(table)
+    longer = replace(plan, epochs=7)
+    assert rates(longer, losses)[-1] == 0.3  # a quarter of 0.8 would lie below the least rate
+
+
+def test_plateau_knows_only_the_epochs_before_the_step() -> None:
+    plan = RatePlan("plateau", 1.0, steps_per_epoch=3, epochs=9, patience=1)
+    losses = (2.0, 3.0, 1.0, 1.0, 4.0, 0.5, 0.6, 0.7, 0.8)
+    for step in range(plan.total_steps):
+        assert rate_at(plan, step, losses) == rate_at(plan, step, losses[: step // 3])
+    with pytest.raises(ValueError, match="1 validation losses; step 6 needs 2"):
+        rate_at(plan, 6, losses[:1])
+
+
+def test_nan_is_no_improvement() -> None:
+    assert count_reductions([math.nan, math.nan, 1.0, math.nan], patience=2, threshold=0) == 1
+
+
+# Dyadic numbers: their differences are exact, so a tie is a tie in float32 too.
+losses_of_a_run = st.lists(st.integers(0, 24).map(lambda n: n / 8), max_size=30)
+
+
+@few
+@given(losses_of_a_run, st.integers(1, 4), st.sampled_from([0.0, 0.25]))
+def test_plateau_is_keras_reduce_lr_on_plateau(
+    losses: list[float], patience: int, threshold: float
+) -> None:
+    plan = RatePlan(
+        "plateau", 0.8, 1, len(losses) + 1, least=0.05, factor=0.5,
+        patience=patience, threshold=threshold,
+    )  # fmt: skip
+    optimizer = SimpleNamespace(learning_rate=plan.peak)
+    callback = keras.callbacks.ReduceLROnPlateau(
+        factor=plan.factor, patience=patience, min_delta=threshold, min_lr=plan.least
+    )
+    callback.set_model(SimpleNamespace(optimizer=optimizer))
+    callback.on_train_begin()
+    of_keras = [optimizer.learning_rate]
+    for epoch, loss in enumerate(losses):
+        callback.on_epoch_end(epoch, {"val_loss": loss})
+        of_keras.append(optimizer.learning_rate)
+    assert rates(plan, tuple(losses)) == pytest.approx(of_keras)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 7])
+def test_cosine_is_keras_cosine_decay(warmup_steps: int) -> None:
+    plan = RatePlan("cosine", 0.5, 10, 3, warmup_steps=warmup_steps, least=0.02)
+    start = plan.least + (plan.peak - plan.least) / (warmup_steps + 1)
+    of_keras = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=start,
+        decay_steps=plan.total_steps - warmup_steps,
+        alpha=plan.least / plan.peak,
+        warmup_target=plan.peak,
+        warmup_steps=warmup_steps,
+    )
+    expected = [float(of_keras(step)) for step in range(plan.total_steps)]
+    assert rates(plan) == pytest.approx(expected, rel=1e-5)
+
+
+@st.composite
+def plans(draw: Any) -> RatePlan:
+    schedule = draw(st.sampled_from(SCHEDULES))
+    peak = draw(st.floats(1e-6, 10))
+    steps_per_epoch, epochs = draw(st.integers(1, 12)), draw(st.integers(1, 6))
+    steps = steps_per_epoch * epochs
+    return RatePlan(
+        schedule,
+        peak,
+        steps_per_epoch,
+        epochs,
+        least=peak * draw(st.floats(0, 1)),
+        warmup_steps=draw(st.integers(0, steps)) if schedule in WITH_WARMUP else 0,
+        cycle_steps=draw(st.integers(2, 20)),
+        factor=draw(st.floats(0.01, 0.99)),
+        patience=draw(st.integers(1, 4)),
+    )
+
+
+@few
+@given(plans(), st.lists(st.floats(0, 10), min_size=6, max_size=6))
+def test_rates_lie_between_least_and_peak(plan: RatePlan, losses: list[float]) -> None:
+    for rate in rates(plan, tuple(losses)):
+        assert plan.least * (1 - 1e-9) <= rate <= plan.peak * (1 + 1e-9)
+        assert rate >= 0
+
+
+@few
+@given(plans().filter(lambda plan: plan.warmup_steps > 0))
+def test_warmup_rises_by_a_constant_amount_up_to_the_peak(plan: RatePlan) -> None:
+    step = (plan.peak - plan.least) / (plan.warmup_steps + 1)
+    warm = [plan.least, *rates(plan)[: plan.warmup_steps + 1]]
+    assert np.diff(warm) == pytest.approx(step, rel=1e-6, abs=1e-9 * plan.peak)
+    if plan.warmup_steps < plan.total_steps:
+        assert warm[-1] == pytest.approx(plan.peak)
+
+
+def test_warmup_may_last_the_whole_run() -> None:
+    for schedule in WITH_WARMUP:
+        plan = RatePlan(schedule, 1.0, steps_per_epoch=3, epochs=1, warmup_steps=3)
+        assert rates(plan) == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_one_step_is_a_run_too(schedule: str) -> None:
+    plan = RatePlan(schedule, 1.0, 1, 1, least=0.25, cycle_steps=2)
+    assert rates(plan) == [0.25 if schedule == "triangular2" else 1.0]
+
+
+@pytest.mark.parametrize("step", [-1, 4])
+def test_step_outside_the_run(step: int) -> None:
+    with pytest.raises(ValueError, match=r"outside 0\.\.3"):
+        rate_at(RatePlan("cosine", 1.0, 2, 2), step)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"schedule": "linear"}, "one of constant, cosine, triangular2, plateau"),
+        ({"peak": 0.0}, "peak a finite number above 0"),
+        ({"peak": math.nan}, "peak a finite number above 0"),
+        ({"least": 1.5}, "least from 0 to peak"),
+        ({"least": -0.1}, "least from 0 to peak"),
+        ({"epochs": 0}, "steps_per_epoch and epochs from 1"),
+        ({"warmup_steps": 13}, "warmup_steps from 0 to all steps"),
+        ({"schedule": "plateau", "warmup_steps": 1}, "constant or cosine alone"),
+        ({"schedule": "triangular2", "cycle_steps": 4, "warmup_steps": 1}, "cosine alone"),
+        ({"schedule": "triangular2", "cycle_steps": 1}, "cycle_steps from 2"),
+        ({"factor": 1.0}, "factor above 0 and below 1"),
+        ({"patience": 0}, "patience from 1"),
+        ({"threshold": -1e-9}, "threshold from 0"),
+    ],
+)
+def test_plan_outside_its_ranges(change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        replace(RatePlan("cosine", 1.0, steps_per_epoch=4, epochs=3), **change)
