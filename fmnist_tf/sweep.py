@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
+from fmnist_tf.pipeline.resolve import Settings, naming_parent, read_settings
 from fmnist_tf.settings.config import RunConfig, add_flags, to_flags
 from fmnist_tf.system.files import check_target, replacing
-from fmnist_tf.train import Settings, add_recipe, add_where, naming_parent, read_settings
+from fmnist_tf.train import add_recipe, add_run_flags
 from fmnist_tf.trials import (
     Outcome,
     Result,
@@ -50,7 +51,7 @@ from fmnist_tf.trials import (
 
 if TYPE_CHECKING:
     from fmnist_tf.data.sources import Dataset
-    from fmnist_tf.data.splits import Splits
+    from fmnist_tf.pipeline.prepare import RunData
     from fmnist_tf.results.rundir import RunDir
     from fmnist_tf.system.memory import MemoryWatch
 
@@ -98,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser)
     group = parser.add_argument_group("where")
     group.add_argument("--run", metavar="NAME", help="name of the sweep (default: the time)")
-    add_where(group)
+    add_run_flags(group)
     group.add_argument(
         "--dry-run", action="store_true", help="check the settings and list the trials"
     )
@@ -155,7 +156,7 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     begun = _read_begun(flags)
     # Another run may be the newest by now.
     parent = _settings_of(begun).get("parent")
-    settings = read_settings(flags, usual_parent=parent if isinstance(parent, str) else None)
+    settings = read_settings(flags, default_parent=parent if isinstance(parent, str) else None)
     sweep = _plan(flags, settings, space, arguments, begun)
     if flags.wandb_file is not None:
         _write_wandb_file(sweep, space)
@@ -258,10 +259,10 @@ def _write_wandb_file(sweep: Sweep, space: Space) -> None:
 def _run(sweep: Sweep) -> None:
     """Run the trials that have no result yet, and tell what came of all."""
     from fmnist_tf.cli.terminal import say, warn
-    from fmnist_tf.pipeline.run import StageClock
-    from fmnist_tf.pipeline.session import read_data
+    from fmnist_tf.pipeline.prepare import read_data
     from fmnist_tf.results.provenance import describe_code
     from fmnist_tf.results.rundir import check_name
+    from fmnist_tf.system.clock import StageClock
     from fmnist_tf.system.memory import MemoryWatch, release_memory
     from fmnist_tf.system.startup import import_tensorflow
 
@@ -274,9 +275,9 @@ def _run(sweep: Sweep) -> None:
     if flags.dry_run or not goes_on:
         import_tensorflow()
         _check_backbones(sweep)
-        _check_weights(sweep, data[0], cache_dir)
+        _check_weights(sweep, data.dataset, cache_dir)
     if goes_on or not flags.dry_run:
-        directory = _open_sweep(sweep, *data)
+        directory = _open_sweep(sweep, data)
     if flags.dry_run:
         for trial in sweep.trials:
             print(sweep.describe(trial))
@@ -303,7 +304,7 @@ def _run(sweep: Sweep) -> None:
         for trial in missing:
             say(sweep.describe(trial))
             memory.restart()
-            result = _run_trial(sweep, trial, directory, *data, code, memory)
+            result = _run_trial(sweep, trial, directory, data, code, memory)
             _forget_networks()
             release_memory()
             results[trial.number] = result
@@ -336,7 +337,7 @@ def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
         UsageError: a trial asks for them.
         DownloadError: the published weights were named and cannot be had.
     """
-    from fmnist_tf.pipeline.session import build_network
+    from fmnist_tf.pipeline.prepare import build_network
 
     first_of = {(c.backbone, c.head, c.weights): c for c in reversed(list(sweep.configs.values()))}
     parent = sweep.settings.parent
@@ -353,7 +354,7 @@ def _forget_networks() -> None:
     keras.backend.clear_session()
 
 
-def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits) -> RunDir:
+def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     """Return the sweep's folder: a new one, or the one that was begun earlier.
 
     Raises:
@@ -364,15 +365,15 @@ def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits) -> RunDir:
     flags, parent = sweep.flags, sweep.settings.parent
     here = {
         "settings": sweep.config.to_json(),
-        "data_sha256": [file.sha256 for file in dataset.files],
-        "split_sha256": splits.digest,
+        "data_sha256": [file.sha256 for file in data.dataset.files],
+        "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
         # As they are read back: lists for tuples.
         "trials": json.loads(json.dumps([dataclasses.asdict(trial) for trial in sweep.trials])),
     }
     there = sweep.begun
     if there is None:
-        directory = RunDir.create(flags.runs_dir, flags.run, "sweep", dataset.name)
+        directory = RunDir.create(flags.runs_dir, flags.run, "sweep", data.dataset.name)
         directory.write_json(SWEEP, here)
         return directory
     directory = RunDir(flags.runs_dir / flags.run)
@@ -421,8 +422,7 @@ def _run_trial(
     sweep: Sweep,
     trial: Trial,
     directory: RunDir,
-    dataset: Dataset,
-    splits: Splits,
+    data: RunData,
     code: dict[str, Any],
     memory: MemoryWatch,
 ) -> Result:
@@ -433,8 +433,9 @@ def _run_trial(
         DownloadError: so does the network.
     """
     from fmnist_tf.data.downloads import DownloadError
-    from fmnist_tf.pipeline import session
-    from fmnist_tf.pipeline.run import Run, StageClock
+    from fmnist_tf.pipeline.prepare import prepare_network
+    from fmnist_tf.pipeline.record import Invocation
+    from fmnist_tf.pipeline.run import run_phase, run_trial
 
     started = time.perf_counter()
     flags, parent, config = sweep.flags, sweep.settings.parent, sweep.configs[trial.number]
@@ -442,29 +443,19 @@ def _run_trial(
     # What an interrupted trial left behind would be neither its old nor its new self.
     shutil.rmtree(own.path, ignore_errors=True)
     own.path.mkdir(mode=0o700)
-    clock, cache_dir = StageClock(), config.cache_dir(flags.runs_dir)
+    cache_dir = config.cache_dir(flags.runs_dir)
+    invocation = Invocation(
+        command=sweep.command,
+        code=code,
+        wandb_mode=flags.wandb,
+        wandb_group=directory.path.name,
+        memory=memory,
+    )
     try:
-        config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
+        config, network = prepare_network(config, data.dataset, parent, cache_dir, invocation.clock)
         with own.locked():
-            run = Run(
-                config=config,
-                dataset=dataset,
-                splits=splits,
-                network=network,
-                directory=own,
-                parent=parent,
-                code=code,
-                cache_dir=cache_dir,
-                clock=clock,
-                memory=memory,
-                wandb_mode=flags.wandb,
-                wandb_group=directory.path.name,
-                command=sweep.command,
-            )
-            if sweep.is_tested:
-                session.run_session(run)
-            else:
-                session.run_trial(run)
+            run = run_phase if sweep.is_tested else run_trial
+            run(config, data, network, own, invocation)
         result = _read_result(sweep, directory, trial)
         if result is None:
             raise FmnistError(f"{own.path}: the trial's own files do not tell its result")

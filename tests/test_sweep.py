@@ -20,7 +20,8 @@ import yaml
 from test_train import write_csv
 
 from fmnist_tf.data.downloads import DownloadError
-from fmnist_tf.pipeline import session
+from fmnist_tf.pipeline import prepare
+from fmnist_tf.pipeline import run as pipeline
 from fmnist_tf.sweep import main
 from fmnist_tf.train import main as train_main
 
@@ -117,8 +118,8 @@ def test_a_head_that_memory_cannot_hold_fails_alone(folder, monkeypatch, units) 
             raise MemoryError("no room")
         return original(config, *words)
 
-    original = session.build_configured
-    monkeypatch.setattr(session, "build_configured", build)
+    original = prepare.build_configured
+    monkeypatch.setattr(prepare, "build_configured", build)
     toy = [word for word in TOY if word not in ("--units", "0")]
     assert main([*toy, "--run", "s", "--grid", f"units={units}"]) == 0
     errors = {row["units"]: row["error"] for row in read_trials()}
@@ -128,13 +129,13 @@ def test_a_head_that_memory_cannot_hold_fails_alone(folder, monkeypatch, units) 
 def fail_at_seed(monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> None:
     """Let session's function of this name fail for runs of one seed."""
 
-    def fail_once(run):
-        if run.config.seed == seed:
+    def fail_once(config, *rest):
+        if config.seed == seed:
             raise MemoryError("no room")
-        return original(run)
+        return original(config, *rest)
 
-    original = getattr(session, name)
-    monkeypatch.setattr(session, name, fail_once)
+    original = getattr(pipeline, name)
+    monkeypatch.setattr(pipeline, name, fail_once)
 
 
 def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monkeypatch) -> None:
@@ -148,7 +149,7 @@ def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
     assert main([*common, "--run", "s", "--grid", "head=gap,flatten learning_rate=1e-6,1e-2"]) == 0
     said = capsys.readouterr().err
     assert re.findall(r"^trial (\d) of 4", said, re.MULTILINE) == ["3", "4", "1", "2"]
-    assert said.count("found its feature maps") == 1
+    assert said.count("averaging the feature maps") == 1
     assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]
 
 
@@ -185,7 +186,7 @@ def test_when_all_fail_the_command_does(folder, capsys) -> None:
 
 
 def test_a_seed_that_fails_does_not_cost_the_others(folder, capsys, monkeypatch) -> None:
-    fail_at_seed(monkeypatch, "run_session", 1)
+    fail_at_seed(monkeypatch, "run_phase", 1)
     assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
     out = capsys.readouterr().out.splitlines()
     assert "not every seed came to its end: MemoryError: no room" in out
@@ -194,21 +195,21 @@ def test_a_seed_that_fails_does_not_cost_the_others(folder, capsys, monkeypatch)
 
 
 def test_a_full_disk_ends_the_sweep_and_is_no_result(folder, capsys, monkeypatch) -> None:
-    def fail(run):
+    def fail(*_):
         raise OSError(28, "No space left on device", "runs")
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "run_trial", fail)
+        patch.setattr(pipeline, "run_trial", fail)
         assert sweep(*RATES) == 74
     assert not Path("runs/s/trials.csv").exists()
     assert sweep(*RATES) == 0
 
 
 def test_a_network_that_is_gone_ends_the_sweep_too(folder, monkeypatch) -> None:
-    def fail(run):
+    def fail(*_):
         raise DownloadError("no server")
 
-    monkeypatch.setattr(session, "run_trial", fail)
+    monkeypatch.setattr(pipeline, "run_trial", fail)
     assert sweep(*RATES) == 74
     assert not Path("runs/s/trials.csv").exists()
 
@@ -254,13 +255,13 @@ def test_other_data_under_the_same_name_are_another_sweep(folder, capsys) -> Non
 def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
     alive: list[weakref.ref] = []
 
-    def watch(run):
+    def watch(config, data, network, *rest):
         assert not [reference for reference in alive if reference() is not None]
-        alive.append(weakref.ref(run.network.classifier))
-        return original(run)
+        alive.append(weakref.ref(network.classifier))
+        return original(config, data, network, *rest)
 
-    original = session.run_trial
-    monkeypatch.setattr(session, "run_trial", watch)
+    original = pipeline.run_trial
+    monkeypatch.setattr(pipeline, "run_trial", watch)
     assert sweep("--grid", "learning_rate=1e-6,1e-4,1e-2") == 0
     assert len(alive) == 3
 

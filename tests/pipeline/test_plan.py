@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 
 from fmnist_tf.model.phases import apply_plan, plan_phase
-from fmnist_tf.pipeline.assembly import plan_rate_factors, plan_training
+from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training
 from fmnist_tf.settings.config import complete_config
 from fmnist_tf.training.loop import TrainingPlan
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
-CLASSES = ("a", "b", "c", "none of it trains")
 
 
 def plan(**settings: Any) -> TrainingPlan:
     """Return the plan of 100 rows in batches of 8: 13 steps an epoch."""
     config, _ = complete_config({"batch_size": 8, "epochs": 6, **settings})
-    dataset = SimpleNamespace(train=SimpleNamespace(class_names=CLASSES))
-    return plan_training(SimpleNamespace(config=config, dataset=dataset, background=7), LABELS)
+    return plan_training(config, LABELS, n_classes=4, background=7)
 
 
 def test_what_is_planned_without_options() -> None:
@@ -72,7 +70,7 @@ def test_deeper_stages_learn_faster(toy_classifier, toy_spec) -> None:
 
     def factors(factor: float) -> dict[str, float]:
         config = SimpleNamespace(layer_decay=factor)
-        return plan_rate_factors(SimpleNamespace(config=config, network=network))
+        return plan_layer_decay(config, network)
 
     assert factors(1.0) == {}
     found = {path.split("/")[-2]: share for path, share in factors(0.5).items()}

@@ -1,0 +1,129 @@
+"""A run's settings -> what the training loop and the optimizer take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.errors import FmnistError
+from fmnist_tf.model.classifier import find_backbone
+from fmnist_tf.pipeline.prepare import Network
+from fmnist_tf.reporting.figures import write_lr_finder
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.settings.config import FLIP, RunConfig
+from fmnist_tf.training.loop import TrainingPlan
+from fmnist_tf.training.lr_finder import smooth_losses, suggest_rate
+from fmnist_tf.training.schedules import RatePlan
+
+
+def plan_training(
+    config: RunConfig, train_labels: np.ndarray, n_classes: int, background: int
+) -> TrainingPlan:
+    """Return what the settings ask of the training loop.
+
+    Args:
+        config: complete.
+        train_labels: (N,) int64, of the rows that train.
+        n_classes: K.
+        background: grey level, 0..255, beyond the border of an image.
+    """
+    epochs, batch_size, rate = config.epochs, config.batch_size, config.learning_rate
+    if epochs is None or batch_size is None or (rate is None and not config.lr_finder):
+        raise ValueError("the configuration is incomplete; see settings.config.complete_config")
+    steps = math.ceil(len(train_labels) / batch_size)
+    cycle_epochs = config.cycle_epochs or max(1.0, epochs / 2)
+    weights = None
+    if config.class_weights == "balanced":
+        # A class without training rows has no loss to weight.
+        counts = np.maximum(np.bincount(train_labels, minlength=n_classes), 1)
+        weights = tuple((len(train_labels) / (n_classes * counts)).tolist())
+    return TrainingPlan(
+        rates=RatePlan(
+            config.schedule,
+            peak=rate or max(1.0, config.min_learning_rate),  # until the finder suggests one
+            steps_per_epoch=steps,
+            epochs=epochs,
+            least=config.min_learning_rate,
+            warmup_steps=round(config.warmup_epochs * steps),
+            cycle_steps=max(2, round(cycle_epochs * steps)),
+            patience=config.plateau_patience,
+            factor=config.plateau_factor,
+        ),
+        batch_size=batch_size,
+        seed=config.seed,
+        n_views=2 if FLIP in config.augment else 1,
+        augment=tuple(kind for kind in config.augment if kind != FLIP),
+        background=background,
+        label_smoothing=config.label_smoothing,
+        class_weights=weights,
+        ema_decay=config.ema_decay,
+    )
+
+
+def plan_layer_decay(config: RunConfig, network: Network) -> dict[str, float]:
+    """Return the factor on the learning rate of each trainable variable below the head, by path."""
+    if config.layer_decay == 1:
+        return {}
+    depth = {stage: n for n, stage in enumerate(reversed(network.spec.stages), start=1)}
+    return {
+        weight.path: config.layer_decay ** depth[network.spec.stage_of(layer.name)]
+        for layer in find_backbone(network.classifier).layers
+        for weight in layer.trainable_weights
+    }
+
+
+def use_suggested_rate(
+    plan: TrainingPlan,
+    rates: list[float],
+    losses: list[float],
+    given: float | None,
+    directory: RunDir,
+    *,
+    title: str,
+    banner: str | None,
+) -> TrainingPlan:
+    """Write what the learning-rate finder measured; return the plan with the rate to use.
+
+    Args:
+        plan: whose peak rate is replaced.
+        rates: that were tried, rising.
+        losses: of the steps at these rates; fewer where the loss diverged.
+        given: the learning rate in the settings, which wins, or None.
+        directory: gets lr_finder.csv and lr_finder.png.
+        title: of the figure.
+        banner: warning on the figure, or None.
+
+    Raises:
+        FmnistError: there is no suggestion, and the settings name no rate.
+    """
+    smoothed = smooth_losses(losses)
+    suggestion = suggest_rate(rates, losses)
+    lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]
+    directory.write_text("lr_finder.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
+    if losses:
+        with directory.writing("lr_finder.png") as path:
+            write_lr_finder(path, rates, losses, smoothed, suggestion.rate, title, banner=banner)
+    if suggestion.rate is None:
+        found = (
+            f"learning-rate finder: the loss fell at none of the rates from {rates[0]:g} to "
+            f"{rates[max(len(losses) - 1, 0)]:.3g}, so there is no suggestion"
+        )
+        if given is None:
+            raise FmnistError(f"{found}. Give a rate with --learning-rate")
+        warn(f"{found}; the run uses {given:g}, as set")
+        return plan
+    if suggestion.is_bound:
+        warn(
+            f"learning-rate finder: the loss still fell at the largest rate, {rates[-1]:g}: a "
+            "larger --learning-rate than the suggestion may do better"
+        )
+    peak = given or max(suggestion.rate, plan.rates.least)
+    why = "as set" if given else "the --min-learning-rate"
+    say(
+        f"learning-rate finder: {len(losses)} steps suggest {suggestion.rate:.3g}; the run uses "
+        + ("it" if peak == suggestion.rate else f"{peak:g}, {why}")
+    )
+    return replace(plan, rates=replace(plan.rates, peak=peak))

@@ -1,0 +1,245 @@
+"""Settings -> the data and the network of one run, both checked, neither trained yet."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmnist_tf.cli.terminal import boxed, say, warn
+from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.splits import Splits, plan_splits
+from fmnist_tf.data.summary import measure_background, measure_content_side
+from fmnist_tf.errors import UsageError
+from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
+from fmnist_tf.results.provenance import SAMPLE, find_caveats
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.system.clock import StageClock
+from fmnist_tf.system.devices import describe_devices
+from fmnist_tf.system.files import check_folder
+
+if TYPE_CHECKING:
+    import keras
+
+    from fmnist_tf.model.backbones import BackboneSpec, WeightsSource
+    from fmnist_tf.model.phases import TrainablePlan
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run, and which rows train and validate."""
+
+    dataset: Dataset
+    splits: Splits
+
+    @cached_property
+    def background(self) -> int:
+        """Median grey level, 0..255, at the border of the training images."""
+        return measure_background(self.dataset.train.pixels)
+
+    @cached_property
+    def content_side(self) -> int:
+        """Median longer side, 1..28, of what the training images show."""
+        return measure_content_side(self.dataset.train.pixels, self.background)
+
+    @property
+    def val_labels(self) -> np.ndarray:
+        """Labels of the validation rows, (V,) int64, in the order of `Splits.val`."""
+        return self.dataset.train.labels[self.splits.val]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `data` of provenance.json."""
+        dataset, splits = self.dataset, self.splits
+        return {
+            "name": dataset.name,
+            "kind": dataset.kind,
+            "files": [asdict(file) for file in dataset.files],
+            "decisions": list(dataset.decisions),
+            "warnings": list(dataset.warnings),
+            "split_sha256": splits.digest,
+            "n_train": len(splits.train),
+            "n_val": len(splits.val),
+            "n_test": len(dataset.test.labels),
+            "background": self.background,
+            "content_side": self.content_side,
+        }
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier whose phase is applied.
+
+    Attributes:
+        classifier: (B, 28, 28) uint8 -> (B, K) float32 probabilities.
+        spec: of its backbone.
+        image_size: side of the images that the backbone sees, in pixels.
+        plan: which weights train.
+        weights: where the backbone's initial weights came from.
+        precision: compute dtype while training, and the reason for it.
+        parent: the frozen run whose weights it starts from, or None.
+    """
+
+    classifier: keras.Sequential
+    spec: BackboneSpec
+    image_size: int
+    plan: TrainablePlan
+    weights: WeightsSource
+    precision: tuple[str, str]
+    parent: SavedRun | None
+
+
+def read_data(
+    config: RunConfig, parent: SavedRun | None, cache_dir: Path, clock: StageClock
+) -> RunData:
+    """Read and split the data that the settings name, and print what was found.
+
+    Args:
+        config: complete.
+        parent: the frozen run that a finetune run continues; the data must be its data.
+        cache_dir: where parsed files are kept.
+        clock: counts the seconds.
+
+    Raises:
+        UsageError: the data cannot be found, is invalid, or is not the parent's.
+    """
+    check_folder("--runs-dir or --cache", cache_dir)
+    with clock.stage("data"):
+        dataset = read_dataset(
+            config.data,
+            test_data=config.test_data,
+            label_column=config.label_column,
+            store_dir=cache_dir / "pixels",
+            say=say,
+        )
+        splits = plan_splits(
+            dataset.train.labels,
+            val_fraction=config.val_fraction,
+            seed=config.seed if config.split_seed is None else config.split_seed,
+            limit=config.limit,
+        )
+    for line in dataset.decisions:
+        say(line)
+    for line in dataset.warnings:
+        warn(line)
+    say(
+        f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
+        f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
+    )
+    if parent:
+        _require_same_data(parent, dataset, splits)
+    return RunData(dataset, splits)
+
+
+def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:
+    """Refuse other data than the parent's: its training rows could be among the new val rows."""
+    for what, expected, found in (
+        ("training data", parent.data_sha256[0], dataset.files[0].sha256),
+        ("split", parent.provenance["data"]["split_sha256"], splits.digest),
+    ):
+        if expected != found:
+            raise UsageError(
+                f"finetune needs the {what} of {parent.directory.path}: expected SHA-256 "
+                f"{expected}, found {found}. Give the same --data and --test-data, or train a new "
+                "frozen run on this data"
+            )
+
+
+def prepare_network(
+    config: RunConfig,
+    dataset: Dataset,
+    parent: SavedRun | None,
+    cache_dir: Path,
+    clock: StageClock,
+) -> tuple[RunConfig, Network]:
+    """Build the network that the settings ask for, and print what it is.
+
+    Returns:
+        The settings with image size, stages and kind of data as they turned out, and the network.
+
+    Raises:
+        UsageError: no such backbone or stage, the image size does not fit, or the weights cannot
+            be had.
+    """
+    from fmnist_tf.model.phases import plan_unfreeze
+
+    with clock.stage("model"):
+        network = build_network(config, dataset, parent, cache_dir / "downloads")
+    stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
+    config = replace(
+        config,
+        # A finetune run inherits this, even when real data lies in data/ by then.
+        data="sample" if dataset.kind == "sample" else config.data,
+        image_size=network.image_size,
+        unfreeze=stages if config.phase == "finetune" else (),
+    )
+    if network.weights.warning:
+        warn(boxed(network.weights.warning))
+    say(
+        f"model: {config.backbone} at {network.image_size} pixels, {config.head} head, "
+        f"{network.plan.count('trained'):,} trainable and {network.plan.count('frozen'):,} frozen "
+        f"parameters; on {', '.join(describe_devices())}"
+    )
+    return config, network
+
+
+def build_network(
+    config: RunConfig, dataset: Dataset, parent: SavedRun | None, download_dir: Path
+) -> Network:
+    """Build the classifier, load its weights, and apply the phase's plan.
+
+    Args:
+        config: complete.
+        dataset: gives the classes.
+        parent: the frozen run whose weights a finetune run starts from.
+        download_dir: where downloaded weights are kept.
+
+    Raises:
+        UsageError: as `prepare_network`.
+    """
+    import keras
+
+    from fmnist_tf.model.backbones import WeightsSource, find_backbone_spec, read_backbone_weights
+    from fmnist_tf.model.folding import choose_precision
+    from fmnist_tf.model.phases import apply_plan, plan_phase, plan_unfreeze
+
+    spec, image_size = find_backbone_spec(config.backbone, config.image_size)
+    plan_unfreeze(spec, config.phase, config.unfreeze)  # refuses a wrong stage before the work
+    precision = choose_precision(config.precision)
+    keras.utils.set_random_seed(config.seed)
+    backbone = spec.build(image_size)
+    if parent is None:
+        choice = "random" if config.phase == "scratch" else config.weights
+        weights = read_backbone_weights(backbone, spec, choice, download_dir=download_dir, say=say)
+    else:
+        known = {field.name for field in fields(WeightsSource)}
+        recorded = parent.provenance["weights"]
+        weights = WeightsSource(**{name: recorded[name] for name in recorded.keys() & known})
+    name = "".join(c if c.isalnum() else "_" for c in f"{spec.name}_on_{dataset.name}")
+    classifier = build_configured(config, backbone, spec, len(dataset.train.class_names), name)
+    if parent is not None:
+        load_weights(classifier, parent)
+    plan = plan_phase(
+        classifier, spec, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
+    )
+    apply_plan(classifier, spec, plan)
+    return Network(classifier, spec, image_size, plan, weights, precision, parent)
+
+
+def title_of(config: RunConfig, dataset: Dataset) -> str:
+    """Return the title above every figure of a run."""
+    return f"{config.backbone} {config.phase} on {dataset.name}"
+
+
+def describe_caveats(config: RunConfig, dataset: Dataset, weights: WeightsSource) -> str | None:
+    """Return the warning that stands on every figure of a run, or None."""
+    return "; ".join(find_caveats(dataset.kind, weights.kind, config.phase)) or None
+
+
+def describe_sources(dataset: Dataset, weights: WeightsSource) -> str:
+    """Return one line that names the data and the backbone's initial weights."""
+    kind = SAMPLE if dataset.kind == "sample" else dataset.kind
+    file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
+    return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"

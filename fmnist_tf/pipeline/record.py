@@ -1,0 +1,106 @@
+"""What a run records of itself: how it was started, and provenance.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fmnist_tf.pipeline.prepare import Network, RunData, title_of
+from fmnist_tf.results.provenance import describe_machine
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.system.clock import StageClock
+from fmnist_tf.system.devices import describe_devices
+from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How a run was started, and what is measured of its process.
+
+    Attributes:
+        command: the command line, without secrets.
+        code: commit and versions when the run began.
+        wandb_mode: auto, online, offline or disabled.
+        wandb_group: what W&B shows the run together with; None: the runs it continues.
+        clock: seconds of the stages.
+        memory: peak of the process.
+    """
+
+    command: str
+    code: dict[str, Any]
+    wandb_mode: str
+    wandb_group: str | None = None
+    clock: StageClock = field(default_factory=StageClock)
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
+
+
+def write_settings(config: RunConfig, data: RunData, network: Network, directory: RunDir) -> None:
+    """Write config.json, labels.json and trainable.txt, which training does not change."""
+    directory.write_json("config.json", config.to_json())
+    names = data.dataset.train.class_names
+    directory.write_json("labels.json", {str(k): name for k, name in enumerate(names)})
+    directory.write_text("trainable.txt", network.plan.to_text(title_of(config, data.dataset)))
+
+
+def write_provenance(
+    config: RunConfig,
+    data: RunData,
+    network: Network,
+    directory: RunDir,
+    invocation: Invocation,
+    peak_rate: float | None,
+) -> None:
+    """Write provenance.json as far as it is known.
+
+    Args:
+        config: complete.
+        data: images and splits.
+        network: its phase is applied.
+        directory: of the run.
+        invocation: how the run was started.
+        peak_rate: the learning rate that the schedule is scaled to; None until the finder chose.
+    """
+    parent: dict[str, Any] = {}
+    if network.parent:
+        history = network.parent.directory.read_history()
+        parent = {
+            "parent_history": [asdict(row) for row in history],
+            "parent_seconds": network.parent.provenance["seconds"],
+        }
+    directory.write_json(
+        "provenance.json",
+        {
+            "command": invocation.command,
+            "code": invocation.code,
+            "machine": {**describe_machine(), "devices": describe_devices()},
+            "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
+            "data": data.describe(),
+            "weights": asdict(network.weights),
+            "trained": network.plan.count_stages(),
+            "peak_learning_rate": peak_rate,
+            "parent": config.parent,
+            **parent,
+            "seconds": invocation.clock.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_anonymous_bytes": invocation.memory.peak_anonymous_bytes,
+        },
+    )
+
+
+def tracked_settings(config: RunConfig, data: RunData, network: Network) -> dict[str, Any]:
+    """Return what W&B records as the run's settings: no path, but what the files hold."""
+    settings = config.to_json()
+    del settings["cache"], settings["test_data"]
+    weights, parent = network.weights, network.parent
+    return settings | {
+        "data": data.dataset.name,
+        "data_kind": data.dataset.kind,
+        "weights": weights.kind,
+        "weights_sha256": weights.sha256,
+        "parent": parent.directory.path.name if parent else None,
+        "image_size": network.image_size,
+        "n_train": len(data.splits.train),
+        "n_val": len(data.splits.val),
+        "n_test": len(data.dataset.test.labels),
+    }
