@@ -8,7 +8,6 @@ that part.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.settings.config import RunConfig, add_flags, complete_config
+from fmnist_tf.settings.complete import complete_config
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes, read_recipe
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Settings:
     @property
     def seed(self) -> int:
         """The seed that `complete` gives: of the flags, the recipe or the parent."""
-        inherited = self.parent.config.seed if self.parent else RunConfig.seed
+        inherited = self.parent.config.seed if self.parent else RunConfig().seed
         return int({"seed": inherited, **self.recipe, **self.given}["seed"])
 
     def complete(self, **more: Any) -> tuple[RunConfig, list[str]]:
@@ -132,8 +133,7 @@ def read_settings(flags: argparse.Namespace, *, usual_parent: str | None = None)
     Raises:
         UsageError: the recipe or the run to continue is at fault.
     """
-    known = {setting.name for setting in dataclasses.fields(RunConfig)}
-    given = {name: value for name, value in vars(flags).items() if name in known}
+    given = {name: value for name, value in vars(flags).items() if name in RunConfig.model_fields}
     recipe, source = {}, ""
     if flags.recipe is not None:
         read = read_recipe(flags.recipe)

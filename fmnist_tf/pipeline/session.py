@@ -120,8 +120,7 @@ def prepare_network(
     with clock.stage("model"):
         network = build_network(config, dataset, parent, cache_dir / "downloads")
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
-    config = replace(
-        config,
+    config = config.replace(
         # A finetune run inherits this, and real data may have come by then.
         data="sample" if dataset.kind == "sample" else config.data,
         image_size=network.side,
