@@ -134,7 +134,7 @@ def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
         try:
             sources.append(_read_source(path, run, flags.label_column, store_dir))
         except UsageError as fault:
-            faults.append(str(fault))
+            faults.extend(fault.args)
     if sources:
         top = min(flags.top, len(run.class_names))
         with _open_table(flags.out, top, run.class_names, sources) as write:
@@ -148,7 +148,7 @@ def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
     if faults:
         done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
         faults.append(f"{len(faults)} of {len(flags.inputs)} inputs cannot be read; {done}")
-        raise UsageError("\n".join(faults))
+        raise UsageError(*faults)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.pipeline.resolve import Settings, naming_parent, read_settings
-from fmnist_tf.settings.config import RunConfig, add_flags, to_flags
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.flags import add_flags, to_flags
 from fmnist_tf.system.files import check_target, replacing
 from fmnist_tf.train import add_recipe, add_run_flags
 from fmnist_tf.trials import (
@@ -217,7 +218,7 @@ def _plan(
             where = show_point(trial.point)
             raise UsageError(f"{where}: {error}" if where else str(error)) from error
         # The seed of the split stays: all trials are compared on the same images.
-        configs[trial.number] = dataclasses.replace(config, seed=trial.seed)
+        configs[trial.number] = config.replace(seed=trial.seed)
         if trial.number == 1:
             for line in lines:
                 if line.split(" = ")[0] not in space:
@@ -343,7 +344,7 @@ def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     parent = sweep.settings.parent
     for config in first_of.values():
         # A dense layer that memory cannot hold is for its trial to fail of.
-        small = config if parent else dataclasses.replace(config, units=0)
+        small = config if parent else config.replace(units=0)
         build_network(small, dataset, parent, cache_dir / "downloads")
         _forget_networks()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.pipeline.resolve import naming_parent, read_settings
-from fmnist_tf.settings.config import add_flags
+from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
 
 

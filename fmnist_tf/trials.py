@@ -11,8 +11,6 @@ place of the comma of a list, and true or false for a switch; `low..high` is a r
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import itertools
 import math
 import random
@@ -25,12 +23,11 @@ from typing import Any
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.settings.config import (
     WANDB_PROJECT,
-    RunConfig,
-    add_flags,
     check_names,
-    check_range,
     flag_text,
+    value_type,
 )
+from fmnist_tf.settings.flags import read_value, setting_names
 
 Point = dict[str, Any]
 """Knob -> value, of the settings that a sweep varies."""
@@ -45,6 +42,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("cache", "precision"), "it is said once, by its flag"),
     "test_time_flip": "it changes what is said of an epoch, not which one is best",
 }
+_LISTS = ("unfreeze", "augment")
 _MOST_TRIALS = 10_000
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?")
@@ -193,13 +191,7 @@ def read_space(text: str) -> Space:
         UsageError: a word is no `setting=values`, a setting is unknown, repeated or said elsewhere,
             or a value is none of the setting's.
     """
-    settings = {
-        setting.name: setting
-        for setting in dataclasses.fields(RunConfig)
-        if "group" in setting.metadata
-    }
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    add_flags(parser)
+    known = set(setting_names()) - _ELSEWHERE.keys()
     space: Space = {}
     for word in text.split():
         name, equals, values = word.partition("=")
@@ -211,51 +203,34 @@ def read_space(text: str) -> Space:
             )
         if name in _ELSEWHERE:
             raise UsageError(f"--grid {name}: cannot be varied; {_ELSEWHERE[name]}")
-        check_names([name], settings.keys() - _ELSEWHERE.keys(), "setting", "--grid")
+        check_names([name], known, "setting", "--grid")
         if name in space:
             raise UsageError(f"--grid {name}: expected once, found twice")
-        space[name] = _read_values(settings[name], values, parser)
+        space[name] = _read_values(name, values)
     return space
 
 
-def _read_values(
-    setting: dataclasses.Field[Any], values: str, parser: argparse.ArgumentParser
-) -> tuple[Any, ...] | Range:
-    name, kind = setting.name, str(setting.type).removesuffix(" | None").split("[")[0]
+def _read_values(name: str, values: str) -> tuple[Any, ...] | Range:
+    kind = value_type(name).kind
     if found := _RANGE.fullmatch(values):
-        if kind not in ("int", "float"):
+        if kind not in (int, float):
             raise UsageError(f"--grid {name}={printable(values)}: {name} is no number to draw")
-        low, high = (_read_value(setting, end, kind, parser) for end in found.groups()[:2])
+        low, high = (_read_value(name, end) for end in found.groups()[:2])
         if not low < high or (found[3] and low <= 0):
             expected = "two numbers above 0, rising" if found[3] else "two rising numbers"
             raise UsageError(f"--grid {name}={printable(values)}: expected {expected}")
-        return Range(low, high, bool(found[3]), kind == "int")
-    read = tuple(_read_value(setting, value, kind, parser) for value in values.split(","))
+        return Range(low, high, bool(found[3]), kind is int)
+    read = tuple(_read_value(name, value) for value in values.split(","))
     if len(set(read)) < len(read):
         raise UsageError(f"--grid {name}={printable(values)}: a value stands there twice")
     return read
 
 
-def _read_value(
-    setting: dataclasses.Field[Any], text: str, kind: str, parser: argparse.ArgumentParser
-) -> Any:
-    """Read one value as the setting's flag does."""
-    name = setting.name
-    flag = "--" + name.replace("_", "-")
-    if kind == "bool":
-        if text not in ("true", "false"):
-            raise UsageError(f"--grid {name}={printable(text)}: expected true or false")
-        return text == "true"
-    if kind == "tuple":
-        text = text.replace("+", ",")
+def _read_value(name: str, text: str) -> Any:
     try:
-        value = getattr(parser.parse_args([f"{flag}={text}"]), name)
-        check_range(setting, value)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"--grid {name}={printable(text)}: {error.message}") from error
+        return read_value(name, text.replace("+", ",") if name in _LISTS else text)
     except UsageError as error:
         raise UsageError(f"--grid: {error}") from error
-    return value
 
 
 def plan_points(space: Space, n_random: int | None, seed: int) -> list[Point]:

@@ -238,7 +238,7 @@ def test_labels_are_in_the_runs_own_column_or_found(
     folder: Path, tmp_path: Path, columns: str
 ) -> None:
     run = read_saved_run(RunDir(RUN))
-    run = replace(run, config=replace(run.config, label_column="grade"))
+    run = replace(run, config=run.config.replace(label_column="grade"))
     path = tmp_path / "graded_train.csv"
     write_csv(path, 60, seed=0)
     if columns != "label":

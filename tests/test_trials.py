@@ -89,7 +89,7 @@ def test_any_text_is_a_space_or_one_clear_error(text: str) -> None:
     except UsageError as error:
         said, space = str(error), {}
     assert said.isprintable()
-    known = {field.name for field in dataclasses.fields(RunConfig)}
+    known = set(RunConfig.model_fields)
     assert space.keys() <= known
 
 

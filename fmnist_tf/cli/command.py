@@ -1,8 +1,4 @@
-"""What every command does around its work: signals, exit codes, one line for each error.
-
-In: parsed flags and the work itself. Out: an exit code; errors as one message on stderr. This
-module must not know what any command does.
-"""
+"""What every command does around its work: signals, exit codes, one line for each error."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ from fmnist_tf.cli import terminal
 from fmnist_tf.errors import FmnistError, printable
 from fmnist_tf.system import signals
 
-_LONGEST_LINE = 4000  # a message quotes what it found, which may be anything
+_MAX_LINE = 4000  # characters; a message quotes what it found, which may be long
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the commands have that use one finished run: RUN, and where runs lie."""
+    """Add the arguments of commands that use a finished run: RUN and --runs-dir."""
     parser.add_argument("run", metavar="RUN", help="name or folder of a finished run")
     add_runs_dir(parser)
 
@@ -30,33 +26,37 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def add_runs_dir(parser: argparse._ActionsContainer) -> None:
     """Add --runs-dir to a parser or to a group of its flags."""
     parser.add_argument(
-        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="(default: runs)"
+        "--runs-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs"),
+        help="folder of runs (default: runs)",
     )
 
 
 def add_terminal_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command has."""
+    """Add --quiet and --debug, which every command has."""
     group = parser.add_argument_group("terminal")
     group.add_argument(
-        "--quiet", action="store_true", help="stderr: warnings and errors alone, no progress"
+        "--quiet", action="store_true", help="only warnings and errors on stderr, no progress"
     )
     group.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> int:
-    """Do the work and return its exit code.
+    """Run a command and return its exit code; print an error as lines on stderr.
 
     Args:
-        body: raises `FmnistError`, `OSError` or `signals.StoppedError` when it cannot go on.
+        body: the command; raises `FmnistError`, `OSError` or `signals.StoppedError` to end early.
         flags: with those of `add_terminal_flags`.
 
     Returns:
-        0; 74 for an input/output error, or output that nobody reads any more; 130 after Ctrl-C,
-        143 after SIGTERM; the error's own code; 1 for an error of the program.
+        0; the exit code of an `FmnistError`; 74 for an input/output error, or if the reader of
+        stdout went away before the end; 130 after Ctrl-C, 143 after SIGTERM; 1 for a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name no terminal can show is no error
+            stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
     terminal.set_quiet(flags.quiet)
     is_done = False
     try:
@@ -66,35 +66,30 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain once more at its end.
+        # Otherwise Python would print one more error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0 if is_done else 74
-    except signals.StoppedError as stopped:
-        return _stop(str(stopped), stopped.exit_code)
-    except Exception as error:
-        if flags.debug:
+    except (Exception, signals.StoppedError) as error:
+        if flags.debug and not isinstance(error, signals.StoppedError):
             traceback.print_exc()
-        return _stop(*_describe(error))
+        lines, exit_code = _describe(error)
+        for line in lines:
+            print(printable(line, _MAX_LINE), file=sys.stderr, flush=True)
+        return exit_code
 
 
-def _describe(error: Exception) -> tuple[str, int]:
-    """Return the message and the exit code of an error."""
-    if isinstance(error, FmnistError):
-        return str(error), error.exit_code
+def _describe(error: BaseException) -> tuple[list[str], int]:
+    """Return the lines of an error's message, and its exit code."""
+    if isinstance(error, (FmnistError, signals.StoppedError)):
+        return [str(line) for line in error.args], error.exit_code
     if isinstance(error, OSError):
-        where = f"{printable(str(error.filename), 200)}: " if error.filename else ""
-        return f"input/output error: {where}{error.strerror or error}", 74
-    # Raised in the middle of a library's own work, a stop can come out as that library's error.
-    before = error.__context__
-    while before is not None:
-        if isinstance(before, signals.StoppedError):
-            return str(before), before.exit_code
-        before = before.__context__
+        where = f"{error.filename}: " if error.filename else ""
+        return [f"input/output error: {where}{error.strerror or error}"], 74
+    # A stop that is raised within a library can come out as an error of that library.
+    cause = error.__context__
+    while cause is not None:
+        if isinstance(cause, signals.StoppedError):
+            return _describe(cause)
+        cause = cause.__context__
     reason = printable(" ".join(str(error).split()), 300)
-    return f"internal error: {type(error).__name__}: {reason}. See it with --debug", 1
-
-
-def _stop(message: str, exit_code: int) -> int:
-    for line in message.splitlines():
-        print(printable(line, _LONGEST_LINE), file=sys.stderr, flush=True)
-    return exit_code
+    return [f"internal error: {type(error).__name__}: {reason}. See it with --debug"], 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,7 @@ def prepare_network(
     with clock.stage("model"):
         network = build_network(config, dataset, parent, cache_dir / "downloads")
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
-    config = replace(
-        config,
+    config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
         data="sample" if dataset.kind == "sample" else config.data,
         image_size=network.image_size,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.settings.config import RunConfig, complete_config
+from fmnist_tf.settings.complete import complete_config
+from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Settings:
     @property
     def seed(self) -> int:
         """The seed that `complete` gives: of the flags, the recipe or the parent."""
-        inherited = self.parent.config.seed if self.parent else RunConfig.seed
+        inherited = self.parent.config.seed if self.parent else RunConfig().seed
         return int({"seed": inherited, **self.recipe, **self.given}["seed"])
 
     def complete(self, **overrides: Any) -> tuple[RunConfig, list[str]]:
@@ -68,8 +68,7 @@ def read_settings(flags: argparse.Namespace, *, default_parent: str | None = Non
     Raises:
         UsageError: the recipe or the run to continue is invalid.
     """
-    names = {setting.name for setting in dataclasses.fields(RunConfig)}
-    given = {name: value for name, value in vars(flags).items() if name in names}
+    given = {name: value for name, value in vars(flags).items() if name in RunConfig.model_fields}
     recipe, source = {}, ""
     if flags.recipe is not None:
         read = read_recipe(flags.recipe)

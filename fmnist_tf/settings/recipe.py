@@ -1,18 +1,14 @@
 """Settings from a file: a recipe of this package, a file of one's own, or a run's config.json.
 
-In: a recipe's name or a path. Out: a `Recipe`, its keys and types checked, which gives the settings
-of a phase; and a table of the recipes there are. This module must not know flags, runs or data.
-
 A file is TOML, or JSON if its name ends in .json. Either all its keys are settings, as in a run's
-config.json, or it is in sections: [settings] for all phases, [frozen], [finetune] and [scratch] for
-one, and [about] for people. A section named after a phase has the last word.
+config.json, or it has sections: [settings] for all phases, [frozen], [finetune] and [scratch] for
+one, and [about] for people. A phase's own section overrides [settings].
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -26,21 +22,20 @@ from fmnist_tf.settings.config import PHASES, check_names, check_settings, sugge
 FOLDER = Path(__file__).with_name("recipes")
 ABOUT = ("what", "source", "published", "ours")
 SECTIONS = ("about", "settings", *PHASES)
-NOT_MEASURED = "not measured yet"
-_MOST_BYTES = 65_536
+_MAX_BYTES = 65_536
 _COLUMNS = {"recipe": 13, "phases": 16, "published": 21, "ours": 24}  # with gaps, 80 wide
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Checked settings, and what they are.
+    """Checked settings of a file.
 
     Attributes:
         name: what messages call it.
         about: some of `ABOUT`, as text.
         shared: settings of every phase.
-        phases: phase -> its own settings, in the order of `PHASES`; empty: one phase, which
-            `shared` may name.
+        phases: phase -> its own settings, in the order of `PHASES`; empty if the file has no
+            sections of phases; then `shared` may name the phase.
     """
 
     name: str
@@ -52,7 +47,7 @@ class Recipe:
         """Return the settings of a phase; None: of the first.
 
         Raises:
-            UsageError: the recipe has other phases alone.
+            UsageError: the recipe has no such phase.
         """
         if not self.phases:
             return dict(self.shared)
@@ -71,34 +66,29 @@ def read_recipe(name: str) -> Recipe:
     """Read the recipe called `name`, else the file at the path `name`.
 
     Raises:
-        UsageError: there is neither; the file is none, too large, not UTF-8, not TOML or JSON; a
-            section or setting is unknown; a value is of another type.
+        UsageError: there is neither; the file is too large, not UTF-8, not TOML or JSON; a section
+            or setting is unknown; a value is of another type or out of range.
     """
-    if name in (names := list_names()):
+    names, path, flag = list_names(), Path(name), f"--recipe {name}"
+    if name in names:
         return _parse((FOLDER / f"{name}.toml").read_bytes(), f"recipe {name}", is_json=False)
-    path, where = Path(name), printable(name, 200)
     try:
+        if not path.exists():
+            hint = suggest(name, names)
+            raise UsageError(f"{flag}: no recipe and no file has this name; {hint}")
         if path.is_dir():
             config = path / "config.json"
-            hint = (
-                f"; its settings are in {printable(str(config), 200)}" if config.is_file() else ""
-            )
-            raise UsageError(f"--recipe {where}: expected a file, found a folder{hint}")
-        if not path.exists():
-            raise UsageError(
-                f"--recipe {where}: no recipe and no file has this name; {suggest(name, names)}"
-            )
+            hint = f"; its settings are in {config}" if config.is_file() else ""
+            raise UsageError(f"{flag}: expected a file, found a folder{hint}")
         if not path.is_file():  # a pipe or a device might never end
-            raise UsageError(f"--recipe {where}: expected a file, found something else")
+            raise UsageError(f"{flag}: expected a file, found something else")
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"--recipe {where}: {error.strerror}") from error
-    if len(data) > _MOST_BYTES:
-        raise UsageError(
-            f"--recipe {where}: expected settings, found a file of more than {_MOST_BYTES:,} bytes"
-        )
-    return _parse(data, where, is_json=path.suffix == ".json")
+        raise UsageError(f"--recipe {printable(name, 200)}: {error.strerror}") from error
+    if len(data) > _MAX_BYTES:
+        raise UsageError(f"{flag}: expected settings, found a file of over {_MAX_BYTES:,} bytes")
+    return _parse(data, name, is_json=path.suffix == ".json")
 
 
 def describe_recipes() -> str:
@@ -107,8 +97,8 @@ def describe_recipes() -> str:
     for name in list_names():
         recipe = read_recipe(name)
         about = recipe.about
-        cells = [name, ", ".join(recipe.phases), about["published"], about.get("ours", "")]
-        lines += _align([cell or NOT_MEASURED for cell in cells])
+        ours = about.get("ours", "not measured yet")
+        lines += _align([name, ", ".join(recipe.phases), about["published"], ours])
         for text in (about["what"], f"from: {about['source']}"):
             lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
     lines += ["", "Run one:  python -m fmnist_tf.train --recipe NAME [--phase PHASE]"]
@@ -127,46 +117,27 @@ def _align(cells: list[str]) -> list[str]:
 def _parse(data: bytes, where: str, *, is_json: bool) -> Recipe:
     try:
         text = data.decode("utf-8-sig")
-        return _check(json.loads(text) if is_json else tomllib.loads(text), where)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        found = f"byte 0x{data[error.start]:02x}, which is not UTF-8"
-        raise UsageError(f"{where}:{line}:{column}: {found}; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        place = f"{where}:{error.lineno}:{error.colno}"
-        raise UsageError(f"{place}: {error.msg}; expected JSON") from error
-    except tomllib.TOMLDecodeError as error:
-        reason, line, column = _place(str(error), text)
-        raise UsageError(
-            f"{where}:{line}:{column}: {printable(reason, 200)}; expected TOML"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
-        raise UsageError(
-            f"{where}: expected settings, found: {printable(str(error), 200)}"
-        ) from error
-
-
-def _place(message: str, text: str) -> tuple[str, int, int]:
-    """Return the reason, line and column that tomllib's message tells, 1-based."""
-    if found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL):
-        return found[1], int(found[2]), int(found[3])
-    lines = text.split("\n")
-    return message.removesuffix(" (at end of document)"), len(lines), len(lines[-1]) + 1
-
-
-def _check(content: Any, where: str) -> Recipe:
+        content = json.loads(text) if is_json else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, syntax, 5,000 digits, 1,000 brackets
+        form = "JSON" if is_json else "TOML"
+        found = printable(str(error), 200)  # with line and column
+        raise UsageError(f"{where}: expected {form} in UTF-8, found: {found}") from error
     if not isinstance(content, dict):
         found = type(content).__name__
         raise UsageError(f"{where}: expected an object of settings, found a {found}")
+    return _check(content, where)
+
+
+def _check(content: dict[str, Any], where: str) -> Recipe:
     if not any(isinstance(value, dict) for value in content.values()):
         content = {"settings": content}
     check_names([k for k, v in content.items() if isinstance(v, dict)], SECTIONS, "section", where)
-    if outside := [name for name, value in content.items() if not isinstance(value, dict)]:
-        raise UsageError(
-            f"{printable(outside[0])} in {where} stands in no section; expected it under "
-            f"[settings], or under {', '.join(f'[{phase}]' for phase in PHASES)} for one phase"
-        )
+    for name, value in content.items():
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"{printable(name)} in {where} is in no section; expected it under [settings], or "
+                f"under {', '.join(f'[{phase}]' for phase in PHASES)} for one phase"
+            )
     about = content.get("about", {})
     check_names(about, ABOUT, "key of [about]", where)
     for key, value in about.items():
@@ -178,10 +149,7 @@ def _check(content: Any, where: str) -> Recipe:
         if phase in content
     }
     shared = check_settings(content.get("settings", {}), where)
-    for said in (*phases.values(), shared if phases else {}):
-        if "phase" in said:
-            raise UsageError(
-                f"phase in {where} is {said['phase']!r}; expected none, for the sections "
-                f"{', '.join(f'[{phase}]' for phase in phases)} tell it"
-            )
+    if any("phase" in settings for settings in (*phases.values(), shared if phases else {})):
+        sections = ", ".join(f"[{phase}]" for phase in phases)
+        raise UsageError(f"phase in {where} is set; expected none, as {sections} names it")
     return Recipe(where, about, shared, phases)

@@ -1,8 +1,4 @@
-"""The processor, as the system describes it.
-
-In: nothing. Out: its features, and which CPUs this process may use. This module must not know what
-they decide.
-"""
+"""The processor, as the operating system describes it."""
 
 from __future__ import annotations
 
@@ -13,12 +9,12 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def read_cpuinfo() -> str:
-    """Return the system's description of the processor; empty where there is none (not Linux)."""
+    """Return /proc/cpuinfo; empty on systems that are not Linux."""
     return CPUINFO.read_text() if CPUINFO.is_file() else ""
 
 
 def read_cpu_features() -> set[str]:
-    """Return the words of that description, among them its features, e.g. `avx2`, `amx_bf16`."""
+    """Return the words of /proc/cpuinfo, among them features such as `avx2` and `amx_bf16`."""
     return set(read_cpuinfo().split())
 
 

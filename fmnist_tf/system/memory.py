@@ -1,9 +1,7 @@
-"""What this process holds in memory.
+"""The memory of this process: its peaks, and giving freed memory back.
 
-In: nothing. Out: the peaks of its resident memory and of its anonymous memory, which no file
-backs, and memory given back to the system. Pages of mapped files count as resident too, but the
-system takes those back whenever somebody needs the room; anonymous memory is what can run out.
-This module must not know what the memory is used for.
+Resident memory includes pages of mapped files, which the system takes back when it needs room.
+Anonymous memory, which no file backs, is what can run out.
 """
 
 from __future__ import annotations
@@ -19,40 +17,40 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_SECONDS_BETWEEN_LOOKS = 0.1
+_INTERVAL_SECONDS = 0.1
 
 
 class MemoryWatch:
-    """Looks at the anonymous memory ten times a second, from now to the process' end.
+    """Samples the anonymous memory ten times a second until the process ends.
 
     Attributes:
-        peak_anonymous_bytes: the largest seen; None where the system does not tell (not Linux).
+        peak_anonymous_bytes: the maximum so far; None on systems that are not Linux.
     """
 
     def __init__(self) -> None:
         self.peak_anonymous_bytes = _anonymous_bytes()
         if self.peak_anonymous_bytes is not None:
-            threading.Thread(target=self._look, daemon=True).start()
+            threading.Thread(target=self._sample, daemon=True).start()
 
     def restart(self) -> None:
-        """Forget the peaks so far, that of the resident memory too where the system lets us."""
+        """Forget the peaks so far, that of the resident memory too where the system allows it."""
         if self.peak_anonymous_bytes is not None:
             with contextlib.suppress(OSError):
                 _CLEAR_REFS.write_text("5")  # proc(5)
             self.peak_anonymous_bytes = _anonymous_bytes()
 
-    def _look(self) -> None:
-        # An event that nobody sets sleeps as well, and is not delayed by the interpreter's end.
+    def _sample(self) -> None:
+        # Unlike time.sleep, waiting for an event does not delay the interpreter's exit.
         pause = threading.Event()
-        while not pause.wait(_SECONDS_BETWEEN_LOOKS):
+        while not pause.wait(_INTERVAL_SECONDS):
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes or 0, _anonymous_bytes() or 0)
 
 
 def peak_memory_bytes() -> int:
-    """Return this process' largest resident size so far; mapped files count while resident."""
+    """Return the peak resident memory of this process; mapped files count while resident."""
     peak = _read_status("VmHWM")
     if peak is None:
-        # It can be the parent's: Linux carries it over from before the program was loaded.
+        # Fallback only: on Linux this value can be that of the process which started this one.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak
@@ -63,7 +61,7 @@ def _anonymous_bytes() -> int | None:
 
 
 def _read_status(field: str) -> int | None:
-    """Return a size in bytes from proc(5)'s status, or None where the system does not tell."""
+    """Return a size in bytes from /proc/self/status; None on systems that are not Linux."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -74,9 +72,8 @@ def _read_status(field: str) -> int | None:
 def release_memory() -> None:
     """Give freed memory back to the system.
 
-    TensorFlow's graphs are freed by the cycle collector alone, and glibc keeps what lies freed
-    below a block in use: after the frozen part of ResNet50 at 224 pixels that is over a gigabyte
-    (runs/LOG.md).
+    Only the cycle collector frees TensorFlow's graphs, and glibc keeps freed memory that lies below
+    a block in use: over a gigabyte after caching ResNet50's features at 224 pixels (runs/LOG.md).
     """
     gc.collect()
     if sys.platform == "linux":

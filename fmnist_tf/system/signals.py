@@ -1,8 +1,7 @@
-"""Ctrl-C and SIGTERM -> one exception that cannot get lost.
+"""Ctrl-C and SIGTERM become one exception that cannot get lost.
 
-In: signals. Out: `StoppedError`, raised at once and, because Python drops what is raised inside
-callbacks and destructors, again at the next `check`. A second signal ends the process as if
-nobody listened. This module must not know what is being stopped.
+Python drops exceptions that are raised inside callbacks and destructors, so `StoppedError` is
+raised at once, and again at the next `check`. A second signal ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _pending: list[StoppedError] = []
 
 
 class StoppedError(BaseException):
-    """Somebody stopped the program; like KeyboardInterrupt, no error of the program.
+    """A signal stopped the program; like KeyboardInterrupt, this is no `Exception`.
 
     Attributes:
         exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells count.
@@ -32,8 +31,7 @@ class StoppedError(BaseException):
 def listening() -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM inside into a `StoppedError`.
 
-    Afterwards signals do what they did before: a notebook that ran a command can still be
-    interrupted.
+    Afterwards the previous handlers are back, so that a notebook can still be interrupted.
     """
     _pending.clear()
     before = {number: signal.signal(number, _stop) for number in _NAMES}
@@ -42,11 +40,11 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _pending.clear()  # what was raised and not checked for is over
+        _pending.clear()
 
 
 def check() -> None:
-    """Raise what a signal left behind; long loops call this at every turn."""
+    """Raise the `StoppedError` of a signal so far; long loops call this in every iteration."""
     if _pending:
         raise _pending.pop()
 

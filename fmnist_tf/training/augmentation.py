@@ -15,7 +15,7 @@ from collections.abc import Collection
 import tensorflow as tf
 
 from fmnist_tf.model.preprocessing import N_PIXELS, SOURCE_SIDE
-from fmnist_tf.settings.config import DRAWN_AUGMENTATIONS
+from fmnist_tf.settings.config import RANDOM_AUGMENTATIONS
 
 # Pixels an image is moved by at most, each way: Zhong et al. 2020 pad Fashion-MNIST by 4 and crop.
 SHIFT = 4
@@ -35,7 +35,7 @@ def augment(
     kinds: Collection[str],
     background: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the batch with each kind of change applied, in the order of `DRAWN_AUGMENTATIONS`.
+    """Return the batch with each kind of change applied, in the order of `RANDOM_AUGMENTATIONS`.
 
     A flip has two outcomes only and is a view of the source instead; see `batches.StackedRows`.
 
@@ -56,12 +56,12 @@ def augment(
         pixels: (B, 784) uint8.
         targets: (B, K) float32, rows that sum to 1; soft after mixup, else as they were.
         seed: (2,) int32, of this batch.
-        kinds: some of `DRAWN_AUGMENTATIONS`; none leaves everything as it is.
+        kinds: some of `RANDOM_AUGMENTATIONS`; none leaves everything as it is.
         background: 0..255, the grey beyond an image's border.
     """
     images = tf.reshape(pixels, (-1, SOURCE_SIDE, SOURCE_SIDE))
     seeds = {
-        kind: tf.random.fold_in(seed, number) for number, kind in enumerate(DRAWN_AUGMENTATIONS)
+        kind: tf.random.fold_in(seed, number) for number, kind in enumerate(RANDOM_AUGMENTATIONS)
     }
     if "shift-crop" in kinds:
         images = _shift(images, seeds["shift-crop"], background)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from fmnist_tf.model.preprocessing import SOURCE_SIDE as SIDE
-from fmnist_tf.settings.config import DRAWN_AUGMENTATIONS as KINDS
+from fmnist_tf.settings.config import RANDOM_AUGMENTATIONS as KINDS
 from fmnist_tf.training.augmentation import MIXUP_ALPHA, SHIFT, augment
 
 B = 4000

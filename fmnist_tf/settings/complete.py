@@ -1,0 +1,113 @@
+"""Fill what a person did not set: from the recipe first, then the parent run, then the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fmnist_tf.errors import UsageError
+from fmnist_tf.settings.config import (
+    DEFAULTS,
+    FROZEN_GAP_RATE,
+    RunConfig,
+    SettingError,
+    flag_of,
+    show_value,
+)
+
+# A finetune run continues its parent's network on its parent's split. Other values would mean
+# training on the parent's validation rows or throwing the parent's head away.
+FIXED_BY_PARENT = ("val_fraction", "limit", "backbone", "weights", "image_size", "head", "units")
+INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "label_column", "seed", "dropout")
+
+
+def complete_config(
+    given: Mapping[str, Any],
+    parent: RunConfig | None = None,
+    parent_name: str | None = None,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    recipe_name: str = "",
+) -> tuple[RunConfig, list[str]]:
+    """Return the complete configuration of a run, and where its values are from.
+
+    Args:
+        given: the settings that the person set by flags, and no others.
+        parent: the frozen run that a finetune run continues.
+        parent_name: the name of that run, which the result keeps.
+        recipe: the settings of a recipe, from `check_settings`.
+        recipe_name: the recipe, as messages call it.
+
+    Returns:
+        The configuration, and one line for each value that is inherited, overridden, or set by the
+        recipe to something else than the default. With `lr_finder` the learning rate may be None.
+
+    Raises:
+        UsageError: a value is out of range, or contradicts another or the parent.
+    """
+    recipe = dict(recipe or {})
+    both = recipe | dict(given)
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+    phase = both.get("phase", "frozen")
+    by_phase = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
+    if phase == "frozen" and both.get("head") == "gap":
+        by_phase["learning_rate"] = FROZEN_GAP_RATE
+    if both.get("lr_finder"):
+        del by_phase["learning_rate"]
+    defaults |= by_phase
+    seed = recipe.get("seed", defaults["seed"])
+    if parent is not None or given.get("seed", seed) != seed or recipe.get("split_seed") == seed:
+        recipe.pop("split_seed", None)  # the parent's or the seed counts instead
+    recipe_parent = recipe.pop("parent", None)
+    layers = [("", given), (recipe_name, recipe)]
+    if parent is not None:
+        inherited = {name: getattr(parent, name) for name in INHERITED}
+        layers.append((str(parent_name), inherited))
+
+    values: dict[str, Any] = {}
+    lines: list[str] = []
+    for name, default in defaults.items():
+        found = [(where, layer[name]) for where, layer in layers if name in layer]
+        if not found:
+            continue
+        (where, value), *overridden = found
+        values[name] = value
+        if parent is not None and name in FIXED_BY_PARENT and value != inherited[name]:
+            raise _contradiction(name, value, where, inherited[name], parent_name)
+        notes = [f"overrides {show_value(v)} of {w}" for w, v in overridden if v != value][:1]
+        if name not in both:
+            notes = [f"inherited from {where}"]
+        elif name not in given and (notes or value != default):
+            notes = [f"from {where}", *notes]
+        if notes:
+            lines.append(f"{name} = {show_value(value)}  ({', '.join(notes)})")
+    values["parent"] = recipe_parent if parent is None else parent_name
+    if parent is not None:
+        values["split_seed"] = parent.split_seed
+    values = by_phase | {name: value for name, value in values.items() if value is not None}
+    values.setdefault("split_seed", values.get("seed", 0))
+    try:
+        return RunConfig(**values), lines
+    except SettingError as error:
+        if error.name in given or error.name not in {*recipe, "parent"}:
+            raise
+        raise error.in_file(recipe_name) from error
+
+
+def _contradiction(
+    name: str, value: Any, where: str, expected: Any, parent_name: str | None
+) -> UsageError:
+    flag, shown = flag_of(name), show_value(expected)
+    reason = (
+        f"{shown}, which {parent_name} was trained with; finetune continues that network on that "
+        "split"
+    )
+    if not where:
+        hint = f"Leave {flag} out, or train a new frozen run with it first"
+        return SettingError(name, value, f"{reason}. {hint}")
+    hint = (
+        f"Name another run with --from, override it with {flag} {shown}, or train a new frozen run "
+        "with this first"
+    )
+    return SettingError(name, value, f"{reason}. {hint}").in_file(where)

@@ -1,0 +1,100 @@
+"""Command-line flags, made from the settings of `RunConfig`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from fmnist_tf.settings.config import (
+    DEFAULTS,
+    FROZEN_GAP_RATE,
+    RunConfig,
+    check_value,
+    flag_of,
+    flag_text,
+    value_type,
+)
+
+_METAVARS = {int: "N", float: "X", str: "PATH"}
+_BOOLEANS = {"true": True, "false": False}
+
+
+def setting_names() -> tuple[str, ...]:
+    """Return the settings that have a flag, in the order of --help."""
+    return tuple(name for name, field in RunConfig.model_fields.items() if field.description)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each setting, in groups; a flag that is not given is absent from the result.
+
+    `none` is read as None where a setting can be None: it clears what a recipe sets.
+    """
+    groups: dict[str, Any] = {}
+    for name in setting_names():
+        extra: Any = RunConfig.model_fields[name].json_schema_extra
+        if extra["group"] not in groups:
+            groups[extra["group"]] = parser.add_argument_group(extra["group"])
+        kind = value_type(name).kind
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(name)}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["type"] = _reader(name)
+            options["metavar"] = extra["metavar"] or _METAVARS[kind]
+        groups[extra["group"]].add_argument(flag_of(name), **options)
+
+
+def read_value(name: str, text: str) -> Any:
+    """Return the value that `text` stands for, as the setting's flag reads it.
+
+    Booleans are `true` and `false`, lists have commas, `none` is None or an empty list.
+
+    Raises:
+        SettingError: the value is of another type, or out of range by itself.
+    """
+    try:
+        value = _BOOLEANS[text] if value_type(name).kind is bool else _reader(name)(text)
+    except (KeyError, ValueError):
+        value = text  # which is refused with the right words
+    return check_value(name, value)
+
+
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return settings as the words of a command line that `add_flags` reads back."""
+    words = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(flag_of(name if value else f"no_{name}"))
+        else:
+            words.append(f"{flag_of(name)}={flag_text(value)}")
+    return words
+
+
+def _reader(name: str) -> Callable[[str], Any]:
+    kind, is_optional, _ = value_type(name)
+    convert = kind if kind in _METAVARS else str if get_origin(kind) is Literal else _read_list
+
+    def read(text: str) -> Any:
+        return None if is_optional and text == "none" else convert(text)
+
+    read.__name__ = convert.__name__  # argparse names it when it refuses a value
+    return read
+
+
+def _read_list(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(filter(None, text.split(",")))
+
+
+def _help(name: str) -> str:
+    field = RunConfig.model_fields[name]
+    by_phase = {phase: getattr(value, name, None) for phase, value in DEFAULTS.items()}
+    if None not in by_phase.values():
+        shown = ", ".join(f"{phase} {value:g}" for phase, value in by_phase.items())
+        gap = f"; frozen with --head gap {FROZEN_GAP_RATE:g}" * (name == "learning_rate")
+        return f"{field.description} (default: {shown}{gap})"
+    if field.default is None or field.default is False or field.default == ():
+        return str(field.description)
+    return f"{field.description} (default: {field.default})"
