@@ -148,7 +148,7 @@ BAD = {
     "epochs = 3\nepochs = 4\n": "{}: expected TOML in UTF-8, found: Cannot overwrite a value (at l",
     b"# 1\nhead = '\xff'": "{}: expected TOML in UTF-8, found: ",
     b"#" * 65_537: "--recipe {}: expected settings, found a file of over 65,536 bytes",
-    '{"epochs": 3,\n "units" 4}': "{}: expected JSON in UTF-8, found: Expecting ':' delimiter: line",
+    '{"epochs": 3,\n "units" 4}': "{}: expected JSON in UTF-8, found: Expecting ':' delimiter",
     '{"epochs": 3}]': "{}: expected JSON in UTF-8, found: Extra data",
     '{"seed": null}': "seed in {} is None; expected a whole number",
     '{"epochs": []}': "epochs in {} is []; expected a whole number",
