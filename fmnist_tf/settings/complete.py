@@ -48,14 +48,8 @@ def complete_config(
     """
     recipe = dict(recipe or {})
     both = recipe | dict(given)
-    defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
-    phase = both.get("phase", "frozen")
-    by_phase = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
-    if phase == "frozen" and both.get("head") == "gap":
-        by_phase["learning_rate"] = FROZEN_GAP_RATE
-    if both.get("lr_finder"):
-        del by_phase["learning_rate"]
-    defaults |= by_phase
+    by_phase = _phase_defaults(both)
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()} | by_phase
     seed = recipe.get("seed", defaults["seed"])
     if parent is not None or given.get("seed", seed) != seed or recipe.get("split_seed") == seed:
         recipe.pop("split_seed", None)  # the parent's or the seed counts instead
@@ -93,6 +87,16 @@ def complete_config(
         if error.name in given or error.name not in {*recipe, "parent"}:
             raise
         raise error.in_file(recipe_name) from error
+
+
+def _phase_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    phase = settings.get("phase", "frozen")
+    values = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
+    if phase == "frozen" and settings.get("head") == "gap":
+        values["learning_rate"] = FROZEN_GAP_RATE
+    if settings.get("lr_finder"):
+        values.pop("learning_rate", None)  # the learning rate finder suggests one
+    return values
 
 
 def _contradiction(

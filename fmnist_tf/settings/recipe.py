@@ -117,18 +117,17 @@ def _align(cells: list[str]) -> list[str]:
 def _parse(data: bytes, where: str, *, is_json: bool) -> Recipe:
     try:
         text = data.decode("utf-8-sig")
-        content = json.loads(text) if is_json else tomllib.loads(text)
+        return _check(json.loads(text) if is_json else tomllib.loads(text), where)
     except (ValueError, RecursionError) as error:  # not UTF-8, syntax, 5,000 digits, 1,000 brackets
         form = "JSON" if is_json else "TOML"
         found = printable(str(error), 200)  # with line and column
         raise UsageError(f"{where}: expected {form} in UTF-8, found: {found}") from error
+
+
+def _check(content: Any, where: str) -> Recipe:
     if not isinstance(content, dict):
         found = type(content).__name__
         raise UsageError(f"{where}: expected an object of settings, found a {found}")
-    return _check(content, where)
-
-
-def _check(content: dict[str, Any], where: str) -> Recipe:
     if not any(isinstance(value, dict) for value in content.values()):
         content = {"settings": content}
     check_names([k for k, v in content.items() if isinstance(v, dict)], SECTIONS, "section", where)

@@ -1,4 +1,4 @@
-"""What every command does with errors, signals and its streams."""
+"""What every command does with errors, signals and its output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_tf.cli import terminal
 from fmnist_tf.cli.command import add_terminal_flags, run_command
-from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.errors import DataError, Problem, RunExistsError, UsageError
 from fmnist_tf.system import signals
 
 
@@ -23,25 +23,36 @@ def flags(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+PROBLEM = Problem("E012", "a\nb.csv", 3, 2, "pixel1\x07" + "x" * 99, "'x'", "0 to 255", "look")
+
+
 @pytest.fixture(autouse=True)
 def restored():
     yield
     terminal.set_quiet(False)
 
 
+def test_a_problem_is_one_escaped_line_with_its_place() -> None:
+    shown = str(PROBLEM)
+    assert shown.startswith("error[E012] a\\nb.csv:3:2 (pixel1\\x07xxx")
+    assert shown.endswith("...): 'x'; expected 0 to 255. hint: look")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (UsageError("expected a, found b"), 2, "expected a, found b"),
+        (UsageError("expected a, found b\x1b[31m\n\u202e"), 2,
+         "expected a, found b\\x1b[31m\\n\\u202e"),
+        (UsageError("one", "two\r", "x" * 9000), 2, f"one\ntwo\\r\n{'x' * 3997}..."),
         (RunExistsError("exists"), 3, "exists"),
+        (DataError([PROBLEM], total=5), 2, f"{PROBLEM}\n... and 4 more"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a\nb"), 74,
          "input/output error: a\\nb: No space left on device"),
-        (OSError("no number"), 74, "input/output error: no number"),
         (signals.StoppedError(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (KeyError("x"), 1, "internal error: KeyError: 'x'. See it with --debug"),
     ],
 )  # fmt: skip
-def test_an_error_is_one_line_and_a_code(error, code, message, capsys) -> None:
+def test_an_error_is_a_code_and_escaped_lines(error, code, message, capsys) -> None:
     def body(_: argparse.Namespace) -> None:
         raise error
 
@@ -49,16 +60,17 @@ def test_an_error_is_one_line_and_a_code(error, code, message, capsys) -> None:
     assert capsys.readouterr().err == message + "\n"
 
 
-def test_debug_shows_the_traceback(capsys) -> None:
+@pytest.mark.parametrize("words", [(), ("--debug",)])
+def test_only_debug_shows_the_traceback(words: tuple[str, ...], capsys) -> None:
     def body(_: argparse.Namespace) -> None:
         raise UsageError("bad")
 
-    assert run_command(body, flags("--debug")) == 2
-    assert "Traceback" in capsys.readouterr().err
+    assert run_command(body, flags(*words)) == 2
+    assert ("Traceback" in capsys.readouterr().err) == bool(words)
 
 
 @pytest.mark.parametrize(("is_done", "code"), [(True, 0), (False, 74)])
-def test_work_that_nobody_listens_to_is_done_only_when_it_is(is_done: bool, code: int) -> None:
+def test_a_closed_stdout_is_an_error_only_before_the_end(is_done: bool, code: int) -> None:
     script = (
         "import argparse, os, sys\n"
         "from fmnist_tf.cli.command import add_terminal_flags, run_command\n"
@@ -86,15 +98,15 @@ def test_work_that_nobody_listens_to_is_done_only_when_it_is(is_done: bool, code
 
 def test_quiet_leaves_warnings_and_results(capsys) -> None:
     def body(_: argparse.Namespace) -> None:
-        terminal.say("on the way")
-        terminal.warn("beware")
+        terminal.say("on the\nway")
+        terminal.warn("beware\x1b\n|")
         print("the result")
 
     assert run_command(body, flags("--quiet")) == 0
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("the result\n", "beware\n")
+    assert (printed.out, printed.err) == ("the result\n", "beware\\x1b\n|\n")
     assert run_command(body, flags()) == 0
-    assert capsys.readouterr().err == "on the way\nbeware\n"
+    assert capsys.readouterr().err == "on the\\nway\nbeware\\x1b\n|\n"
 
 
 def test_a_signal_stops_the_work(capsys) -> None:
@@ -105,7 +117,7 @@ def test_a_signal_stops_the_work(capsys) -> None:
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
-def test_a_stop_that_a_library_answers_with_an_error_is_a_stop(capsys) -> None:
+def test_a_stop_that_a_library_turns_into_its_own_error_is_a_stop(capsys) -> None:
     def body(_: argparse.Namespace) -> None:
         try:
             try:

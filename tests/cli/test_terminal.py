@@ -12,17 +12,18 @@ from fmnist_tf.cli.terminal import BOX_WIDTH, boxed
 
 SCRIPT = """
 from fmnist_tf.cli.terminal import progress_bar, say
-with progress_bar("frozen part", "image") as show:
-    for done in range(0, 51, 10):
+import time
+with progress_bar("features", "image") as show:
+    for done in range(0, 51, 25):
         show(done, 50)
-        import time; time.sleep(0.15)
-        if done == 20:
+        time.sleep(0.15)  # tqdm draws ten times a second
+        if done == 25:
             say("a line between")
 """
 
 
 def test_box_has_straight_edges() -> None:
-    lines = boxed("word " * 40, "another paragraph").splitlines()
+    lines = boxed("word\x1b " * 40, "another paragraph").splitlines()
     assert {len(line) for line in lines} == {BOX_WIDTH}
     assert lines[0] == lines[-1] == "+" + "-" * (BOX_WIDTH - 2) + "+"
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines[1:-1])
@@ -49,7 +50,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
         shown += chunk
     assert process.wait() == 0
     text = shown.decode()
-    assert "frozen part:" in text
+    assert "features:" in text
     assert "/50" in text
     assert "image/s" in text
     assert "a line between" in text
