@@ -12,7 +12,8 @@ import numpy as np
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 
 NAMES = tuple(f"garment {letter}" for letter in "abcdefghij")
 HOSTILE = (

@@ -21,8 +21,9 @@ from fmnist_tf.data.splits import Splits
 from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import printable
 from fmnist_tf.pipeline.saved_run import SavedRun
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
 

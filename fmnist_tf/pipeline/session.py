@@ -34,7 +34,8 @@ from fmnist_tf.pipeline.saved_run import (
 from fmnist_tf.reporting.figures import write_lr_finder
 from fmnist_tf.reporting.tracking import Tracker, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import check_folder
 from fmnist_tf.system.memory import release_memory

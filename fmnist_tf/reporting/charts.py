@@ -31,7 +31,7 @@ from fmnist_tf.reporting.figures import (
     plot_curves,
 )
 from fmnist_tf.results.analysis import Calibration
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

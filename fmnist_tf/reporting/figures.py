@@ -24,7 +24,7 @@ import numpy as np
 
 from fmnist_tf.errors import printable
 from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mistakes
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

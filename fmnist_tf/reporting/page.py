@@ -25,8 +25,9 @@ from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.reporting import charts, sections
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import check_predictions
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import RANDOM, SAMPLE, find_caveats
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.files import replacing
 
 REPORT, ARRAYS = "report.html", "report.npz"

@@ -18,7 +18,7 @@ from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import printable
 from fmnist_tf.reporting import charts
 from fmnist_tf.results import analysis
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
 _ALL_CLASSES = 30  # up to so many classes, tables show every class
 _FEW_CLASSES = 20  # of more classes they show so many

@@ -27,7 +27,7 @@ import numpy as np
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.settings.config import WANDB_PROJECT
 
 MODES = ("auto", "online", "offline", "disabled")

@@ -81,7 +81,9 @@ def rank_confusions(confusion: np.ndarray, count: int = 10) -> list[ConfusedPair
     order = np.argsort(-counts, kind="stable")[:count]
     return [
         ConfusedPair(label, prediction, n, n / int(support[label]))
-        for (label, prediction), n in zip(cells[order].tolist(), counts[order].tolist(), strict=True)
+        for (label, prediction), n in zip(
+            cells[order].tolist(), counts[order].tolist(), strict=True
+        )
     ]
 
 
@@ -232,7 +234,10 @@ def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
 
 
 def _select_explained(
-    labels: np.ndarray, predictions: np.ndarray, by_confidence: np.ndarray, probabilities: np.ndarray
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    by_confidence: np.ndarray,
+    probabilities: np.ndarray,
 ) -> np.ndarray:
     """Return the most confident correct and the worst wrong prediction of each class, by class."""
     correct = by_confidence[(predictions == labels)[by_confidence]]
@@ -241,7 +246,9 @@ def _select_explained(
     present = np.unique(labels)
     shown = present[np.argsort(-n_mistakes[present], kind="stable")[:_EXPLAINED_CLASSES]]
     # np.unique gives the first of each class: the most confident, and the worst.
-    firsts = [group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)]
+    firsts = [
+        group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)
+    ]
     chosen = np.concatenate(firsts)
     chosen = chosen[np.isin(labels[chosen], shown)]
     return chosen[np.argsort(labels[chosen], kind="stable")]

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from fmnist_tf.reporting import figures
 from fmnist_tf.reporting.figures import write_confusion, write_curves, write_mistakes
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
 pytestmark = pytest.mark.filterwarnings("error")
 

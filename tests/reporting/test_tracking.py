@@ -16,7 +16,7 @@ import pytest
 
 from fmnist_tf.reporting.tracking import Tracker, choose_mode, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
 KEY = "canary" + "0123456789abcdef" * 2 + "xy"  # 40 characters, as W&B's keys
 ARGUMENT, REMOTE, VARIABLE = "canary-argument", "canary-remote", "canary-variable"
@@ -27,7 +27,7 @@ TRAIN = """
     import numpy as np
     from PIL import Image
     from fmnist_tf.results.evaluation import Evaluation
-    from fmnist_tf.results.rundir import HistoryRow
+    from fmnist_tf.results.history import HistoryRow
     from fmnist_tf.reporting.tracking import start_tracking
     run_dir = Path(sys.argv[1])
     hooks = sys.exit, sys.excepthook
