@@ -22,9 +22,11 @@ from fmnist_tf.errors import printable
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.run import Run, Trained, describe_run
 from fmnist_tf.pipeline.saved_run import MODEL
-from fmnist_tf.reporting import figures
+from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
+from fmnist_tf.reporting.plots import write_confusion, write_mistakes
+from fmnist_tf.reporting.style import Heading
 from fmnist_tf.reporting.tracking import Tracker
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
@@ -33,7 +35,6 @@ from fmnist_tf.system.files import file_digest
 if TYPE_CHECKING:
     import keras
 
-N_MISTAKES = 100
 N_AGREEMENT = 256
 LEAST_AGREEMENT = 0.97
 FIGURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -97,17 +98,13 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
             f"report.html was not made ({reason}); `python -m fmnist_tf.report "
             f"{directory.name_in(directory.runs_dir)}` tries again"
         )
-    tracker.log_results(
-        {"val": val, "test": evaluation},
-        class_names=names,
-        pixels=test.pixels,
-        labels=test.labels,
-        probabilities=probabilities,
-        mistakes=N_MISTAKES,
-        figures=[directory.file(name) for name in FIGURES],
+    tracker.log_evaluations({"val": val, "test": evaluation})
+    tracker.log_predictions(test.pixels, test.labels, probabilities, names)
+    tracker.log_figures([directory.file(name) for name in FIGURES])
+    tracker.log_model(
         # The page and the model card name paths and the machine; they stay in the run directory.
-        model_files=[directory.file(name) for name in (MODEL, "labels.json")],
-        model_facts={
+        [directory.file(name) for name in (MODEL, "labels.json")],
+        {
             "test_accuracy": evaluation.accuracy,
             "test_total": evaluation.total,
             "val_accuracy": val.accuracy,
@@ -117,7 +114,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
             "backbone": run.config.backbone,
             "weights": run.network.weights.kind,
             "weights_sha256": run.network.weights.sha256,
-            "classes": [printable(name) for name in names],
+            "classes": list(names),
             "sha256": file_digest(directory.file(MODEL)),
         },
     )
@@ -213,11 +210,11 @@ def _analyse(
         "test_lines": test.lines,
         "test_shown": test_shown,
         "test_pixels": test.pixels[test_shown],
-        "map_rows": map_rows,
-        "map_features": map_features,
-        "map_pixels": map_pixels,
-        "map_features_variance": features_variance,
-        "map_pixels_variance": pixels_variance,
+        "projection_rows": map_rows,
+        "projection_embeddings": map_features,
+        "projection_pixels": map_pixels,
+        "projection_embeddings_variance": features_variance,
+        "projection_pixels_variance": pixels_variance,
         "cam_rows": explained,
         "cam_maps": cams,
         "cam_cells": np.array(find_backbone(model).output_shape[1:3]),
@@ -230,17 +227,10 @@ def _write_figures(
 ) -> None:
     test, names = run.dataset.test, run.dataset.train.class_names
     before = run.parent.directory.read_history() if run.parent else []
+    heading = Heading(run.title, run.banner)
     with run.directory.writing("curves.png") as path:
-        figures.write_curves(
-            path,
-            [*before, *trained.history],
-            run.title,
-            chosen_epoch=trained.chosen_epoch,
-            banner=run.banner,
-        )
+        write_curves(path, heading, [*before, *trained.history], trained.chosen_epoch)
     with run.directory.writing("confusion.png") as path:
-        figures.write_confusion(path, evaluation, names, run.title, banner=run.banner)
+        write_confusion(path, heading, evaluation, names)
     with run.directory.writing("mistakes.png") as path:
-        figures.write_mistakes(
-            path, test.pixels, test.labels, probabilities, names, run.title, banner=run.banner
-        )
+        write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)

@@ -31,8 +31,9 @@ from fmnist_tf.pipeline.saved_run import (
     load_weights,
     read_saved_run,
 )
-from fmnist_tf.reporting.figures import write_lr_finder
-from fmnist_tf.reporting.tracking import Tracker, start_tracking
+from fmnist_tf.reporting.curves import write_lr_finder
+from fmnist_tf.reporting.style import Heading
+from fmnist_tf.reporting.tracking import TrackedRun, Tracker, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
@@ -253,12 +254,14 @@ def _tracked(run: Run) -> Iterator[Tracker]:
     tracker = start_tracking(
         run.wandb_mode,
         directory.path,
-        group=run.wandb_group,
-        job_type=config.phase,
-        name=directory.full_name,
-        config=_tracked_config(run),
-        warn=warn,
-        epochs_before=run.parent.directory.read_history()[-1].epoch if run.parent else 0,
+        TrackedRun(
+            name=directory.full_name,
+            group=run.wandb_group,
+            job_type=config.phase,
+            config=_tracked_config(run),
+            epochs_before=run.parent.directory.read_history()[-1].epoch if run.parent else 0,
+        ),
+        warn,
     )
     finished = False
     try:
@@ -400,9 +403,8 @@ def _use_suggestion(
     run.directory.write_text("lr_finder.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
     if losses:
         with run.directory.writing("lr_finder.png") as path:
-            write_lr_finder(
-                path, rates, losses, smoothed, suggestion.rate, run.title, banner=run.banner
-            )
+            heading = Heading(run.title, run.banner)
+            write_lr_finder(path, heading, rates, losses, smoothed, suggestion.rate)
     if suggestion.rate is None:
         found = (
             f"range test: the loss fell at none of the rates from {rates[0]:g} to "

@@ -214,7 +214,7 @@ class RunDir:
             labels: (N,) integers 0..K-1, the true labels.
             probabilities: (N, K) floats.
         """
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "labels": np.asarray(labels, np.int64),
             "probabilities": np.asarray(probabilities, np.float32),
         }
