@@ -88,7 +88,7 @@ def test_open_finds_a_run_or_lists_the_others(run):
         RunDir.open(run.path)
     run.write_json("config.json", {})
     assert RunDir.open(run.path) == run
-    with pytest.raises(UsageError, match=": one$"):
+    with pytest.raises(UsageError, match=r": one$"):
         RunDir.open(run.path.with_name("two"))
 
 
