@@ -1,8 +1,4 @@
-"""`python -m fmnist_tf.report`: finished runs, or a data set, -> tables and an HTML page.
-
-In: run directories, or CSVs. Out: Markdown tables on stdout, and one page whose path is printed.
-Every figure is made of what the runs' own files say. This module must not load a model.
-"""
+"""`python -m fmnist_tf.report`: tables on stdout and an HTML page, of complete runs or of data."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ from fmnist_tf.system.files import check_folder, check_target
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags."""
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.report",
-        description="Show finished runs: a table; of one run its page, of several a comparison; "
-        "or, with --data, a data set.",
+        description="Show complete runs: a table; the page of one run, or the comparison of "
+        "several. With --data: show a data set.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -39,12 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--wandb",
         choices=("auto", "online", "offline", "disabled"),
         default="disabled",
-        help="record a comparison of runs in Weights & Biases too (default: disabled)",
+        help="also record a comparison of runs in Weights & Biases (default: disabled)",
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set and no run")
+    group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set, no run")
     group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
-    group.add_argument("--label-column", metavar="NAME", help="name of the label's column")
+    group.add_argument("--label-column", metavar="NAME", help="name of the label column")
     add_terminal_flags(parser)
     return parser
 
@@ -55,85 +51,72 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(flags: argparse.Namespace) -> None:
-    if flags.out is not None and flags.out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(
-            f"--out {printable(str(flags.out), 200)}: expected a name that ends in .html"
-        )
     if flags.out is not None:
+        if flags.out.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--out {flags.out}: expected a name that ends in .html")
+        if not flags.runs and flags.data is None:
+            raise UsageError("--out: expected a RUN or --data; name a RUN")
         check_target("--out", flags.out)
     if flags.wandb != "disabled" and len(flags.runs) < 2:
-        raise UsageError(
-            f"--wandb {flags.wandb}: expected with two runs or more; a run has its own"
-        )
-    if flags.data is not None:
-        if flags.runs:
-            raise UsageError("--data shows a data set: expected no RUN beside it")
+        raise UsageError(f"--wandb {flags.wandb}: expected two runs or more, as it records them")
+    if flags.data is None:
+        if flags.test_data is not None or flags.label_column is not None:
+            raise UsageError("--test-data and --label-column: expected --data, too")
+        _show_runs(flags)
+    elif flags.runs:
+        raise UsageError("--data: expected no RUN; run the command twice to show both")
+    else:
         _show_data(flags)
-        return
-    if flags.test_data is not None or flags.label_column is not None:
-        raise UsageError("--test-data and --label-column: expected with --data alone")
-    if flags.out is not None and not flags.runs:
-        raise UsageError("--out: expected with a RUN or with --data; name a RUN")
-    _show_runs(flags)
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import warn
     from fmnist_tf.pipeline.saved_run import find_run
-    from fmnist_tf.reporting import page
+    from fmnist_tf.reporting.comparison import write_comparison
+    from fmnist_tf.reporting.page import write_report
+    from fmnist_tf.reporting.record import COLUMNS, REPORT, describe_run
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
-    rows = [page.describe_run(run) for run in runs]
+    rows = [describe_run(run) for run in runs]
     if not runs:
         for run in list_runs(flags.runs_dir):
             try:
                 if run.is_complete:
-                    rows.append(page.describe_run(run))
-            except UsageError as error:  # nobody asked for this one
-                warn(f"left out: {error}")
+                    rows.append(describe_run(run))
+            except UsageError as error:  # the user did not name this run
+                warn(f"skipped: {error}")
     if not rows:
         raise UsageError(
-            f"{printable(str(flags.runs_dir), 200)} holds no complete run; "
-            "`python -m fmnist_tf.train` makes one"
+            f"{flags.runs_dir}: expected complete runs, found none; make one with "
+            "`python -m fmnist_tf.train`"
         )
-    _print_table(page.COLUMNS, rows)
+    _print_table(COLUMNS, rows)
     if len(runs) == 1:
-        path = flags.out or runs[0].file(page.REPORT)
-        page.write_report(runs[0], path)
+        path = flags.out or runs[0].file(REPORT)
+        write_report(runs[0], path)
         print(f"\n{path}")
     elif runs:
         path = flags.out or flags.runs_dir / "comparison.html"
-        print()
-        for sentence in page.write_comparison(runs, path):
-            print(f"- {_in_markdown(sentence)}")
+        sentences = write_comparison(runs, path)
+        print("", *(f"- {_in_markdown(sentence, 400)}" for sentence in sentences), sep="\n")
         print(f"\n{path}")
         names = [run.path.resolve().name for run in runs]
-        _track_comparison(flags, names, ["name", *page.COLUMNS], rows, path)
+        table = [[name, *row] for name, row in zip(names, rows, strict=True)]
+        _track_comparison(flags, ["name", *COLUMNS], table, path)
 
 
 def _track_comparison(
-    flags: argparse.Namespace,
-    names: Sequence[str],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    path: Path,
+    flags: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
 ) -> None:
     from fmnist_tf.cli.terminal import say, warn
-    from fmnist_tf.reporting.tracking import start_tracking
+    from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
-    tracker = start_tracking(
-        flags.wandb,
-        flags.runs_dir,
-        group="comparison",
-        job_type="comparison",
-        name=printable(" and ".join(names), 100),
-        config={"runs": list(names)},
-        warn=warn,
-    )
-    tracker.log_comparison(
-        columns, [[name, *row] for name, row in zip(names, rows, strict=True)], path
-    )
+    names = [row[0] for row in rows]
+    name = printable(" and ".join(names), 100)
+    tracked = TrackedRun(name, "comparison", "comparison", {"runs": names})
+    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked, warn)
+    tracker.log_comparison(columns, rows, path)
     tracker.finish()
     for line in tracker.hint:
         say(line)
@@ -143,7 +126,8 @@ def _show_data(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.data.summary import measure_background, summarize
-    from fmnist_tf.reporting import page
+    from fmnist_tf.reporting.page import write_data_page
+    from fmnist_tf.reporting.render import display_names
 
     check_folder("--runs-dir", flags.runs_dir)
     dataset = read_dataset(
@@ -168,27 +152,27 @@ def _show_data(flags: argparse.Namespace) -> None:
         "warnings": dataset.warnings,
         "background": measure_background(dataset.train.pixels),
     }
-    page.write_data_page(facts, summary, names, path)
-    counts = zip(page.show_names(names), summary.train_counts, summary.test_counts, strict=True)
+    write_data_page(facts, summary, names, path)
+    counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
     _print_table(
         ("class", "training images", "test images"),
         [(name, f"{train:,}", f"{test:,}") for name, train, test in counts],
     )
     in_train, in_test, in_both = summary.duplicates
     print(
-        f"\nrepeated: {in_train:,} training and {in_test:,} test images; "
-        f"{in_both:,} test images are training images too\n\n{path}"
+        f"\nduplicates: {in_train:,} training and {in_test:,} test images; "
+        f"{in_both:,} test images are also training images\n\n{path}"
     )
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (columns, ["---"] * len(columns), *rows):
-        print("| " + " | ".join(map(_in_markdown, row)) + " |")
+        print("| " + " | ".join(_in_markdown(cell, 90) for cell in row) + " |")
 
 
-def _in_markdown(text: str) -> str:
-    # A bar would end the cell; a class or file name is anybody's text.
-    return text.replace("|", "\\|")
+def _in_markdown(text: str, limit: int) -> str:
+    """Return text for a cell on the terminal: names come from files and may contain anything."""
+    return printable(text, limit).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -610,16 +610,18 @@ def _track(
 ) -> None:
     """Record table and figure beside the trials."""
     from fmnist_tf.cli.terminal import say, warn
-    from fmnist_tf.reporting.tracking import start_tracking
+    from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
     tracker = start_tracking(
         sweep.flags.wandb,
         directory.path,
-        group=directory.path.name,
-        job_type="sweep",
-        name=directory.path.name,
-        config={"grid": sweep.flags.grid, "n_trials": len(sweep.trials)},
-        warn=warn,
+        TrackedRun(
+            name=directory.path.name,
+            group=directory.path.name,
+            job_type="sweep",
+            config={"grid": sweep.flags.grid, "n_trials": len(sweep.trials)},
+        ),
+        warn,
     )
     tracker.log_comparison(header, rows, directory.file(FIGURE))
     tracker.finish()

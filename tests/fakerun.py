@@ -1,4 +1,4 @@
-"""A complete run directory of nothing but arithmetic: 10 classes, 60 test images, no model."""
+"""A complete run directory without a model: 10 classes, 60 test images, made-up numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 
 NAMES = tuple(f"garment {letter}" for letter in "abcdefghij")
 HOSTILE = (
@@ -37,7 +38,7 @@ def make_history(phase: str, epochs: range, accuracy: float = 0.5) -> list[Histo
 
 
 def predict(k: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (n,) and probabilities (n, k) that are right about two times in three."""
+    """Return labels (n,) and probabilities (n, k), correct about two times in three."""
     random = np.random.default_rng(seed)
     labels = np.arange(n) % k
     probabilities = random.dirichlet(np.ones(k), n)
@@ -64,7 +65,6 @@ def make_run(
     names: Sequence[str] = NAMES,
     n: int = 60,
     seed: int = 0,
-    with_arrays: bool = True,
     finetune: bool = False,
     done: bool = True,
     **changes: Any,
@@ -72,27 +72,25 @@ def make_run(
     """Write a run; `changes` to provenance.json are named like `data__kind="sample"`."""
     path.mkdir(parents=True)
     run, k = RunDir(path), len(names)
-    (labels, probabilities), (val_labels, val_probabilities) = predict(k, n, seed), predict(k, n, 9)
-    evaluations = {
-        "val": Evaluation.from_probabilities(val_labels, val_probabilities).to_json(),
-        "test": Evaluation.from_probabilities(labels, probabilities).to_json(),
-    }
+    test, val = predict(k, n, seed), predict(k, n, 9)
     own = make_history("finetune" if finetune else "frozen", range(0 if finetune else 1, 4), 0.7)
     run.write_history(own)
-    run.write_json(
-        "config.json",
-        {
-            "phase": own[0].phase, "backbone": "toy", "image_size": 16, "head": "gap", "seed": 0,
-            "unfreeze": ["conv5"] if finetune else [], "limit": None,
-        },
-    )  # fmt: skip
+    config = {
+        "phase": own[0].phase, "backbone": "toy", "image_size": 16, "head": "gap", "seed": 0,
+        "unfreeze": ["conv5"] if finetune else [], "limit": None, "test_time_flip": False,
+        "units": 8, "dropout": 0.5, "parent": "first" if finetune else None,
+    }  # fmt: skip
+    run.write_json("config.json", config)
     facts = {"dataset": "my|data", "chosen_epoch": 2, "tested_at": "2026-11-22T18:30:00+00:00"}
-    run.write_json("evaluation.json", facts | evaluations)
+    run.write_json("evaluation.json", facts)
     run.write_json("labels.json", dict(zip(map(str, range(k)), names, strict=True)))
     provenance: dict[str, Any] = {
         "command": "python -m fmnist_tf.train --data 'a & b.csv'",
         "code": {"commit": "c0ffee", "uncommitted_changes": True, "python": "3.11", "versions": {}},
-        "machine": {"processor": "abacus", "cores": 2, "memory_bytes": 8e9, "system": "Linux"},
+        "machine": {
+            "processor": "abacus", "cores": 2, "memory_bytes": 8e9, "system": "Linux",
+            "devices": ["CPU"],
+        },
         "precision": {"compute": "float32", "why": "no reason"},
         "data": {
             "name": "my|data", "kind": "csv", "decisions": ["line 1 is the header"],
@@ -107,7 +105,7 @@ def make_run(
             "kind": "file", "path": "/a/w.h5", "sha256": "e" * 64, "trained_on": None,
             "warning": None,
         },
-        "parent": "first" if finetune else None,
+        "parent": config["parent"],
         "seconds": {"data": 1.0, "training": 90.0, "test": 29.0},
         "peak_memory_bytes": 2_000_000_000,
         "peak_anonymous_bytes": 1_500_000_000,
@@ -124,42 +122,48 @@ def make_run(
         section, _, key = place.partition("__")
         (provenance[section] if key else provenance)[key or section] = value
     run.write_json("provenance.json", provenance)
-    run.write_predictions(labels, probabilities)
-    if with_arrays:
-        run.write_arrays("report.npz", make_arrays(labels, probabilities, val_labels))
+    write_test(run, *test, *val)
     if done:
         run.write_json("DONE.json", {"finished_at": "2026-11-22T18:30:00+00:00", "files": {}})
     return run
 
 
-def make_arrays(
-    labels: np.ndarray, probabilities: np.ndarray, val_labels: np.ndarray
-) -> dict[str, np.ndarray]:
+def write_test(
+    run: RunDir,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    val_labels: np.ndarray,
+    val_probabilities: np.ndarray,
+) -> None:
+    """Write the run's predictions and what follows from them."""
     n, k = probabilities.shape
-    _, val_probabilities = predict(k, n, 9)
+    run.write_predictions(labels, probabilities)
+    splits = {"val": (val_labels, val_probabilities), "test": (labels, probabilities)}
+    evaluations = {s: Evaluation.from_probabilities(*of).to_json() for s, of in splits.items()}
+    run.write_json("evaluation.json", run.read_json("evaluation.json") | evaluations)
     random = np.random.default_rng(7)
-    chosen = analysis.select_examples(labels, probabilities)
-    shown, val_shown = chosen.rows, np.arange(n)
+    selected = analysis.select_examples(labels, probabilities)
+    shown, val_shown = selected.rows, np.arange(n)
     points = random.normal(size=(2, n, 2)).astype(np.float32) + labels[:, None]
-    return {
+    arrays = {
         "val_labels": val_labels,
         "val_probabilities": val_probabilities,
         "val_lines": np.arange(n) + 70_002,
         "val_shown": val_shown,
-        "val_pixels": random.integers(0, 256, (len(val_shown), 784), dtype=np.uint8),
+        "val_pixels": random.integers(0, 256, (n, 784), dtype=np.uint8),
         "test_lines": np.arange(n) + 2,
         "test_shown": shown,
         "test_pixels": np.repeat(shown.astype(np.uint8)[:, None], 784, axis=1),
-        "map_rows": np.arange(n),
-        "map_features": points[0],
-        "map_pixels": points[1],
-        "map_features_variance": np.array([0.5, 0.25]),
-        "map_pixels_variance": np.array([0.3, 0.1]),
-        "cam_rows": chosen.explained,
+        "projection_rows": np.arange(n),
+        "projection_embeddings": points[0],
+        "projection_pixels": points[1],
+        "projection_embeddings_variance": np.array([0.5, 0.25]),
+        "projection_pixels_variance": np.array([0.3, 0.1]),
+        "cam_rows": selected.explained,
         "cam_cells": np.array([7, 5]),
-        "cam_maps": random.integers(0, 256, (len(chosen.explained), 28, 28), dtype=np.uint8),
-        **make_summary(k).to_arrays(),
+        "cam_maps": random.integers(0, 256, (len(selected.explained), 28, 28), dtype=np.uint8),
     }
+    run.write_arrays("report.npz", arrays | make_summary(k).to_arrays())
 
 
 def change_json(path: Path, **changes: Any) -> None:

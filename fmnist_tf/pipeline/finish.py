@@ -21,12 +21,13 @@ from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
-from fmnist_tf.pipeline.prepare import Network, RunData, describe_caveats, title_of
+from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
 from fmnist_tf.pipeline.record import Invocation, write_provenance
 from fmnist_tf.pipeline.saved_run import MODEL
-from fmnist_tf.reporting import figures
+from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
+from fmnist_tf.reporting.plots import write_confusion, write_mistakes
 from fmnist_tf.reporting.tracking import Tracker
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
@@ -34,7 +35,6 @@ from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import file_digest
 
-N_MISTAKES = 100
 N_AGREEMENT = 256
 MIN_AGREEMENT = 0.97
 FIGURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -123,17 +123,13 @@ def finish(
             f"{directory.name_in(directory.runs_dir)}` tries again"
         )
     weights = network.weights
-    tracker.log_results(
-        {"val": val, "test": evaluation},
-        class_names=names,
-        pixels=test.pixels,
-        labels=test.labels,
-        probabilities=probabilities,
-        mistakes=N_MISTAKES,
-        figures=[directory.file(name) for name in FIGURES],
+    tracker.log_evaluations({"val": val, "test": evaluation})
+    tracker.log_predictions(test.pixels, test.labels, probabilities, names)
+    tracker.log_figures([directory.file(name) for name in FIGURES])
+    tracker.log_model(
         # Page and model card name paths and the machine: they stay in the run directory.
-        model_files=[directory.file(name) for name in (MODEL, "labels.json")],
-        model_facts={
+        [directory.file(name) for name in (MODEL, "labels.json")],
+        {
             "test_accuracy": evaluation.accuracy,
             "test_total": evaluation.total,
             "val_accuracy": val.accuracy,
@@ -230,14 +226,14 @@ def _analyse_test(
 
 def _project(pixels: np.ndarray, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
     """Return the PCA projections of features and of pixels of these test rows."""
-    map_features, features_variance = analysis.project(features)
-    map_pixels, pixels_variance = analysis.project(pixels[rows])
+    embeddings, embeddings_variance = analysis.project(features)
+    projected, pixels_variance = analysis.project(pixels[rows])
     return {
-        "map_rows": rows,
-        "map_features": map_features,
-        "map_pixels": map_pixels,
-        "map_features_variance": features_variance,
-        "map_pixels_variance": pixels_variance,
+        "projection_rows": rows,
+        "projection_embeddings": embeddings,
+        "projection_pixels": projected,
+        "projection_embeddings_variance": embeddings_variance,
+        "projection_pixels_variance": pixels_variance,
     }
 
 
@@ -250,21 +246,12 @@ def _draw_figures(
     probabilities: np.ndarray,
 ) -> None:
     test, names = data.dataset.test, data.dataset.train.class_names
-    title = title_of(config, data.dataset)
-    banner = describe_caveats(config, data.dataset, network.weights)
+    heading = heading_of(config, data.dataset, network.weights)
     before = network.parent.directory.read_history() if network.parent else []
     with directory.writing("curves.png") as path:
-        figures.write_curves(
-            path,
-            [*before, *trained.history],
-            title,
-            chosen_epoch=trained.chosen_epoch,
-            banner=banner,
-        )
+        write_curves(path, heading, [*before, *trained.history], trained.chosen_epoch)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     with directory.writing("confusion.png") as path:
-        figures.write_confusion(path, evaluation, names, title, banner=banner)
+        write_confusion(path, heading, evaluation, names)
     with directory.writing("mistakes.png") as path:
-        figures.write_mistakes(
-            path, test.pixels, test.labels, probabilities, names, title, banner=banner
-        )
+        write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)

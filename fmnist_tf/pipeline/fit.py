@@ -14,10 +14,11 @@ from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import split_classifier
 from fmnist_tf.model.phases import digest_weights, prove_plan
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
-from fmnist_tf.pipeline.prepare import Network, RunData, describe_caveats, title_of
+from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
 from fmnist_tf.pipeline.rows import open_rows
 from fmnist_tf.pipeline.saved_run import MODEL
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
@@ -104,15 +105,9 @@ def fit(
         with clock.stage("lr_finder"):
             rates = plan_rates()
             losses = trainer.run_lr_finder(source, labels, train_rows, plan, rates)
-        plan = use_suggested_rate(
-            plan,
-            rates,
-            losses,
-            config.learning_rate,
-            directory,
-            title=title_of(config, data.dataset),
-            banner=describe_caveats(config, data.dataset, network.weights),
-        )
+        heading = heading_of(config, data.dataset, network.weights)
+        given = config.learning_rate
+        plan = use_suggested_rate(plan, rates, losses, given, directory, heading)
 
     # --- Epochs ---------------------------------------------------------------------------------
     best = BestEpoch(trainer)

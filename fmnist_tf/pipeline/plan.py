@@ -11,7 +11,8 @@ from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.pipeline.prepare import Network
-from fmnist_tf.reporting.figures import write_lr_finder
+from fmnist_tf.reporting.curves import write_lr_finder
+from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import FLIP, RunConfig
 from fmnist_tf.training.loop import TrainingPlan
@@ -81,9 +82,7 @@ def use_suggested_rate(
     losses: list[float],
     given: float | None,
     directory: RunDir,
-    *,
-    title: str,
-    banner: str | None,
+    heading: Heading,
 ) -> TrainingPlan:
     """Write what the learning-rate finder measured; return the plan with the rate to use.
 
@@ -93,8 +92,7 @@ def use_suggested_rate(
         losses: of the steps at these rates; fewer where the loss diverged.
         given: the learning rate in the settings, which wins, or None.
         directory: gets lr_finder.csv and lr_finder.png.
-        title: of the figure.
-        banner: warning on the figure, or None.
+        heading: of the figure.
 
     Raises:
         FmnistError: there is no suggestion, and the settings name no rate.
@@ -105,7 +103,7 @@ def use_suggested_rate(
     directory.write_text("lr_finder.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
     if losses:
         with directory.writing("lr_finder.png") as path:
-            write_lr_finder(path, rates, losses, smoothed, suggestion.rate, title, banner=banner)
+            write_lr_finder(path, heading, rates, losses, smoothed, suggestion.rate)
     if suggestion.rate is None:
         found = (
             f"learning-rate finder: the loss fell at none of the rates from {rates[0]:g} to "

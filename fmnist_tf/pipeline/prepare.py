@@ -15,6 +15,7 @@ from fmnist_tf.data.splits import Splits, plan_splits
 from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
+from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.provenance import SAMPLE, find_caveats
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
@@ -227,14 +228,11 @@ def build_network(
     return Network(classifier, spec, image_size, plan, weights, precision, parent)
 
 
-def title_of(config: RunConfig, dataset: Dataset) -> str:
-    """Return the title above every figure of a run."""
-    return f"{config.backbone} {config.phase} on {dataset.name}"
-
-
-def describe_caveats(config: RunConfig, dataset: Dataset, weights: WeightsSource) -> str | None:
-    """Return the warning that stands on every figure of a run, or None."""
-    return "; ".join(find_caveats(dataset.kind, weights.kind, config.phase)) or None
+def heading_of(config: RunConfig, dataset: Dataset, weights: WeightsSource) -> Heading:
+    """Return the title of every figure of a run, and the warning that stands on it, if any."""
+    caveats = find_caveats(dataset.kind, weights.kind, config.phase)
+    title = f"{config.backbone} {config.phase} on {dataset.name}"
+    return Heading(title, "; ".join(caveats) or None)
 
 
 def describe_sources(dataset: Dataset, weights: WeightsSource) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fmnist_tf.pipeline.prepare import Network, RunData, title_of
+from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
 from fmnist_tf.results.provenance import describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
@@ -40,7 +40,8 @@ def write_settings(config: RunConfig, data: RunData, network: Network, directory
     directory.write_json("config.json", config.to_json())
     names = data.dataset.train.class_names
     directory.write_json("labels.json", {str(k): name for k, name in enumerate(names)})
-    directory.write_text("trainable.txt", network.plan.to_text(title_of(config, data.dataset)))
+    heading = heading_of(config, data.dataset, network.weights)
+    directory.write_text("trainable.txt", network.plan.to_text(heading.title))
 
 
 def write_provenance(

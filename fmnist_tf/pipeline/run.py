@@ -15,9 +15,10 @@ from fmnist_tf.pipeline.record import (
     write_provenance,
     write_settings,
 )
-from fmnist_tf.reporting.tracking import Tracker, start_tracking
+from fmnist_tf.reporting.tracking import TrackedRun, Tracker, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.memory import release_memory
 
@@ -93,12 +94,14 @@ def _tracking(
     tracker = start_tracking(
         invocation.wandb_mode,
         directory.path,
-        group=invocation.wandb_group or (parent.directory if parent else directory).group,
-        job_type=config.phase,
-        name=directory.full_name,
-        config=tracked_settings(config, data, network),
-        warn=warn,
-        epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
+        TrackedRun(
+            name=directory.full_name,
+            group=invocation.wandb_group or (parent.directory if parent else directory).group,
+            job_type=config.phase,
+            config=tracked_settings(config, data, network),
+            epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
+        ),
+        warn,
     )
     succeeded = False
     try:

@@ -1,7 +1,4 @@
-"""The model card: a run directory -> its README.md, under the headings of Hugging Face's template.
-
-In: the JSON files of a run. Out: Markdown that holds what was measured or decided, and nothing that
-was not. This module must not load a model or compute anything but shares.
+"""The model card of a run, README.md, under the headings of Hugging Face's template.
 
 Headings: https://huggingface.co/docs/hub/model-card-annotated.
 """
@@ -12,8 +9,10 @@ import json
 import re
 
 import numpy as np
+from markupsafe import Markup
 
 from fmnist_tf.errors import printable
+from fmnist_tf.reporting.render import make_environment
 from fmnist_tf.results.analysis import rank_confusions, score_classes
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
@@ -27,49 +26,42 @@ def write_model_card(run: RunDir) -> None:
     Raises:
         UsageError: config.json, labels.json, evaluation.json or provenance.json is missing.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fmnist_tf.reporting"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # it is Markdown: `plain` escapes what comes from files
-    )
-    environment.filters |= {"plain": escape_markdown, "code": _code, "yaml": json.dumps}
+    card = make_environment(finalize=escape_markdown, keep_trailing_newline=True)
+    card.filters |= {
+        "code": lambda text: Markup(printable(str(text), 1000).replace("`", "'")),
+        "yaml": lambda value: Markup(json.dumps(value)),
+        "count": lambda number: f"{number:,}",
+        "fixed": _format_fixed,
+    }
     config, labels, evaluation, provenance = (
-        run.read_json(name)
-        for name in ("config.json", "labels.json", "evaluation.json", "provenance.json")
+        run.read_json(f"{name}.json") for name in ("config", "labels", "evaluation", "provenance")
     )
-    names = [labels[str(index)] for index in range(len(labels))]
     confusion = np.array(evaluation["test"]["confusion"])
-    data = provenance["data"]
-    template = environment.get_template("modelcard.md.jinja")
-    run.write_text(
-        "README.md",
-        template.render(
-            name=run.path.name,
-            config=config,
-            names=names,
-            evaluation=evaluation,
-            provenance=provenance,
-            scores=score_classes(confusion),
-            confused=rank_confusions(confusion, 3),
-            # The box that the sample comes with is one of the caveats.
-            notes=[
-                *find_caveats(data["kind"], provenance["weights"]["kind"], config["phase"]),
-                *(warning for warning in data["warnings"] if not warning.startswith("+")),
-            ],
-        ),
+    kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+    # The sample's own warning is among the caveats.
+    warnings = [text for text in provenance["data"]["warnings"] if not text.startswith("WARNING")]
+    text = card.get_template("modelcard.md.jinja").render(
+        name=run.path.name,
+        config=config,
+        names=[labels[str(index)] for index in range(len(labels))],
+        evaluation=evaluation,
+        provenance=provenance,
+        scores=score_classes(confusion),
+        confused=rank_confusions(confusion, 3),
+        notes=[*find_caveats(*kinds, config["phase"]), *warnings],
     )
+    run.write_text("README.md", text)
 
 
-def escape_markdown(text: object) -> str:
-    """Return text that Markdown shows as it is, on one line, at most 200 characters of it."""
-    return _MARKDOWN.sub(r"\\\1", printable(str(text), 200))
+def escape_markdown(value: object) -> str:
+    """Return text that Markdown shows unchanged, on one line, at most 200 characters of it.
+
+    Markup, which the filters `code` and `yaml` return, stays as it is.
+    """
+    if isinstance(value, Markup):
+        return value
+    return _MARKDOWN.sub(r"\\\1", printable(str(value), 200))
 
 
-def _code(text: object) -> str:
-    """Return text for between backticks."""
-    return printable(str(text), 1000).replace("`", "'")
+def _format_fixed(number: float, digits: int = 4) -> str:
+    return f"{number:.{digits}f}"

@@ -1,9 +1,6 @@
-"""What each part of a page says: computed facts in plain values, sentences, charts, pictures.
+"""The contents of the pages' sections as plain values, sentences, SVG and images.
 
-In: counts, probabilities, arrays of a finished run, the facts on a data set. Out: what the
-templates show, ready but for its layout. This module must not know where a run lies.
-
-Names are fit to be shown already; `arrays` are those of `report.npz`, or empty. K classes.
+K classes; `names` are K names for display, `arrays` those of report.npz.
 """
 
 from __future__ import annotations
@@ -15,95 +12,84 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
-from fmnist_tf.errors import printable
-from fmnist_tf.reporting import charts
+from fmnist_tf.reporting import curves, plots
+from fmnist_tf.reporting.images import encode_heat_map, encode_image
+from fmnist_tf.reporting.render import format_probability, squeeze
+from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 
-_ALL_CLASSES = 30  # up to so many classes, tables show every class
-_FEW_CLASSES = 20  # of more classes they show so many
+_ALL_CLASSES = 30  # up to this many classes, tables show every class
+_FEW_CLASSES = 20  # of more classes they show this many
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Examples:
     """The examples of one split.
 
     Attributes:
-        labels: (N,) int64, the truth.
+        split: "val" or "test".
+        labels: (N,) int64.
         probabilities: (N, K) float32.
-        lines: (N,) int64, lines of the file; empty where they are not known.
-        pixels: (784,) uint8 of those examples that are shown, by index.
-        names: K names.
+        arrays: have the pixels of the examples that are shown, and the lines of all.
+        names: of the classes.
     """
 
+    split: str
     labels: np.ndarray
     probabilities: np.ndarray
-    lines: np.ndarray
-    pixels: dict[int, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     names: Sequence[str]
 
-    @classmethod
-    def of_arrays(
-        cls,
-        split: str,
-        labels: np.ndarray,
-        probabilities: np.ndarray,
-        arrays: Mapping[str, np.ndarray],
-        names: Sequence[str],
-    ) -> Part:
-        """Return the split "val" or "test" with what `report.npz` has of it; `arrays` may be {}."""
-        shown = arrays.get(f"{split}_shown", np.zeros(0, np.int64))
-        pixels = arrays.get(f"{split}_pixels", np.zeros((0, 784), np.uint8))
-        lines = arrays.get(f"{split}_lines", np.zeros(0, np.int64))
-        by_index = dict(zip(shown.tolist(), pixels, strict=True))
-        return cls(labels, probabilities, lines, by_index, names)
+    def pixels(self, index: int) -> np.ndarray:
+        """Return (784,) uint8 of an example that is shown."""
+        (place,) = np.flatnonzero(self.arrays[f"{self.split}_shown"] == index)
+        pixels: np.ndarray = self.arrays[f"{self.split}_pixels"][place]
+        return pixels
 
     def tile(self, index: int) -> dict[str, Any]:
-        """Return an example as the templates show it: picture, captions, line of its file."""
-        row, truth = self.probabilities[index], int(self.labels[index])
+        """Return image, captions and line of an example."""
+        row, label = self.probabilities[index], int(self.labels[index])
         first, second = (int(k) for k in np.argsort(-row, kind="stable")[:2])
-        captions = [("truth", "", truth), ("guess", "→ ", first)]
-        said = f"{self.names[truth]}, taken for {self.names[first]} ({say_probability(row[first])})"
-        if truth == first:
-            captions = [("right", "✓ ", truth), ("next", "or ", second)]
-            said = f"{self.names[truth]}, recognised ({say_probability(row[first])})"
-        pixels = self.pixels.get(index)
+        said = f"{self.names[label]}, predicted {self.names[first]}"
+        captions = [("true", "", label), ("predicted", "→ ", first)]
+        if label == first:
+            captions = [("correct", "✓ ", label), ("second", "or ", second)]
         return {
-            "src": None if pixels is None else charts.draw_image(pixels),
-            "alt": said,
-            "guess": self.names[first],
-            "is_right": truth == first,
+            "src": encode_image(self.pixels(index)),
+            "alt": f"{said} ({format_probability(row[first])})",
+            "prediction": self.names[first],
+            "is_correct": label == first,
             "captions": [(word, sign, self.names[k], float(row[k])) for word, sign, k in captions],
-            "line": int(self.lines[index]) if len(self.lines) else None,
+            "line": int(self.arrays[f"{self.split}_lines"][index]),
         }
 
     def tiles(self, indices: np.ndarray) -> list[dict[str, Any]]:
-        """Return several examples."""
+        """Return the tiles of several examples."""
         return [self.tile(int(index)) for index in indices]
 
 
 def describe_scores(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return the scores of all classes; of many, the weakest apart."""
+    """Return the scores of all classes; of many classes also those with the lowest F1."""
     scores = analysis.score_classes(confusion)
-    guessed = confusion.sum(axis=0)
-    rows: list[dict[str, Any]] = [
-        {
-            "name": names[k],
-            "support": int(scores.support[k]),
-            "guessed": int(guessed[k]),
-            "hits": int(confusion[k, k]),
-            "recall": float(scores.recall[k]),
-            "precision": float(scores.precision[k]),
-            "f1": float(scores.f1[k]),
-        }
-        for k in range(len(names))
+    columns = {
+        "name": names,
+        "support": scores.support.tolist(),
+        "n_predicted": confusion.sum(axis=0).tolist(),
+        "n_correct": confusion.diagonal().tolist(),
+        "recall": scores.recall.tolist(),
+        "precision": scores.precision.tolist(),
+        "f1": scores.f1.tolist(),
+    }
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
     tested = sorted((row for row in rows if row["support"]), key=lambda row: row["recall"])
-    few = sorted(tested, key=lambda row: row["f1"])[:_FEW_CLASSES]
-    few = few if len(rows) > _ALL_CLASSES else []
+    by_f1 = sorted(tested, key=lambda row: row["f1"])
     return {
-        "scores": few or rows,
-        "all_scores": rows if few else [],
+        "rows": rows,
+        "lowest": by_f1[:_FEW_CLASSES] if len(rows) > _ALL_CLASSES else [],
+        "n_tested": len(tested),
         "weakest": tested[0],
         "strongest": tested[-1],
         "macro_f1": scores.macro_f1,
@@ -111,160 +97,155 @@ def describe_scores(confusion: np.ndarray, names: Sequence[str]) -> dict[str, An
 
 
 def describe_matrix(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix, or that of the most confused classes when there are many."""
+    """Return the confusion matrix; of many classes only the most confused.
+
+    The page has a table instead of the PNG: screen readers read it, it can be copied, and on a
+    phone it scrolls.
+    """
     shown = list(range(len(names)))
     if len(shown) > _ALL_CLASSES:
         pairs = analysis.rank_confusions(confusion, len(shown))
-        ranked = dict.fromkeys(k for pair in pairs for k in (pair.truth, pair.guess))
+        ranked = dict.fromkeys(k for pair in pairs for k in (pair.label, pair.prediction))
         shown = sorted(list(ranked)[:_FEW_CLASSES]) or shown[:_FEW_CLASSES]
     support = confusion.sum(axis=1)
     rows = []
-    for truth in shown:
-        shares = confusion[truth] / max(support[truth], 1)
-        cells = [(int(confusion[truth, k]), float(shares[k]), k == truth) for k in shown]
-        elsewhere = int(support[truth] - confusion[truth, shown].sum())
-        rows.append((names[truth], cells, elsewhere, int(support[truth])))
+    for label in shown:
+        counts = confusion[label, shown]
+        fractions = counts / max(support[label], 1)
+        is_diagonal = [k == label for k in shown]
+        cells = list(zip(counts.tolist(), fractions.tolist(), is_diagonal, strict=True))
+        rows.append((names[label], cells, int(support[label] - counts.sum()), int(support[label])))
     return {"names": [names[k] for k in shown], "rows": rows, "n_classes": len(names)}
 
 
 def describe_pairs(
-    chosen: analysis.Selection, confusion: np.ndarray, test: Part
+    selected: analysis.Selection, confusion: np.ndarray, test: Examples
 ) -> list[dict[str, Any]]:
-    """Return the most frequent confusions, the first ones with examples."""
-    examples = {(pair.truth, pair.guess): rows for pair, rows in chosen.confused}
-    support, none = confusion.sum(axis=1), np.zeros(0, np.int64)
+    """Return the most confused pairs of classes, the first of them with examples."""
+    examples = {(pair.label, pair.prediction): rows for pair, rows in selected.confused}
     return [
         {
-            "truth": test.names[pair.truth],
-            "guess": test.names[pair.guess],
+            "label": test.names[pair.label],
+            "prediction": test.names[pair.prediction],
             "count": pair.count,
-            "support": int(support[pair.truth]),
-            "share": pair.share,
-            "tiles": [
-                t for t in test.tiles(examples.get((pair.truth, pair.guess), none)) if t["src"]
-            ],
+            "support": int(confusion[pair.label].sum()),
+            "fraction": pair.fraction,
+            "tiles": test.tiles(examples.get((pair.label, pair.prediction), np.array([], int))),
         }
         for pair in analysis.rank_confusions(confusion, 10)
     ]
 
 
-def describe_label_issues(part: Part) -> dict[str, Any]:
-    """Return how many labels of a split are suspected, and the surest of these suspects."""
-    suspects = analysis.find_label_issues(part.labels, part.probabilities, len(part.labels))
-    return {"total": len(suspects), "tiles": part.tiles(suspects[: analysis.LABEL_ISSUES])}
+def describe_label_issues(examples: Examples) -> dict[str, Any]:
+    """Return how many labels of a split are suspect, and the most suspect examples."""
+    n_examples = len(examples.labels)
+    suspects = analysis.find_label_issues(examples.labels, examples.probabilities, n_examples)
+    return {
+        "n_examples": n_examples,
+        "n_suspects": len(suspects),
+        "tiles": examples.tiles(suspects[: analysis.LABEL_ISSUES]),
+    }
 
 
 def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return the reliability diagram and what it says."""
+    """Return the reliability diagram and what it shows."""
     calibration = analysis.measure_calibration(labels, probabilities)
-    confidence = float(probabilities.max(axis=1).mean())
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-    leaning = "over-confident" if confidence > accuracy else "under-confident"
-    if f"{confidence:.1%}" == f"{accuracy:.1%}":
-        leaning = "neither over- nor under-confident"
-    gaps = np.nan_to_num(np.abs(calibration.accuracy - calibration.confidence))
+    confidence = f"{probabilities.max(axis=1).mean():.1%}"
+    accuracy = f"{(probabilities.argmax(axis=1) == labels).mean():.1%}"
     finding = (
-        f"The mean probability of a guess is {confidence:.1%}, the share of right guesses "
-        f"{accuracy:.1%}: on the whole the network is {leaning}. Expected calibration error (ECE) "
-        f"{calibration.ece:.1%}; the widest gap, {calibration.mce:.1%}, is in a range that holds "
-        f"{calibration.counts[gaps.argmax()]:,} of {len(labels):,} images."
+        f"Mean confidence {confidence}, accuracy {accuracy}; expected calibration error (ECE) "
+        f"{calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
     )
-    return {"svg": charts.chart_calibration(calibration, finding), "finding": finding}
+    svg = inline_svg(
+        "calibration", finding, 4.4, lambda figure: plots.plot_calibration(figure, calibration)
+    )
+    return {"svg": svg, "finding": finding}
 
 
-def describe_maps(
+def describe_projections(
     arrays: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the map of the features and that of the pixels; none without arrays."""
-    maps = []
-    for kind, title in (("features", "What the network sees"), ("pixels", "The pixels themselves")):
-        if not arrays:
-            break
-        points, of_points = arrays[f"map_{kind}"], labels[arrays["map_rows"]]
-        variance = arrays[f"map_{kind}_variance"]
-        present = np.unique(of_points)
-        middles = np.stack([points[of_points == k].mean(axis=0) for k in present])
-        gaps = ((points[:, None] - middles[None]) ** 2).sum(axis=2)
-        near = float((present[gaps.argmin(axis=1)] == of_points).mean())
+    """Return the projections (PCA) of the embeddings and, for comparison, of the pixels."""
+    labels = labels[arrays["projection_rows"]]
+    short_names = [squeeze(name, 14) for name in names]
+    projections = []
+    for kind in ("embeddings", "pixels"):
+        points, variance = arrays[f"projection_{kind}"], arrays[f"projection_{kind}_variance"]
         finding = (
-            f"{title}: {len(points):,} test images on the two directions in which their {kind} "
-            f"vary most; these hold {variance.sum():.0%} of the variance. {near:.0%} of the images "
-            "lie nearest to the middle of their own class."
+            f"{kind.capitalize()} of {len(points):,} test images; the two components explain "
+            f"{variance.sum():.0%} of the variance."
         )
-        svg = charts.chart_map(
-            points, of_points, [squeeze(name, 14) for name in names], kind, finding
+        svg = inline_svg(
+            f"projection-{kind}",
+            finding,
+            5.6,
+            lambda figure, points=points: plots.plot_projection(  # type: ignore[misc]
+                figure, points, labels, short_names
+            ),
+            dpi=150,
         )
-        maps.append({"svg": svg, "finding": finding, "title": title})
-    return maps
+        projections.append({"svg": svg, "finding": finding})
+    return projections
 
 
-def describe_cams(arrays: Mapping[str, np.ndarray], test: Part) -> list[dict[str, Any]]:
-    """Return by class its explained examples, the correct one first."""
+def describe_cams(arrays: Mapping[str, np.ndarray], test: Examples) -> list[dict[str, Any]]:
+    """Return by class its examples with Grad-CAM heat maps, the correct one first."""
     classes: dict[int, list[dict[str, Any]]] = {}
-    for index, heat in zip(arrays.get("cam_rows", ()), arrays.get("cam_maps", ()), strict=True):
-        tile = test.tile(int(index))
-        tile["heat"] = charts.draw_heat(test.pixels[int(index)], heat)
+    for index, heat in zip(arrays["cam_rows"].tolist(), arrays["cam_maps"], strict=True):
+        tile = test.tile(index) | {"heat": encode_heat_map(test.pixels(index), heat)}
         classes.setdefault(int(test.labels[index]), []).append(tile)
     return [
-        {"name": test.names[k], "tiles": sorted(tiles, key=lambda tile: not tile["is_right"])}
+        {"name": test.names[k], "tiles": sorted(tiles, key=lambda tile: not tile["is_correct"])}
         for k, tiles in sorted(classes.items())
     ]
 
 
 def describe_data(
-    facts: Mapping[str, Any], summary: DataSummary | None, names: Sequence[str]
+    facts: Mapping[str, Any], summary: DataSummary, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what is known of a data set: as in provenance.json, and summed up if it was."""
-    # The sample's box is said by the banner.
-    warnings = [warning for warning in facts["warnings"] if not warning.startswith("+")]
-    about = {
-        "name": printable(facts["name"]),
-        "kind": facts["kind"],
-        "files": facts["files"],
-        "decisions": [printable(decision, 400) for decision in facts["decisions"]],
-        "warnings": [printable(warning.strip(), 400) for warning in warnings],
-        "n_used": [facts[key] for key in ("n_train", "n_val", "n_test")]
-        if "n_train" in facts
-        else None,
-        "summary": None,
-    }
-    if summary is None:
-        return about
+    """Return the facts on a data set, as in provenance.json, and its summary."""
     train, test = summary.train_counts, summary.test_counts
     shown = np.arange(len(names))
     if len(shown) > _ALL_CLASSES:
         by_size = np.argsort(-train, kind="stable")
         shown = np.concatenate([by_size[: _FEW_CLASSES // 2], by_size[-_FEW_CLASSES // 2 :]])
-    rows = [
-        {
-            "name": names[k],
-            "train": int(train[k]),
-            "test": int(test[k]),
-            "width": float(train[k] / max(train.max(), 1)),
-            "mean": charts.draw_image(summary.mean_images[k]),
-            "examples": charts.draw_image(
-                np.hstack(summary.examples[k].reshape(-1, 28, 28)[: max(int(train[k]), 1)])
-            ),
-            "n_examples": min(int(train[k]), summary.examples.shape[1]),
-        }
-        for k in shown.tolist()
-    ]
-    dark = summary.histogram[:32].sum() / max(summary.histogram.sum(), 1)
-    bright = summary.histogram[224:].sum() / max(summary.histogram.sum(), 1)
+    rows = []
+    for k in shown.tolist():
+        n_examples = min(int(train[k]), summary.examples.shape[1])
+        images = summary.examples[k].reshape(-1, 28, 28)[: max(n_examples, 1)]
+        rows.append(
+            {
+                "name": names[k],
+                "train": int(train[k]),
+                "test": int(test[k]),
+                "width": float(train[k] / max(train.max(), 1)),
+                "mean": encode_image(summary.mean_images[k]),
+                "examples": encode_image(np.hstack(images)),
+                "n_examples": n_examples,
+            }
+        )
+    levels = summary.histogram / max(summary.histogram.sum(), 1)
     finding = (
-        f"Grey levels of all training pixels: {dark:.0%} are below 32 and {bright:.0%} are 224 or "
-        "more (0 is black, 255 white)."
+        f"Grey levels of all training pixels: {levels[:32].sum():.0%} are below 32 and "
+        f"{levels[224:].sum():.0%} are 224 or more (0 is black, 255 white)."
     )
-    return about | {
-        "summary": summary,
+    return {
+        **facts,
+        # The page has a banner for the sample.
+        "warnings": [text for text in facts["warnings"] if not text.startswith("WARNING")],
         "rows": rows,
         "n_classes": len(names),
-        "n_train": int(train.sum()),
-        "n_test": int(test.sum()),
+        "n_train_images": int(train.sum()),
+        "n_test_images": int(test.sum()),
         "largest": (names[int(train.argmax())], int(train.max())),
         "smallest": (names[int(train.argmin())], int(train.min())),
-        "duplicates": [int(count) for count in summary.duplicates],
-        "histogram": charts.chart_histogram(summary.histogram, finding),
+        "duplicates": summary.duplicates.tolist(),
+        "histogram": inline_svg(
+            "histogram",
+            finding,
+            2.3,
+            lambda figure: plots.plot_histogram(figure, summary.histogram),
+        ),
         "finding": finding,
     }
 
@@ -272,30 +253,28 @@ def describe_data(
 def describe_training(
     rows: Sequence[HistoryRow], chosen: HistoryRow, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return curves, learning rates, seconds and counts; `rows` are of all phases."""
+    """Return curves, learning rates, seconds and parameter counts; `rows` are of all phases."""
     phases = " and ".join(dict.fromkeys(row.phase for row in rows))
     finding = (
-        f"{phases.capitalize()}: validation accuracy went from {rows[0].val_accuracy:.2%} in the "
-        f"first epoch shown to {chosen.val_accuracy:.2%} in the one kept, {chosen.phase} epoch "
+        f"{phases.capitalize()}: validation accuracy {rows[0].val_accuracy:.2%} in the first "
+        f"epoch, {chosen.val_accuracy:.2%} in the selected one, {chosen.phase} epoch "
         f"{chosen.epoch} (ring)."
     )
-    trained = [row for row in rows if row.epoch]
-    rates = [row.learning_rate for row in trained]
-    steady = len(set(rates)) == 1
-    pace = (
-        f"The learning rate is {rates[0]:.3g} in every epoch."
-        if steady
-        else f"The learning rate lies between {min(rates):.3g} and {max(rates):.3g}; "
-        f"it ends at {rates[-1]:.3g}."
-    )
+    rates = [row.learning_rate for row in rows if row.epoch]
+    rate_finding = f"Learning rate between {min(rates):.3g} and {max(rates):.3g}."
+    if min(rates) == max(rates):
+        rate_finding = f"Constant learning rate of {rates[0]:.3g}."
     seconds, before = provenance["seconds"], provenance.get("parent_seconds", {})
-    stages = dict.fromkeys([*before, *seconds])
     longest = max(seconds.values())
     return {
         "finding": finding,
-        "curves": charts.chart_curves(rows, chosen.epoch, finding),
-        "pace": pace,
-        "rates": charts.chart_rates(trained, pace),
+        "curves": inline_svg(
+            "curves", finding, 4.6, lambda figure: curves.plot_curves(figure, rows, chosen.epoch)
+        ),
+        "rate_finding": rate_finding,
+        "rates": inline_svg(
+            "rates", rate_finding, 2.3, lambda figure: curves.plot_learning_rate(figure, rows)
+        ),
         "stages": [
             (
                 stage.replace("_", " "),
@@ -303,12 +282,11 @@ def describe_training(
                 seconds.get(stage),
                 seconds.get(stage, 0) / max(longest, 1e-9),
             )
-            for stage in stages
+            for stage in dict.fromkeys([*before, *seconds])
         ],
         "total": sum(seconds.values()),
         "total_before": sum(before.values()) if before else None,
-        "slowest": max(seconds, key=lambda stage: seconds[stage]).replace("_", " "),
-        "trained": provenance.get("trained"),
+        "parameters": provenance["trained"],
     }
 
 
@@ -320,35 +298,16 @@ def describe_recalls(confusions: Sequence[np.ndarray], names: Sequence[str]) -> 
     shown = np.arange(len(names))
     if len(shown) > _ALL_CLASSES:
         shown = np.argsort(-spread, kind="stable")[:_FEW_CLASSES]
-    rows = [
-        (
-            names[k],
-            [
-                (float(score.recall[k]), int(confusion[k, k]), int(score.support[k]))
-                for confusion, score in zip(confusions, scores, strict=True)
-            ],
-            float(recalls[:, k].max()),
-        )
-        for k in shown.tolist()
-    ]
-    widest = int(spread.argmax())
+    rows = []
+    for k in shown.tolist():
+        cells = [
+            (float(score.recall[k]), int(confusion[k, k]), int(score.support[k]))
+            for confusion, score in zip(confusions, scores, strict=True)
+        ]
+        rows.append((names[k], cells, float(recalls[:, k].max())))
     return {
         "rows": rows,
         "n_classes": len(names),
-        "widest": names[widest],
-        "spread": float(spread[widest]),
+        "widest": names[int(spread.argmax())],
+        "spread": float(spread.max()),
     }
-
-
-def squeeze(name: str, limit: int) -> str:
-    """Return a name of at most `limit` characters; both its ends are kept, where names differ."""
-    if len(name) <= limit:
-        return name
-    return f"{name[: limit // 2]}…{name[limit // 2 + 1 - limit :]}"
-
-
-def say_probability(share: float) -> str:
-    """Return a probability 0..1 as a whole percentage; what is not quite 0 or 1 is not shown so."""
-    if 0 < share < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"

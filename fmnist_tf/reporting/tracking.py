@@ -1,47 +1,68 @@
-"""The Weights & Biases mirror of a run: the files on disk are the truth, this is a copy to look at.
+"""Weights & Biases: a copy of a run's results to look at; the files on disk are what counts.
 
-In: epochs, evaluations, predictions, files of a finished run. Out: an online or offline W&B run
-whose local data lies in `<run directory>/wandb`. This module must not know where the epochs come
-from, and nothing that happens here may end, delay for long, or change the outcome of a training
-run: whatever W&B does wrong gives one warning, and from then on the tracker does nothing.
+W&B never ends, delays for long, or changes a training run: whatever fails in it gives one warning,
+and from then on the tracker does nothing.
 
-Recorded are the settings given, metrics, figures and the model. Not recorded: the command line, the
-environment, git state, source code, installed packages, host and user names, console output.
+Recorded are the settings given, metrics, tables, figures and the model. Not recorded: the command
+line, the environment, git state, source code, installed packages, host and user names, console
+output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
-from fmnist_tf.results.rundir import HistoryRow
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.settings.config import WANDB_PROJECT
 
+P = ParamSpec("P")
 MODES = ("auto", "online", "offline", "disabled")
 
-_INIT_TIMEOUT_SECONDS = 20  # of trying to reach the server before recording offline instead
-_FINISH_TIMEOUT_SECONDS = 300  # of uploading at the end before leaving the rest to `wandb sync`
+_INIT_TIMEOUT_SECONDS = 20  # of trying to reach the server before recording offline
+_FINISH_TIMEOUT_SECONDS = 300  # of uploading at the end; the rest is left to `wandb sync`
 _MAX_CONFUSION_CLASSES = 100  # W&B shows tables of at most 10,000 rows, one for each cell
+_N_MISTAKES = 100
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """How W&B knows a run.
+
+    Attributes:
+        name: of the run.
+        group: the experiment, shared by the phases that belong together.
+        job_type: the phase, "sweep" or "comparison".
+        config: JSON-able settings without secrets.
+        epochs_before: of the run that this one continues, so that the curves of a group join.
+    """
+
+    name: str
+    group: str
+    job_type: str
+    config: Mapping[str, Any]
+    epochs_before: int = 0
 
 
 def choose_mode(mode: str) -> str:
-    """Return `online`, `offline` or `disabled`; never asks anybody anything, never fails.
+    """Return `online`, `offline` or `disabled`; asks no question and never fails.
 
-    `auto` follows WANDB_MODE when that names one of the three, else is online exactly when
-    credentials are configured. Whether the server accepts them is seen later.
+    `auto` is WANDB_MODE if that is one of the three, otherwise online if credentials are
+    configured, otherwise offline.
     """
     if mode != "auto":
         return mode
@@ -57,226 +78,205 @@ def choose_mode(mode: str) -> str:
     return "online" if logged_in else "offline"
 
 
+def _harmless(
+    method: Callable[Concatenate[Tracker, P], None],
+) -> Callable[Concatenate[Tracker, P], None]:
+    """Do nothing without a W&B run; on a failure warn once and give up W&B."""
+
+    @functools.wraps(method)
+    def attempt(self: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.run is None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except (Exception, SystemExit) as error:
+            run, self.run = self.run, None
+            self.warn(_describe_failure("W&B stopped recording", error))
+            with contextlib.suppress(Exception, SystemExit):
+                _close(run, exit_code=1)
+
+    return attempt
+
+
+@dataclass
 class Tracker:
-    """A W&B run that cannot do harm; inert when there is none or after the first failure."""
+    """A W&B run, or nothing: if W&B is disabled, or after its first failure.
 
-    def __init__(
-        self,
-        run: Any,
-        warn: Callable[[str], None],
-        hint: tuple[str, ...] = (),
-        epochs_before: int = 0,
-    ) -> None:
-        self._run = run  # wandb.Run, or None once inert
-        self._warn = warn
-        self._hint = hint
-        self._epochs_before = epochs_before
+    Attributes:
+        warn: takes one line of text.
+        run: the wandb.Run, or None.
+        hint: lines that say how to look at what was recorded.
+        epochs_before: see `TrackedRun`.
+    """
 
-    @property
-    def hint(self) -> tuple[str, ...]:
-        """Lines that say how to look at what was recorded; empty when there is nothing."""
-        return self._hint
+    warn: Callable[[str], None]
+    run: Any = None
+    hint: tuple[str, ...] = ()
+    epochs_before: int = 0
 
+    @_harmless
     def log_epoch(self, row: HistoryRow) -> None:
-        """Record one epoch under `epoch/...`; numbers that do not exist (NaN) are left out."""
+        """Record the finite numbers of one epoch as `epoch/...`."""
         numbers = {name: value for name, value in asdict(row).items() if name != "phase"}
-        numbers["epoch"] += self._epochs_before
+        numbers["epoch"] += self.epochs_before
         finite = {f"epoch/{name}": x for name, x in numbers.items() if math.isfinite(x)}
-        self._attempt(lambda run: run.log(finite))
+        self.run.log(finite)
 
-    def log_results(
+    @_harmless
+    def log_evaluations(self, evaluations: Mapping[str, Evaluation]) -> None:
+        """Record the metrics of each split in the summary, as `test_accuracy` and so on."""
+        for split, evaluation in evaluations.items():
+            names = ("accuracy", "loss", "correct", "total")
+            metrics = {name: getattr(evaluation, name) for name in names}
+            metrics["macro_f1"] = score_classes(evaluation.confusion).macro_f1
+            self.run.summary.update({f"{split}_{name}": x for name, x in metrics.items()})
+
+    @_harmless
+    def log_predictions(
         self,
-        evaluations: Mapping[str, Evaluation],
-        *,
-        class_names: Sequence[str],
         pixels: np.ndarray,
         labels: np.ndarray,
         probabilities: np.ndarray,
-        mistakes: int = 100,
-        figures: Sequence[Path] = (),
-        model_files: Sequence[Path] = (),
-        model_facts: Mapping[str, Any] | None = None,
+        class_names: Sequence[str],
     ) -> None:
-        """Record the end of a run: figures of merit, tables, figures, the model.
+        """Record tables of the test predictions: confusion, worst mistakes, classes, pairs.
 
         Args:
-            evaluations: by split, such as `val` and `test`.
-            class_names: K names.
-            pixels: (N, 784) uint8, the images of the predictions.
-            labels: (N,) integers 0..K-1, their truth.
+            pixels: (N, 784) uint8.
+            labels: (N,) integers 0..K-1.
             probabilities: (N, K) floats 0..1.
-            mistakes: how many of the worst go into the table, at most 200.
-            figures: PNG files, recorded under their stems.
-            model_files: the model and what belongs to it; they stay where they are until they are
-                uploaded.
-            model_facts: JSON-able metadata of the model; must hold no secret.
+            class_names: K names.
         """
+        import PIL.Image
+        import wandb
 
-        def record(run: Any) -> None:
-            import PIL.Image
-            import wandb
-
-            names = [printable(name) for name in class_names]
-            worst = worst_mistakes(labels, probabilities, min(mistakes, 200))
-            for split, evaluation in evaluations.items():
-                facts = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-                facts |= {"correct": evaluation.correct, "total": evaluation.total}
-                facts["macro_f1"] = score_classes(evaluation.confusion).macro_f1
-                run.summary.update({f"{split}_{name}": value for name, value in facts.items()})
-            calibration = measure_calibration(labels, probabilities)
-            run.summary.update({"test_expected_calibration_error": calibration.ece})
-            guesses = probabilities.argmax(axis=1)
-            media: dict[str, Any] = {
-                f"figure/{path.stem}": wandb.Image(str(path)) for path in figures
-            }
-            if len(names) <= _MAX_CONFUSION_CLASSES:
-                media["confusion_matrix"] = wandb.plot.confusion_matrix(
-                    y_true=labels.tolist(), preds=guesses.tolist(), class_names=names
-                )
-            table = wandb.Table(columns=["image", "truth", "guess", "probability", "loss"])
-            for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True):
-                image = wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28)))
-                truth, guess = int(labels[index]), int(guesses[index])
-                share = float(probabilities[index, guess])
-                table.add_data(image, names[truth], names[guess], share, float(loss))
-            media["worst_mistakes"] = table
-            confusion = Evaluation.from_probabilities(labels, probabilities).confusion
-            scores = score_classes(confusion)
-            rows = zip(
-                names, scores.precision, scores.recall, scores.f1, scores.support, strict=True
-            )
-            media["classes"] = wandb.Table(
+        names = [printable(name) for name in class_names]
+        predictions = probabilities.argmax(axis=1)
+        confusion = Evaluation.from_probabilities(labels, probabilities).confusion
+        calibration = measure_calibration(labels, probabilities)
+        self.run.summary.update({"test_expected_calibration_error": calibration.ece})
+        worst = worst_mistakes(labels, probabilities, _N_MISTAKES)
+        mistakes = wandb.Table(columns=["image", "true label", "prediction", "probability", "loss"])
+        for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True):
+            image = wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28)))
+            label, prediction = int(labels[index]), int(predictions[index])
+            probability = float(probabilities[index, prediction])
+            mistakes.add_data(image, names[label], names[prediction], probability, float(loss))
+        scores = score_classes(confusion)
+        columns = (scores.precision, scores.recall, scores.f1, scores.support)
+        classes = zip(names, *(column.tolist() for column in columns), strict=True)
+        tables: dict[str, Any] = {
+            "worst_mistakes": mistakes,
+            "classes": wandb.Table(
                 columns=["class", "precision", "recall", "f1", "images"],
+                data=[list(row) for row in classes if row[-1]],  # no scores without images
+            ),
+            "confused_pairs": wandb.Table(
+                columns=["true label", "prediction", "count", "fraction"],
                 data=[
-                    [name, *(number.item() for number in numbers)]
-                    for name, *numbers in rows
-                    if numbers[-1]  # a class without test images has no scores
-                ],
-            )
-            media["confused_pairs"] = wandb.Table(
-                columns=["truth", "guess", "count", "share"],
-                data=[
-                    [names[pair.truth], names[pair.guess], pair.count, pair.share]
+                    [names[pair.label], names[pair.prediction], pair.count, pair.fraction]
                     for pair in rank_confusions(confusion, 20)
                 ],
+            ),
+        }
+        if len(names) <= _MAX_CONFUSION_CLASSES:
+            tables["confusion_matrix"] = wandb.plot.confusion_matrix(
+                y_true=labels.tolist(), preds=predictions.tolist(), class_names=names
             )
-            run.log(media)
-            if model_files:
-                artifact = wandb.Artifact(
-                    f"model-{run.name}", type="model", metadata=dict(model_facts or {})
-                )
-                for path in model_files:
-                    # The run directory keeps the file, so W&B needs no second copy of it.
-                    artifact.add_file(str(path), policy="immutable", skip_cache=True)
-                run.log_artifact(artifact)
+        self.run.log(tables)
 
-        self._attempt(record)
+    @_harmless
+    def log_figures(self, paths: Sequence[Path]) -> None:
+        """Record PNG files as `figure/STEM`."""
+        import wandb
 
+        self.run.log({f"figure/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    @_harmless
+    def log_model(self, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        """Record the model's files as an artifact; they stay where they are until uploaded.
+
+        Args:
+            paths: of the model and what belongs to it.
+            metadata: JSON-able, without secrets.
+        """
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self.run.name}", type="model", metadata=dict(metadata))
+        for path in paths:
+            # The run directory keeps the file, so W&B needs no copy of it.
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        self.run.log_artifact(artifact)
+
+    @_harmless
     def log_comparison(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], shown: Path
     ) -> None:
-        """Record a table of runs, a row each, and the page or figure that compares them."""
+        """Record a table of runs, and the page or figure that compares them."""
+        import wandb
 
-        def record(run: Any) -> None:
-            import wandb
-
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            media: Any
-            if shown.suffix == ".png":
-                media = wandb.Image(str(shown))
-            else:
-                media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
-            run.log({"runs": table, "comparison": media})
-
-        self._attempt(record)
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        media: Any
+        if shown.suffix == ".png":
+            media = wandb.Image(str(shown))
+        else:
+            media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
+        self.run.log({"runs": table, "comparison": media})
 
     def finish(self, ok: bool = True) -> None:
-        """End the W&B run and its helper process, after uploading what is left when online."""
-        run, self._run = self._run, None
+        """End the W&B run and its helper process, after uploading what is left if online."""
+        run, self.run = self.run, None
         if run is None:
             return
         try:
             _close(run, exit_code=0 if ok else 1)
         except (Exception, SystemExit) as error:
-            self._warn(_describe_failure("W&B did not finish", error))
-
-    def _attempt(self, action: Callable[[Any], None]) -> None:
-        """Do `action` with the W&B run; on a failure warn once and give W&B up."""
-        if self._run is None:
-            return
-        try:
-            action(self._run)
-        except (Exception, SystemExit) as error:
-            run, self._run = self._run, None
-            self._warn(_describe_failure("W&B stopped recording", error))
-            with contextlib.suppress(Exception, SystemExit):
-                _close(run, exit_code=1)
+            self.warn(_describe_failure("W&B did not finish", error))
 
 
 def start_tracking(
-    mode: str,
-    run_dir: Path,
-    *,
-    group: str,
-    job_type: str,
-    name: str,
-    config: Mapping[str, Any],
-    warn: Callable[[str], None],
-    epochs_before: int = 0,
-    project: str = WANDB_PROJECT,
+    mode: str, run_dir: Path, tracked: TrackedRun, warn: Callable[[str], None]
 ) -> Tracker:
-    """Open a W&B run, or return an inert tracker after one warning when that fails.
+    """Start a W&B run, or return a tracker that does nothing after one warning if that fails.
 
-    A server that cannot be reached within 20 seconds, or credentials it refuses, turn online into
+    If the server does not answer within 20 seconds, or refuses the credentials, the run is recorded
     offline. WANDB_PROJECT and WANDB_ENTITY are respected.
 
     Args:
-        mode: one of `MODES`; `disabled` does not even import wandb.
-        run_dir: the run directory; the data goes to its `wandb` folder.
-        group: the experiment, shared by the phases that belong together.
-        job_type: the phase.
-        name: the run's name.
-        config: JSON-able settings; must hold no secret.
+        mode: one of `MODES`; `disabled` does not import wandb.
+        run_dir: the run directory; the data goes to its folder `wandb`.
+        tracked: the run.
         warn: takes one line of text.
-        epochs_before: of the phases that this run continues, so that the group's curves join.
-        project: the W&B project, unless WANDB_PROJECT names another.
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(
-        WANDB_SILENT="true",  # all its messages, those of login too
+        WANDB_SILENT="true",  # also the messages of login
         WANDB_ERROR_REPORTING="false",
-        WANDB_DATA_DIR=data_dir,  # copies of table images that wait for `wandb sync`
+        WANDB_DATA_DIR=data_dir,  # copies of images that wait for `wandb sync`
         WANDB_CACHE_DIR=data_dir,
     )
     mode = choose_mode(mode)
+    tracker = Tracker(warn, epochs_before=tracked.epochs_before)
     if mode == "disabled":
-        return Tracker(None, warn)
-    opened, first_error = None, None
+        return tracker
+    first_error = None
     for attempt in ("online", "offline") if mode == "online" else ("offline",):
         try:
-            opened = _open_run(attempt, run_dir, project, group, job_type, name, config)
+            tracker.run = _open_run(attempt, run_dir, tracked)
+            tracker.hint = _make_hint(tracker.run, run_dir)
             break
         except (Exception, SystemExit) as error:
             first_error = first_error or error
     if first_error is not None:
-        outcome = "W&B is not recording" if opened is None else "W&B records offline"
+        outcome = "W&B is not recording" if tracker.run is None else "W&B records offline"
         warn(_describe_failure(outcome, first_error))
-    run, hint = opened or (None, ())
-    return Tracker(run, warn, hint, epochs_before)
+    return tracker
 
 
-def _open_run(
-    mode: str,
-    run_dir: Path,
-    project: str,
-    group: str,
-    job_type: str,
-    name: str,
-    config: Mapping[str, Any],
-) -> tuple[Any, tuple[str, ...]]:
-    """Return a new W&B run that records nothing but what it is given, and the hint for it."""
+def _open_run(mode: str, run_dir: Path, tracked: TrackedRun) -> Any:
+    """Return a new wandb.Run that records nothing but what it is given."""
     exit_function, exception_hook = sys.exit, sys.excepthook
     try:
         import wandb
@@ -284,20 +284,20 @@ def _open_run(
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("not logged in; run `wandb login` first, or use --wandb offline")
         run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or project,
+            project=os.environ.get("WANDB_PROJECT") or WANDB_PROJECT,
             mode=mode,  # type: ignore[arg-type]
             dir=str(run_dir.resolve()),
-            group=group,
-            job_type=job_type,
-            name=name,
-            config=dict(config),
+            group=tracked.group,
+            job_type=tracked.job_type,
+            name=tracked.name,
+            config=dict(tracked.config),
             settings=wandb.Settings(
                 use_dot_wandb=False,
                 reinit="finish_previous",
                 init_timeout=_INIT_TIMEOUT_SECONDS,
                 finish_timeout=_FINISH_TIMEOUT_SECONDS,
                 finish_timeout_raises=True,
-                stop_fn=_ignore_stop,
+                stop_fn=lambda: None,  # by default the web page's stop button interrupts training
                 console="off",
                 save_code=False,
                 disable_code=True,
@@ -310,16 +310,16 @@ def _open_run(
             ),
         )
     finally:
-        # W&B wraps these to learn the exit code; it is told by finish() instead.
+        # W&B wraps these to learn the exit code; finish() tells it instead.
         sys.exit, sys.excepthook = exit_function, exception_hook
     run.define_metric("epoch/epoch")
     run.define_metric("epoch/*", step_metric="epoch/epoch")
     run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max")
-    return run, _make_hint(run, run_dir)
+    return run
 
 
 def _close(run: Any, exit_code: int) -> None:
-    """End the run and the helper process, which would otherwise speak up when Python exits."""
+    """End the run and the helper process, which otherwise prints when Python exits."""
     import wandb
 
     try:
@@ -328,12 +328,8 @@ def _close(run: Any, exit_code: int) -> None:
         wandb.teardown()
 
 
-def _ignore_stop() -> None:
-    """Leave the stop button of the web page without effect: by default it interrupts training."""
-
-
 def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
-    """Say where to look at the run, as commands that can be pasted."""
+    """Return lines with commands to look at the run."""
     if not run.offline:
         return (f"W&B: {run.url}",)
     program = "wandb"
@@ -348,6 +344,6 @@ def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
 
 
 def _describe_failure(outcome: str, error: BaseException) -> str:
-    """Return one line for a failure inside W&B."""
+    """Return one line on a failure inside W&B."""
     reason = printable(" ".join(str(error).split()), 200)
     return f"{outcome} ({type(error).__name__}: {reason}); the run itself is not affected"

@@ -1,18 +1,12 @@
-"""What the counts and the probabilities of a finished run have to say beyond the accuracy.
+"""Class scores, calibration, examples worth a look, PCA and McNemar's test.
 
-In: confusion counts, labels and probabilities, or feature vectors. Out: scores, indices of
-examples worth a look, coordinates of a map. Every function is pure, and equals are put in a fixed
-order. This module must not know which split it looks at, what the classes are called, nor touch
-the disk.
-
-N examples, K classes (at least two); labels (N,) int64 0..K-1, probabilities (N, K) floats as
-`evaluation.check_predictions` accepts them; the guess is the most probable class, the first of
-equals. An "index" is one of 0..N-1.
+N examples, K classes; labels (N,) int64 0..K-1 and probabilities (N, K) floats as
+`evaluation.check_predictions` accepts them. The prediction is the most probable class, the first of
+equal ones. Indices are 0..N-1. The same input gives the same result: ties have a fixed order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,18 +15,18 @@ from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mi
 
 _WORST, _LEAST_SURE, LABEL_ISSUES = 36, 24, 24  # examples
 _PAIRS, _EXAMPLES_OF_A_PAIR = 6, 6
-_EXPLAINED_CLASSES = 20  # up to two examples each
+_EXPLAINED_CLASSES = 20  # at most two examples each
 
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
-    """How well each class is found.
+    """Precision, recall and F1 of each class.
 
     Attributes:
-        precision: (K,) float64, the correct share of the guesses; 0 for a class never guessed.
-        recall: (K,) float64, the share of the class that was found; 0 for a class without examples.
-        f1: (K,) float64, the harmonic mean of the two; 0 where both are.
-        support: (K,) int64, how many examples the class has.
+        precision: (K,) float64, 0 for a class that was never predicted.
+        recall: (K,) float64, 0 for a class without examples.
+        f1: (K,) float64, 0 where both are.
+        support: (K,) int64, number of examples of the class.
     """
 
     precision: np.ndarray
@@ -42,73 +36,66 @@ class ClassScores:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 of the classes that have examples, each counting the same."""
+        """Unweighted mean F1 of the classes that have examples."""
         return float(self.f1[self.support > 0].mean())
 
 
 def score_classes(confusion: np.ndarray) -> ClassScores:
-    """Score each class from (K, K) counts, at least one; rows are the truth, columns the guess."""
-    hits, support, guessed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    return ClassScores(
-        precision=_shares(hits, guessed),
-        recall=_shares(hits, support),
-        f1=_shares(2 * hits, support + guessed),
-        support=support,
+    """Score each class from (K, K) counts; rows are true labels, columns predictions."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = np.arange(len(confusion))
+    labels, predictions = np.meshgrid(classes, classes, indexing="ij")
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels.ravel(),
+        predictions.ravel(),
+        labels=classes,
+        sample_weight=confusion.ravel(),
+        zero_division=0,
     )
-
-
-def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return `part / whole`, 0 where `whole` is."""
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+    return ClassScores(precision, recall, f1, confusion.sum(axis=1))
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """One cell of the confusion matrix beside its diagonal.
+    """One off-diagonal cell of the confusion matrix.
 
     Attributes:
-        truth: the class the examples are of.
-        guess: the class they were taken for.
-        count: how many, at least 1.
-        share: the same as a share 0..1 of all examples of the class `truth`.
+        label: the true class.
+        prediction: the predicted class.
+        count: number of examples, at least 1.
+        fraction: the same as a fraction 0..1 of all examples of the class `label`.
     """
 
-    truth: int
-    guess: int
+    label: int
+    prediction: int
     count: int
-    share: float
+    fraction: float
 
 
 def rank_confusions(confusion: np.ndarray, count: int = 10) -> list[ConfusedPair]:
-    """Return at most `count` pairs of (K, K) counts, the most frequent first.
-
-    Equals stand in the order of truth, then guess.
-    """
+    """Return at most `count` pairs of (K, K) counts, the most frequent first, ties by row."""
     support = confusion.sum(axis=1)
-    truths, guesses = np.nonzero(confusion)
-    wrong = truths != guesses
-    truths, guesses = truths[wrong], guesses[wrong]
-    counts = confusion[truths, guesses]
+    cells = np.argwhere(confusion * (1 - np.eye(len(confusion), dtype=np.int64)))
+    counts = confusion[tuple(cells.T)]
+    order = np.argsort(-counts, kind="stable")[:count]
     return [
-        ConfusedPair(
-            truth=int(truths[cell]),
-            guess=int(guesses[cell]),
-            count=int(counts[cell]),
-            share=float(counts[cell] / support[truths[cell]]),
+        ConfusedPair(label, prediction, n, n / int(support[label]))
+        for (label, prediction), n in zip(
+            cells[order].tolist(), counts[order].tolist(), strict=True
         )
-        for cell in np.argsort(-counts, kind="stable")[:count]
     ]
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Whether a guess of probability p is right in a share p of the cases; B bins.
+    """Accuracy against confidence, the probability of the prediction, in B bins of equal width.
 
     Attributes:
-        edges: (B+1,) float64, 0..1; a bin holds its right edge, not its left.
+        edges: (B+1,) float64, 0..1; a bin includes its right edge, not its left.
         counts: (B,) int64, examples in each bin.
-        confidence: (B,) float64, their mean probability of the guess; NaN in an empty bin.
-        accuracy: (B,) float64, the correct share of them; NaN in an empty bin.
+        confidence: (B,) float64, mean confidence; NaN in an empty bin.
+        accuracy: (B,) float64; NaN in an empty bin.
         ece: expected calibration error 0..1, the mean gap between the two over all examples.
         mce: maximum calibration error 0..1, the widest gap of a bin.
     """
@@ -134,51 +121,44 @@ def measure_calibration(
         n_bins: B, at least 1.
 
     Raises:
-        ValueError: the arrays are not the truth and the guesses of N examples.
+        ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
     check_predictions(labels, probabilities)
-    hits = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     confidence = np.minimum(probabilities.max(axis=1), 1).astype(np.float64)
     edges = np.linspace(0, 1, n_bins + 1)
     bins = np.searchsorted(edges, confidence) - 1
     counts = np.bincount(bins, minlength=n_bins)
-    filled = counts > 0
-    sums = np.bincount(bins, confidence, n_bins), np.bincount(bins, hits, n_bins)
-    mean_confidence, accuracy = (
-        np.divide(total, counts, out=np.full(n_bins, np.nan), where=filled) for total in sums
-    )
-    gaps = np.abs(accuracy - mean_confidence)[filled]
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(bins, confidence, n_bins) / counts
+        accuracy = np.bincount(bins, correct, n_bins) / counts
+    gaps = np.nan_to_num(np.abs(accuracy - mean_confidence))
     return Calibration(
         edges=edges,
         counts=counts,
         confidence=mean_confidence,
         accuracy=accuracy,
-        ece=float(gaps @ counts[filled] / len(labels)),
+        ece=float(gaps @ counts / len(labels)),
         mce=float(gaps.max()),
     )
 
 
 def find_least_sure(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` indices, the least margin between first and second class first.
-
-    Args:
-        probabilities: (N, K) floats.
-        count: at least 0.
-    """
+    """Return at most `count` indices, the smallest margin between the two top classes first."""
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
     return np.argsort(first - second, kind="stable")[:count]
 
 
 def find_label_issues(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` indices whose label may be wrong, the surest contradiction first.
+    """Return at most `count` indices whose label may be wrong.
 
-    The threshold of a class is the mean probability that examples with its label are given for it.
-    An example is suspect if the guess is not its label and reaches the threshold of its class: the
-    off-diagonal part of the confident joint, less examples whose guess stays under its threshold.
-    Ordered by the probability of the guess, then the least probability of the label, then the
-    earlier example.
+    The threshold of a class is the mean probability of that class over the examples with its label.
+    An example is suspect if its prediction differs from its label and reaches the threshold of the
+    predicted class: the off-diagonal part of the confident joint, without examples whose prediction
+    stays below its threshold. The order is: highest probability of the prediction, lowest
+    probability of the label, position.
 
-    Only for predictions out of sample: a network agrees with the wrong labels it was trained on.
+    Only for held-out predictions: a network agrees with the wrong labels it was trained on.
 
     Source: Northcutt et al., Confident Learning, JAIR 70, 2021, section 3.1.
 
@@ -188,28 +168,28 @@ def find_label_issues(labels: np.ndarray, probabilities: np.ndarray, count: int)
         count: at least 0.
     """
     n_classes = probabilities.shape[1]
-    for_label = probabilities[np.arange(len(labels)), labels]
+    of_label = probabilities[np.arange(len(labels)), labels]
     sizes = np.bincount(labels, minlength=n_classes)
-    sums = np.bincount(labels, for_label, n_classes)
-    # Without examples there is no threshold, and nothing can reach it.
+    sums = np.bincount(labels, of_label, n_classes)
+    # A class without examples has no threshold, so nothing reaches it.
     thresholds = np.divide(sums, sizes, out=np.full(n_classes, np.inf), where=sizes > 0)
-    guesses, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    suspects = np.flatnonzero((guesses != labels) & (confidence >= thresholds[guesses]))
-    return suspects[np.lexsort((for_label[suspects], -confidence[suspects]))][:count]
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    suspects = np.flatnonzero((predictions != labels) & (confidence >= thresholds[predictions]))
+    return suspects[np.lexsort((of_label[suspects], -confidence[suspects]))][:count]
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which examples a reader should see. All arrays are int64 indices.
+    """The examples that a report shows. All arrays are int64 indices.
 
     Attributes:
         worst: at most 36, see `evaluation.worst_mistakes`.
         least_sure: at most 24, see `find_least_sure`.
         label_issues: at most 24, see `find_label_issues`.
-        confused: the at most 6 most confused pairs, each with at most 6 of its examples, the one
-            with the most probable guess first.
-        explained: class by class the surest correct and the worst wrong guess, where there are
-            such; at most 20 classes, those with the most mistakes.
+        confused: the at most 6 most confused pairs, each with at most 6 of its examples, the
+            highest confidence first.
+        explained: for each class the most confident correct prediction and the worst mistake, if
+            any; at most 20 classes, those with the most mistakes.
     """
 
     worst: np.ndarray
@@ -227,76 +207,76 @@ class Selection:
 
 
 def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
-    """Choose the examples a reader should see; the same input gives the same choice.
+    """Choose the examples that a report shows.
 
     Args:
         labels: (N,) integers 0..K-1.
         probabilities: (N, K) floats.
 
     Raises:
-        ValueError: the arrays are not the truth and the guesses of N examples.
+        ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
     confusion = Evaluation.from_probabilities(labels, probabilities).confusion
-    pairs = rank_confusions(confusion, _PAIRS)
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    by_confidence = np.argsort(-confidence, kind="stable")
+    confused = []
+    for pair in rank_confusions(confusion, _PAIRS):
+        is_of_pair = (labels == pair.label) & (predictions == pair.prediction)
+        examples = by_confidence[is_of_pair[by_confidence]][:_EXAMPLES_OF_A_PAIR]
+        confused.append((pair, examples))
     return Selection(
         worst=worst_mistakes(labels, probabilities, _WORST),
         least_sure=find_least_sure(probabilities, _LEAST_SURE),
         label_issues=find_label_issues(labels, probabilities, LABEL_ISSUES),
-        confused=tuple(_with_examples(pairs, labels, probabilities)),
-        explained=_choose_explained(labels, probabilities),
+        confused=tuple(confused),
+        explained=_select_explained(labels, predictions, by_confidence, probabilities),
     )
 
 
-def _with_examples(
-    pairs: list[ConfusedPair], labels: np.ndarray, probabilities: np.ndarray
-) -> Iterator[tuple[ConfusedPair, np.ndarray]]:
-    """Yield each pair with its examples, the surest guess first."""
-    guesses, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    for pair in pairs:
-        examples = np.flatnonzero((labels == pair.truth) & (guesses == pair.guess))
-        surest_first = np.argsort(-confidence[examples], kind="stable")
-        yield pair, examples[surest_first][:_EXAMPLES_OF_A_PAIR]
-
-
-def _choose_explained(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the surest correct and the worst wrong guess of each class, class by class."""
-    hits = np.flatnonzero(probabilities.argmax(axis=1) == labels)
-    hits = hits[np.argsort(-probabilities[hits, labels[hits]], kind="stable")]
+def _select_explained(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    by_confidence: np.ndarray,
+    probabilities: np.ndarray,
+) -> np.ndarray:
+    """Return the most confident correct and the worst wrong prediction of each class, by class."""
+    correct = by_confidence[(predictions == labels)[by_confidence]]
     mistakes = worst_mistakes(labels, probabilities, len(labels))
-    classes = np.unique(labels)
-    n_mistakes = np.bincount(labels[mistakes], minlength=probabilities.shape[1])[classes]
-    shown = classes[np.argsort(-n_mistakes, kind="stable")[:_EXPLAINED_CLASSES]]
-    # np.unique points at the first of each class: the surest, and the worst.
-    firsts = [group[np.unique(labels[group], return_index=True)[1]] for group in (hits, mistakes)]
+    n_mistakes = np.bincount(labels[mistakes], minlength=probabilities.shape[1])
+    present = np.unique(labels)
+    shown = present[np.argsort(-n_mistakes[present], kind="stable")[:_EXPLAINED_CLASSES]]
+    # np.unique gives the first of each class: the most confident, and the worst.
+    firsts = [
+        group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)
+    ]
     chosen = np.concatenate(firsts)
     chosen = chosen[np.isin(labels[chosen], shown)]
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
 def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project feature vectors onto their two principal components.
+    """Project feature vectors onto their first two principal components.
 
-    A component is zero where there is no such direction: D is 1, or the features are constant. Its
-    sign is such that its largest loading is positive.
+    A component is zero where there is no such direction: D is 1, or the features are constant.
 
     Source: sklearn.decomposition.PCA, https://scikit-learn.org/stable/modules/decomposition.html
 
     Args:
-        features: (N, D) finite numbers, both at least 1; takes 8 N D bytes and more.
+        features: (N, D) finite numbers, both at least 1; needs more than 8 N D bytes.
 
     Returns:
-        Coordinates (N, 2) float32, and the share 0..1 of the variance that each component
+        Coordinates (N, 2) float32, and the fraction 0..1 of the variance that each component
         explains, (2,) float64.
     """
     from sklearn.decomposition import PCA
 
     points = np.zeros((len(features), 2), np.float32)
     variance_ratio = np.zeros(2)
-    # Shifted by one of them, constant features are exact zeros; a mean would not do that.
+    # Constant features minus one of them are exact zeros; minus their mean they may not be.
     shifted = features.astype(np.float64) - features[0]
     if shifted.any():
         n_components = min(2, *features.shape)
-        # The seed is for the randomized solver, scikit-learn's choice for large input.
+        # scikit-learn chooses a randomized solver for large input.
         pca = PCA(n_components, random_state=0)
         points[:, :n_components] = pca.fit_transform(shifted)
         variance_ratio[:n_components] = pca.explained_variance_ratio_
@@ -304,15 +284,15 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def subset_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
-    """Draw at most `count` examples, stratified: of each class the same share.
+    """Draw a stratified random subset: about the same fraction of each class.
 
-    A class gets at most one example more than its share, and at least one if `count` allows one
-    for each.
+    A class gets at most one example more than its fraction, and at least one if `count` allows one
+    for each class. (`train_test_split` refuses classes with a single example.)
 
     Args:
         labels: (N,) int64.
-        count: at least 0.
-        seed: of the draw inside each class; the same seed draws the same examples.
+        count: number of examples to draw, at least 0.
+        seed: of the random order within each class.
 
     Returns:
         Ascending int64 indices; all where N is at most `count`.
@@ -322,8 +302,8 @@ def subset_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndar
     sizes = np.bincount(labels)
     ends = np.cumsum(sizes)
     rank = np.arange(len(labels)) - np.repeat(ends - sizes, sizes)
-    drawn_before = rank / np.repeat(sizes, sizes)  # the share of its class that comes before it
-    return np.sort(by_class[np.argsort(drawn_before, kind="stable")[:count]])
+    fraction_before = rank / np.repeat(sizes, sizes)
+    return np.sort(by_class[np.argsort(fraction_before, kind="stable")[:count]])
 
 
 @dataclass(frozen=True)
@@ -331,11 +311,11 @@ class McNemar:
     """Two classifiers on the same examples.
 
     Attributes:
-        both: how many examples both get right.
-        only_first: how many only the first gets right.
-        only_second: how many only the second gets right.
-        neither: how many neither gets right.
-        p_value: 0..1, how likely two equally good classifiers differ by this much or more.
+        both: number of examples that both classify correctly.
+        only_first: number that only the first classifies correctly.
+        only_second: number that only the second classifies correctly.
+        neither: number that neither classifies correctly.
+        p_value: 0..1, of the exact two-sided test.
     """
 
     both: int
@@ -346,9 +326,9 @@ class McNemar:
 
 
 def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Test whether two classifiers make different numbers of mistakes.
+    """Test whether two classifiers have different error rates.
 
-    Exact two-sided binomial test on the examples that only one of them gets right.
+    Exact two-sided binomial test on the examples that exactly one of them classifies correctly.
 
     Sources: McNemar, Psychometrika 12, 1947, 153-157; Dietterich, Neural Computation 10, 1998,
     section 3.1.
@@ -359,20 +339,19 @@ def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> M
         second: (N, K) probabilities for the same examples in the same order.
 
     Raises:
-        ValueError: the arrays are not the truth and the guesses of N examples.
+        ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
     from scipy.stats import binomtest
 
-    check_predictions(labels, first)
-    check_predictions(labels, second)
-    first_hits, second_hits = (guesses.argmax(axis=1) == labels for guesses in (first, second))
-    only_first = int((first_hits & ~second_hits).sum())
-    only_second = int((second_hits & ~first_hits).sum())
+    for probabilities in (first, second):
+        check_predictions(labels, probabilities)
+    a, b = (probabilities.argmax(axis=1) == labels for probabilities in (first, second))
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_first + only_second
     return McNemar(
-        both=int((first_hits & second_hits).sum()),
+        both=int((a & b).sum()),
         only_first=only_first,
         only_second=only_second,
-        neither=int((~first_hits & ~second_hits).sum()),
+        neither=int((~a & ~b).sum()),
         p_value=float(binomtest(only_first, discordant).pvalue) if discordant else 1.0,
     )

@@ -1,10 +1,6 @@
-"""Labels and probabilities become integer counts, and every figure is derived from the counts.
+"""Integer counts of correct and wrong predictions, and the metrics that follow from the counts.
 
-In: labels (N,) and probabilities (N, K). Out: an `Evaluation`, whose accuracy is one division of
-two integers over all N examples, never a mean of batch means. This module must not know which
-split it looks at, nor touch the disk.
-
-N examples, K classes.
+N examples, K classes. The prediction is the most probable class, the first of equal ones.
 """
 
 from __future__ import annotations
@@ -15,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-_Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _SUM_TOLERANCE = 1e-3  # how far the probabilities of one example may be from a sum of 1
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a classifier got right and wrong on one split.
+    """The result of a classifier on one split.
 
     Attributes:
-        confusion: (K, K) int64 counts, read-only; rows are the truth, columns the guess.
+        confusion: (K, K) int64 counts, read-only; rows are true labels, columns predictions.
         loss_sum: cross entropy in nats, summed over all examples.
     """
 
@@ -33,7 +28,7 @@ class Evaluation:
 
     @classmethod
     def from_probabilities(cls, labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
-        """Count the guesses (the most probable class, the first of equals) against the truth.
+        """Count the predictions by true label.
 
         Args:
             labels: (N,) integers 0..K-1, N at least 1.
@@ -52,12 +47,12 @@ class Evaluation:
 
     @property
     def total(self) -> int:
-        """How many examples were looked at."""
+        """Number of examples."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """How many guesses were the truth."""
+        """Number of correct predictions."""
         return int(self.confusion.trace())
 
     @property
@@ -72,14 +67,11 @@ class Evaluation:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Wilson score interval of the accuracy (E. B. Wilson, JASA 22, 1927, 209-212)."""
-        n, share, z2 = self.total, self.accuracy, _Z_95**2
-        centre = share + z2 / (2 * n)
-        margin = _Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
-        scale = 1 + z2 / n
-        low, high = (centre - margin) / scale, (centre + margin) / scale
-        # Where the share is 0 or 1, rounding can leave a bound a hair on the wrong side of it.
-        return max(0.0, min(share, low)), min(1.0, max(share, high))
+        """95 % Wilson score interval of the accuracy (E. B. Wilson, JASA 22, 1927, 209-212)."""
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.correct, self.total).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of one split in `evaluation.json`."""
@@ -94,7 +86,11 @@ class Evaluation:
 
 
 def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Raise ValueError unless the two arrays can be the truth and the guesses of N examples."""
+    """Check that the arrays can be the true labels and predictions of N examples.
+
+    Raises:
+        ValueError: a shape, type or range is not as `Evaluation.from_probabilities` wants it.
+    """
     if probabilities.ndim != 2 or 0 in probabilities.shape:
         raise ValueError(f"probabilities: expected shape (N, K), found {probabilities.shape}")
     n_examples, n_classes = probabilities.shape
@@ -125,16 +121,16 @@ def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     A probability of zero counts as the smallest normal float32, 2**-126, to keep the sum finite.
     """
-    truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    logs: np.ndarray = np.log(np.clip(truth, np.finfo(np.float32).tiny, 1))
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    logs: np.ndarray = np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1))
     return -logs
 
 
 def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of at most `count` wrong guesses, the worst first.
+    """Return the indices of at most `count` wrong predictions, the worst first.
 
-    Worst is the least probability given to the truth, then the most given to the guess, then the
-    earlier example.
+    The order is: lowest probability of the true label, highest probability of the prediction,
+    position.
 
     Args:
         labels: (N,) integers 0..K-1.
@@ -142,6 +138,6 @@ def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) ->
         count: at least 0.
     """
     mistakes = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    for_truth = probabilities[mistakes, labels[mistakes]]
-    for_guess = probabilities[mistakes].max(axis=1)
-    return mistakes[np.lexsort((-for_guess, for_truth))][:count]
+    of_label = probabilities[mistakes, labels[mistakes]]
+    confidence = probabilities[mistakes].max(axis=1)
+    return mistakes[np.lexsort((-confidence, of_label))][:count]

@@ -1,8 +1,4 @@
-"""What a run was made with: commit, versions, machine.
-
-In: nothing but the machine and the installed packages. Out: JSON values for provenance.json. This
-module must not import what it reports on, nor record who or where the user is.
-"""
+"""What a run was made with: commit, versions, machine, command; never who or where the user is."""
 
 from __future__ import annotations
 
@@ -20,18 +16,16 @@ from fmnist_tf.system.cpu import read_cpu_features, read_cpuinfo, usable_cpus
 
 PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+SAMPLE = "built-in SAMPLE, not real data"
+RANDOM = "RANDOM backbone weights, never pretrained"
 _SECRET = re.compile(
     r"(^|[-_=./\s])(api[-_]?key|key|token|secret|passw\w*|authorization)([-_=./\s]|$)|://[^/\s]*@",
     re.IGNORECASE,
 )
 
 
-SAMPLE = "built-in SAMPLE, not real data"
-RANDOM = "RANDOM backbone weights, never pretrained"
-
-
 def find_caveats(data_kind: str, weights_kind: str, phase: str) -> tuple[str, ...]:
-    """Return what nobody who sees a run's figures or uses its model may miss."""
+    """Return the warnings that every figure, page and model card of a run must carry."""
     caveats = [SAMPLE] if data_kind == "sample" else []
     if weights_kind == "random" and phase != "scratch":
         caveats.append(RANDOM)
@@ -39,20 +33,23 @@ def find_caveats(data_kind: str, weights_kind: str, phase: str) -> tuple[str, ..
 
 
 def describe_code() -> dict[str, Any]:
-    """Return the commit of the package's checkout (None outside one) and the versions used."""
-    folder = Path(__file__).resolve().parents[2]
+    """Return the commit of the package's checkout (None outside one) and the installed versions."""
+    file = Path(__file__).resolve()
 
     def git(*words: str) -> str | None:
         try:
             answer = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(file.parents[2]), *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    # A package installed into a checkout of something else is not of that commit.
-    own = git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
+    # The package may be installed inside a checkout of another project.
+    own = git("ls-files", "--error-unmatch", str(file)) is not None
     return {
         "commit": git("rev-parse", "HEAD") if own else None,
         "uncommitted_changes": bool(git("status", "--porcelain")) if own else None,
@@ -62,7 +59,7 @@ def describe_code() -> dict[str, Any]:
 
 
 def describe_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the installed version of each package."""
+    """Return the installed version of each package, or "not installed"."""
     versions = {}
     for package in packages:
         try:
@@ -73,7 +70,7 @@ def describe_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores this process may use, memory in bytes, and system."""
+    """Return processor, number of usable cores, memory in bytes, and system."""
     model = re.search(r"model name\s*:\s*(.+)", read_cpuinfo())
     features = read_cpu_features()
     return {
@@ -86,6 +83,6 @@ def describe_machine() -> dict[str, Any]:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """Return the command as one line for a shell; words that may hold a secret are left out."""
+    """Return the command as one line for a shell, without words that may hold a secret."""
     shown = ["[left out]" if _SECRET.search(word) else word for word in arguments]
     return shlex.join(["python", "-m", module, *shown])

@@ -77,10 +77,10 @@ def test_a_class_without_guesses_or_examples_scores_zero_and_is_no_part_of_the_m
 def test_confusions_come_most_first_and_equals_in_the_order_of_the_matrix():
     confusion = np.array([[9, 2, 0], [5, 90, 2], [2, 0, 0]])
     assert rank_confusions(confusion) == [
-        ConfusedPair(truth=1, guess=0, count=5, share=5 / 97),
-        ConfusedPair(truth=0, guess=1, count=2, share=2 / 11),
-        ConfusedPair(truth=1, guess=2, count=2, share=2 / 97),
-        ConfusedPair(truth=2, guess=0, count=2, share=1.0),
+        ConfusedPair(label=1, prediction=0, count=5, fraction=5 / 97),
+        ConfusedPair(label=0, prediction=1, count=2, fraction=2 / 11),
+        ConfusedPair(label=1, prediction=2, count=2, fraction=2 / 97),
+        ConfusedPair(label=2, prediction=0, count=2, fraction=1.0),
     ]
     assert rank_confusions(confusion, 1) == rank_confusions(confusion)[:1]
     assert rank_confusions(np.diag([3, 0, 2])) == []
@@ -250,7 +250,7 @@ def test_selection_of_seven_examples_by_hand():
     selection = select_examples(labels, probabilities)
     # Of class 2 only mistakes, of class 0 the first of two hits, and its only mistake.
     assert selection.explained.tolist() == [0, 2, 3, 4, 5]
-    pairs = [((pair.truth, pair.guess), found.tolist()) for pair, found in selection.confused]
+    pairs = [((pair.label, pair.prediction), found.tolist()) for pair, found in selection.confused]
     assert pairs == [((2, 1), [5, 6]), ((0, 1), [2]), ((1, 0), [4])]
     assert [pair.count for pair, _ in selection.confused] == [2, 1, 1]
     assert selection.worst.tolist() == worst_mistakes(labels, probabilities, 36).tolist()
@@ -288,9 +288,9 @@ def test_selection_is_small_repeatable_and_what_it_says(k, n, seed):
     assert len(selection.confused) <= 6
     for pair, found in selection.confused:
         assert len(found) == min(6, pair.count)
-        assert (labels[found] == pair.truth).all()
-        assert (guesses[found] == pair.guess).all()
-        inside = np.flatnonzero((labels == pair.truth) & (guesses == pair.guess))
+        assert (labels[found] == pair.label).all()
+        assert (guesses[found] == pair.prediction).all()
+        inside = np.flatnonzero((labels == pair.label) & (guesses == pair.prediction))
         surest_first = sorted(inside, key=lambda index: (-probabilities[index].max(), index))
         assert found.tolist() == surest_first[:6]
 

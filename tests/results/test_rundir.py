@@ -1,8 +1,7 @@
-"""The run directory: whole files or none, whatever kills the writer; one owner; clear refusals."""
+"""The run directory: whole files or none, private, one owner; clear errors for bad files."""
 
 import csv
 import hashlib
-import json
 import os
 import re
 import signal
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.results.rundir import HistoryRow, RunDir, find_newest_complete_run, list_runs
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir, find_newest_complete_run, list_runs
 
 ROWS = [
     HistoryRow(0, "finetune", float("nan"), float("nan"), 0.1 + 0.2, 1 / 3, 1e-4, 1.5),
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen:
-    """Start a Python process that says `ready` on its first line."""
+    """Start a Python process that prints `ready` first."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -40,7 +40,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("name", ["a", "0", "run_1.2-x", "A" * 64, "com", "nullable", "con1"])
-def test_accepts_plain_names(tmp_path, name):
+def test_plain_names_are_accepted(tmp_path, name):
     run = RunDir.create(tmp_path, name, "frozen", "sample")
     assert run.path == tmp_path / name
     assert run.path.is_dir()
@@ -53,15 +53,15 @@ def test_accepts_plain_names(tmp_path, name):
         *("a\0", "A" * 65, "CON", "nul", "com1", "LPT9.txt", "aux.", "\u202egnp"),
     ],
 )
-def test_refuses_other_names_before_making_anything(tmp_path, name):
-    with pytest.raises(UsageError, match="expected a plain name") as caught:
+def test_other_names_are_refused_before_anything_is_created(tmp_path, name):
+    with pytest.raises(UsageError) as caught:
         RunDir.create(tmp_path / "runs", name, "frozen", "sample")
     assert caught.value.exit_code == 2
     assert str(caught.value).isprintable()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_run_is_refused_untouched(tmp_path):
+def test_an_existing_run_is_refused_and_unchanged(tmp_path):
     RunDir.create(tmp_path, "one", "frozen", "sample").write_text("note", "mine")
     with pytest.raises(RunExistsError, match=r"one exists already.*--run NAME") as caught:
         RunDir.create(tmp_path, "one", "frozen", "sample")
@@ -69,31 +69,26 @@ def test_an_existing_run_is_refused_untouched(tmp_path):
     assert (tmp_path / "one" / "note").read_text() == "mine"
 
 
-def test_names_from_the_clock_step_aside(tmp_path):
+def test_generated_names_are_unique(tmp_path):
     names = [RunDir.create(tmp_path, None, "frozen", "Fashion MNIST/../x").path.name for _ in "123"]
     assert len(set(names)) == 3
-    for name in names:
-        assert re.fullmatch(r"\d{8}-\d{6}-frozen-fashion-mnist-x(-\d)?", name)
-    assert sum(bool(re.search(r"-x-\d$", name)) for name in names) >= 1
-
-
-def test_a_nameless_dataset_still_gets_a_name(tmp_path):
+    assert all(re.fullmatch(r"\d{8}-\d{6}-frozen-fashion-mnist-x(-\d)?", name) for name in names)
     assert RunDir.create(tmp_path, None, "frozen", "データ").path.name.endswith("-frozen-data")
 
 
-def test_a_file_in_place_of_the_runs_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("folder", ["runs", "runs/deeper"])
+def test_a_file_in_place_of_the_runs_folder_is_refused(tmp_path, folder):
     (tmp_path / "runs").write_text("")
-    for runs_dir in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
-        with pytest.raises(UsageError, match="expected a folder for runs"):
-            RunDir.create(runs_dir, "one", "frozen", "sample")
+    with pytest.raises(UsageError):
+        RunDir.create(tmp_path / folder, "one", "frozen", "sample")
 
 
-def test_open_finds_a_run_and_names_its_neighbours_otherwise(run):
-    with pytest.raises(UsageError, match=r"found no config.json in it; runs in .*: none"):
+def test_open_finds_a_run_or_lists_the_others(run):
+    with pytest.raises(UsageError, match="none"):
         RunDir.open(run.path)
     run.write_json("config.json", {})
     assert RunDir.open(run.path) == run
-    with pytest.raises(UsageError, match=r"found no such folder; runs in .*: one$"):
+    with pytest.raises(UsageError, match=r": one$"):
         RunDir.open(run.path.with_name("two"))
 
 
@@ -111,63 +106,6 @@ def test_everything_is_private(run):
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
 
 
-def test_writing_keeps_the_suffix_and_publishes_only_on_success(run):
-    run.write_text("model.keras", "old")
-    with pytest.raises(ZeroDivisionError), run.writing("model.keras") as path:  # noqa: PT012
-        assert path.suffix == ".keras"
-        assert path.parent == run.path
-        path.write_text("half")
-        assert run.file("model.keras").read_text() == "old"
-        raise ZeroDivisionError
-    assert {path.name for path in run.path.iterdir()} == {"model.keras"}
-    assert run.file("model.keras").read_text() == "old"
-
-
-def test_a_writer_that_writes_nothing_is_an_error(run):
-    with pytest.raises(FileNotFoundError), run.writing("model.keras"):
-        pass
-    assert not run.file("model.keras").exists()
-
-
-def test_content_reaches_the_disk_before_its_name_does(run, monkeypatch):
-    steps = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (steps.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
-    )
-    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
-    run.write_text("a.json", "x")
-    assert re.fullmatch(r".*/\.a\.tmp-\w+\.json", steps[0])
-    assert steps[1:] == ["replace", str(run.path.resolve())]
-
-
-@pytest.mark.parametrize(
-    ("moment", "survivor"),
-    [("write", "old"), ("fsync", "old"), ("replace", "old"), ("replaced", "new")],
-)
-def test_killed_while_writing_leaves_the_old_or_the_new_file(run, moment, survivor):
-    run.write_text("history.csv", "old" * 1000)
-    script = """
-        import os, signal, sys
-        from pathlib import Path
-        from fmnist_tf.results.rundir import RunDir
-        def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-        moment, replace = sys.argv[2], os.replace
-        if moment in ("fsync", "replace"): setattr(os, moment, die)
-        if moment == "replaced": os.replace = lambda a, b: (replace(a, b), die())
-        run = RunDir(Path(sys.argv[1]))
-        with run.writing("history.csv") as path, open(path, "w") as stream:
-            stream.write("new" * 500); stream.flush()
-            if moment == "write": die()
-            stream.write("new" * 500)
-        run.write_done()
-    """
-    with start(script, run.path, moment) as process:
-        assert process.wait() == -signal.SIGKILL
-    assert run.file("history.csv").read_text() == survivor * 1000
-    assert not run.is_complete
-
-
 def test_killed_at_any_time_the_file_is_whole(run):
     script = """
         import sys
@@ -178,11 +116,12 @@ def test_killed_at_any_time_the_file_is_whole(run):
             run.write_bytes("big", bytes([turn % 251]) * 3_000_000)
             if turn == 1: print("ready", flush=True)
     """
-    for delay in (0.0, 0.011, 0.023, 0.037):
+    for delay in (0.0, 0.011, 0.023):
         with start(script, run.path) as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(delay)
             process.kill()
+        assert process.returncode == -signal.SIGKILL
         content = run.file("big").read_bytes()
         assert content == content[:1] * 3_000_000
 
@@ -190,10 +129,9 @@ def test_killed_at_any_time_the_file_is_whole(run):
 # Reading
 
 
-def test_json_round_trip_and_refusals(run):
+def test_json_round_trip(run):
     content = {"name": "Ünïcode", "numbers": [1, 0.1, None], "nested": {"a": True}}
     run.write_json("config.json", content)
-    assert run.read_json("config.json") == content
     with pytest.raises(ValueError, match="JSON compliant"):
         run.write_json("config.json", {"loss": float("nan")})
     assert run.read_json("config.json") == content
@@ -206,28 +144,25 @@ def test_damaged_json_is_one_clear_error(run, content):
         run.read_json("config.json")
 
 
-def test_missing_files_are_one_clear_error(run):
-    for read in (lambda: run.read_json("x.json"), run.read_history, run.read_predictions):
-        with pytest.raises(UsageError, match="found: no such file; the run is incomplete"):
-            read()
+@pytest.mark.parametrize(
+    "read", [lambda run: run.read_json("x.json"), RunDir.read_history, RunDir.read_predictions]
+)
+def test_a_missing_file_is_one_clear_error(run, read):
+    with pytest.raises(UsageError, match="no such file"):
+        read(run)
 
 
 def test_history_keeps_every_digit(run):
     run.write_history(ROWS)
-    again = run.read_history()
-    assert repr(again) == repr(ROWS)
+    assert repr(run.read_history()) == repr(ROWS)
     with run.file("history.csv").open(newline="") as stream:
         header, *lines = csv.reader(stream)
     assert ",".join(header) == (
         "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
     )
     assert lines[1][2] == "1e-17"
-
-
-def test_history_takes_numpy_numbers(run):
     run.write_history([HistoryRow(1, "frozen", *np.float64([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))])
-    assert "np." not in run.file("history.csv").read_text()
-    assert run.read_history()[0].loss == 0.1
+    assert run.read_history()[0].loss == 0.1  # NumPy's repr is no number
 
 
 @pytest.mark.parametrize(
@@ -279,39 +214,39 @@ def test_predictions_with_any_byte_changed_are_refused_or_equal(run):
             read = run.read_predictions()
         except UsageError:
             refused += 1
-        else:  # a byte nobody reads, such as a time stamp
+        else:  # a byte that is never read, such as a time stamp
             assert (read[0] == labels).all()
             assert (read[1] == probabilities).all()
     assert refused > len(whole) / 2
 
 
+LABELS, PROBABILITIES = np.zeros(2, np.int64), np.zeros((2, 2), np.float32)
+
+
 @pytest.mark.parametrize(
-    "arrays",
+    "changes",
     [
-        {"labels": np.zeros(2, np.int64)},
-        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros((2, 2), np.float64)},
-        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros((3, 2), np.float32)},
-        {"labels": np.zeros(2, np.int64), "probabilities": np.zeros(2, np.float32)},
-        {"labels": np.zeros(2, np.int32), "probabilities": np.zeros((2, 2), np.float32)},
-        {"labels": np.array([{}, {}]), "probabilities": np.zeros((2, 2), np.float32)},
-        {
-            "labels": np.zeros(2, np.int64),
-            "probabilities": np.zeros((2, 2), np.float32),
-            "more": np.zeros(1),
-        },
+        {"probabilities": PROBABILITIES.astype(np.float64)},
+        {"probabilities": np.zeros((3, 2), np.float32)},
+        {"probabilities": np.zeros(2, np.float32)},
+        {"labels": LABELS.astype(np.int32)},
+        {"labels": np.array([{}, {}])},
+        {"more": LABELS},
     ],
 )
-def test_other_arrays_are_refused(run, arrays):
+def test_other_arrays_are_refused(run, changes):
+    arrays = {"labels": LABELS, "probabilities": PROBABILITIES} | changes
     np.savez(run.file("predictions.npz"), **arrays)
     with pytest.raises(UsageError, match=r"expected the predictions\.npz of a run"):
         run.read_predictions()
 
 
-def test_compressed_predictions_are_refused_unread(run):
-    probabilities = np.zeros((1_000_000, 50), np.float32)  # 200 MB in a file of 200 kB
-    labels = np.zeros(1_000_000, np.int64)
-    np.savez_compressed(run.file("predictions.npz"), labels=labels, probabilities=probabilities)
-    with pytest.raises(UsageError, match="compressed entries"):
+def test_missing_and_compressed_arrays_are_refused(run):
+    run.write_arrays("predictions.npz", {"labels": LABELS})
+    with pytest.raises(UsageError):
+        run.read_predictions()
+    np.savez_compressed(run.file("predictions.npz"), labels=LABELS, probabilities=PROBABILITIES)
+    with pytest.raises(UsageError, match="compressed"):
         run.read_predictions()
 
 
@@ -353,9 +288,12 @@ def test_the_newest_complete_run_is_found_by_its_own_record(tmp_path):
     assert find_newest_complete_run(tmp_path) == newest
     assert find_newest_complete_run(tmp_path, "finetune").path.name == "z"
     assert find_newest_complete_run(tmp_path, "scratch") is None
+    newest.write_done()
+    finish(tmp_path, "c", "frozen", "2026-03-01T12:00:00+02:00")
+    assert find_newest_complete_run(tmp_path) == newest  # what write_done wrote is understood
 
 
-def test_finished_runs_of_a_sweep_are_runs(tmp_path):
+def test_finished_trials_of_a_sweep_are_runs(tmp_path):
     early = finish(tmp_path, "early", "frozen", "2020-01-01T00:00:00+00:00")
     sweep = tmp_path / "a-sweep"
     sweep.mkdir()
@@ -369,68 +307,35 @@ def test_finished_runs_of_a_sweep_are_runs(tmp_path):
     assert early.name_in(sweep) == str(early.path)
     assert (first.group, early.group) == ("a-sweep", "early")
     assert (first.full_name, early.full_name) == ("a-sweep-trial-001", "early")
-    with pytest.raises(UsageError, match="a-sweep/trial-001, early"):
-        RunDir.open(tmp_path / "none")
 
 
 @pytest.mark.parametrize("done", ["", "[]", "{}", '{"finished_at": 7}', '{"finished_at": "soon"}'])
-def test_incomplete_damaged_and_foreign_folders_are_passed_over(tmp_path, done):
+def test_incomplete_damaged_and_foreign_folders_are_skipped(tmp_path, done):
     good = finish(tmp_path, "good", "frozen", "2020-01-01T00:00:00+00:00")
     finish(tmp_path, "damaged", "frozen", "2030-01-01T00:00:00+00:00").write_text("DONE.json", done)
     unfinished = finish(tmp_path, "unfinished", "frozen", "2030-01-01T00:00:00+00:00")
     unfinished.file("DONE.json").unlink()
-    finish(tmp_path, "unconfigured", "frozen", "2030-01-01T00:00:00+00:00").write_json(
-        "config.json", {}
-    )
+    unconfigured = finish(tmp_path, "unconfigured", "frozen", "2030-01-01T00:00:00+00:00")
+    unconfigured.write_json("config.json", {})
     (tmp_path / "foreign").mkdir()
     (tmp_path / "LOG.md").write_text("")
     assert find_newest_complete_run(tmp_path) == good
 
 
-def test_the_time_written_is_the_time_found(tmp_path):
-    early = finish(tmp_path, "early", "frozen", "2020-01-01T00:00:00+00:00")
-    assert find_newest_complete_run(tmp_path) == early
-    late = RunDir.create(tmp_path, "a-late-one", "frozen", "sample")
-    late.write_json("config.json", {"phase": "frozen"})
-    late.write_done()
-    assert find_newest_complete_run(tmp_path) == late
-
-
-# The lock
-
-HOLD = """
-    import sys
-    from pathlib import Path
-    from fmnist_tf.results.rundir import RunDir
-    with RunDir(Path(sys.argv[1])).locked():
-        print("ready", flush=True)
-        sys.stdin.readline()
-"""
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_run(run):
-    with start(HOLD, run.path) as process:
+def test_a_run_is_held_by_one_process_until_it_ends(run):
+    script = """
+        import sys
+        from pathlib import Path
+        from fmnist_tf.results.rundir import RunDir
+        with RunDir(Path(sys.argv[1])).locked():
+            print("ready", flush=True)
+            sys.stdin.readline()
+    """
+    with start(script, run.path) as process:
         assert process.stdout.readline() == "ready\n"
-        holder = rf"one is in use by process {process.pid} on \S+ since 20"
-        with pytest.raises(RunExistsError, match=holder) as caught, run.locked():
+        with pytest.raises(RunExistsError, match=f"process {process.pid} ") as caught, run.locked():
             pass
-        process.communicate("\n")
+        process.kill()
     assert caught.value.exit_code == 3
     with run.locked():
-        assert json.loads(run.file(".lock").read_bytes())["pid"] == os.getpid()
-    assert run.file(".lock").exists()
-
-
-def test_the_lock_of_a_killed_process_is_free(run):
-    with start(HOLD, run.path) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.kill()
-    with run.locked():
         pass
-
-
-def test_a_lock_file_without_words_still_refuses(run):
-    with run.locked():
-        run.file(".lock").write_bytes(b"{")
-        with pytest.raises(RunExistsError, match="in use by another process"), run.locked():
-            pass

@@ -1,0 +1,190 @@
+"""Plots of predictions and pixels: confusion matrix, mistakes, calibration, PCA, grey levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmnist_tf.reporting.style import (
+    BLUE,
+    COLOURS,
+    FAINT,
+    GRID,
+    INK,
+    ORANGE,
+    Heading,
+    drawable_names,
+    png_figure,
+)
+from fmnist_tf.results.analysis import Calibration
+from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+N_COLOURED = len(COLOURS)  # classes that the embedding projection colours and names
+_MAX_COUNTED, _MAX_NAMED = 30, 60  # classes up to which cells have room for counts, axes for names
+_N_MISTAKES = 36
+
+
+def write_confusion(
+    path: Path, heading: Heading, evaluation: Evaluation, class_names: Sequence[str]
+) -> None:
+    """Write the PNG of a confusion matrix: counts as text, fractions of the row as colour.
+
+    It stays within about 13 inches: beyond 30 classes it has no counts, beyond 60 the axes have
+    class numbers instead of names.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    counts = evaluation.confusion
+    n_classes = len(counts)
+    names = drawable_names(tuple(class_names), 20)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(0.62 * n_classes, 3.6), 10.0)
+    cell_points = 72 * side / n_classes
+    low, high = evaluation.interval_95
+    subtitle = (
+        f"accuracy {evaluation.accuracy:.4f} ({evaluation.correct:,} of {evaluation.total:,}), "
+        f"95 % interval {low:.4f} to {high:.4f}"
+    )
+    heading = replace(heading, subtitle=subtitle)
+    with png_figure(path, heading, width=side + 2.6, height=side + 1.2) as figure:
+        axes = figure.add_subplot(xlabel="prediction", ylabel="true label")
+        axes.spines[:].set_visible(False)
+        # The square root makes rare mistakes visible.
+        norm = PowerNorm(0.5, vmin=0, vmax=1)
+        image = axes.imshow(fractions, cmap="Blues", norm=norm)
+        bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+        bar.set_label("fraction of the true class")
+        bar.outline.set_visible(False)
+        if n_classes <= _MAX_NAMED:
+            size = min(9.0, 0.75 * cell_points)
+            axes.set_yticks(range(n_classes), names, fontsize=size)
+            axes.set_xticks(range(n_classes), names, fontsize=size)
+            if max(map(len, names)) * 0.7 * size > cell_points:
+                for label in axes.get_xticklabels():
+                    label.set(rotation=45, ha="right", va="top", rotation_mode="anchor")
+        else:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        if n_classes <= _MAX_COUNTED:
+            size = min(10.0, 0.5 * cell_points, 1.4 * cell_points / len(f"{counts.max()}"))
+            for row, column in np.argwhere(counts):
+                colour = "white" if norm(fractions[row, column]) > 0.6 else INK
+                text = axes.text(column, row, f"{counts[row, column]}", color=colour, fontsize=size)
+                # In its cell anyway; to lay out 900 texts is slow.
+                text.set(ha="center", va="center", in_layout=False)
+
+
+def write_mistakes(
+    path: Path,
+    heading: Heading,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+) -> None:
+    """Write the PNG of the 36 worst mistakes, each with true label, prediction and probabilities.
+
+    Args:
+        path: of the PNG.
+        heading: above the figure.
+        pixels: (N, 784) uint8; 0 is drawn white.
+        labels: (N,) integers 0..K-1.
+        probabilities: (N, K) floats 0..1.
+        class_names: K names.
+    """
+    names = drawable_names(tuple(class_names), 15)
+    predictions = probabilities.argmax(axis=1)
+    n_mistakes = int((predictions != labels).sum())
+    worst = worst_mistakes(labels, probabilities, _N_MISTAKES)
+    columns = min(6, max(len(worst), 3))
+    rows = max(1, math.ceil(len(worst) / columns))
+    subtitle = f"{n_mistakes:,} of {len(labels):,} predictions are wrong"
+    subtitle += f"; the {len(worst)} worst" if n_mistakes > len(worst) else ""
+    heading = replace(heading, subtitle=subtitle)
+    with png_figure(path, heading, width=1.9 * columns, height=2.3 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, index in zip(grid, worst, strict=False):
+            axes.imshow(pixels[index].reshape(28, 28), cmap="gray_r", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=GRID)
+            captions = (("true", labels[index], BLUE), ("pred", predictions[index], ORANGE))
+            for line, (word, k, colour) in enumerate(captions):
+                for x, side, text in (
+                    (0, "left", f"{word} {names[k]}"),
+                    (1, "right", f"{probabilities[index, k]:.1%}"),
+                ):
+                    axes.annotate(
+                        text,
+                        (x, 0),
+                        (0, -11 - 10 * line),
+                        xycoords="axes fraction",
+                        textcoords="offset points",
+                        ha=side,
+                        color=colour,
+                        fontsize=7.5,
+                    )
+        for axes in grid[len(worst) :]:
+            axes.set_axis_off()
+        if not n_mistakes:
+            figure.text(0.5, 0.4, "no mistakes", ha="center", fontsize=16, color=FAINT)
+
+
+def plot_calibration(figure: Figure, calibration: Calibration) -> None:
+    """Draw accuracy against confidence by bin (a reliability diagram), and the size of the bins."""
+    filled = calibration.counts > 0
+    left, width = calibration.edges[:-1][filled], 0.92 * np.diff(calibration.edges)[filled]
+    fractions = calibration.counts[filled] / calibration.counts.sum()
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    upper.bar(left, calibration.accuracy[filled], width, align="edge", color=BLUE, alpha=0.6)
+    lower.bar(left, fractions, width, align="edge", color=FAINT, alpha=0.6)
+    confidence = calibration.confidence[filled]
+    upper.hlines(confidence, left, left + width, color=ORANGE, linewidth=2.5)
+    upper.plot((0, 1), (0, 1), color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+    upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy")
+    lower.set(xlabel="probability of the prediction", ylabel="images")
+    lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def plot_projection(
+    figure: Figure, points: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """Draw (P, 2) points coloured by class; the number of a class stands at its mean.
+
+    Beyond `N_COLOURED` classes only the largest are coloured and named.
+    """
+    sizes = np.bincount(labels, minlength=len(names))
+    shown = np.sort(np.argsort(-sizes, kind="stable")[:N_COLOURED])
+    shown = shown[sizes[shown] > 0]
+    colours = np.full(len(names), FAINT, dtype=object)
+    colours[shown] = COLOURS[: len(shown)]
+    axes = figure.add_subplot(aspect="equal")
+    axes.set_axis_off()
+    order = np.argsort(np.isin(labels, shown), kind="stable")  # the grey ones below
+    x, y = points[order].T
+    axes.scatter(x, y, s=7, c=colours[labels[order]], alpha=0.55, lw=0, rasterized=True)
+    for k in shown:
+        mean = points[labels == k].mean(axis=0)
+        axes.plot(*mean, "o", ms=6, color=colours[k], mec=INK, label=f"{k} {names[k]}")
+        axes.annotate(
+            f"{k}", mean, (0, 9), textcoords="offset points", ha="center", fontweight="bold"
+        )
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, handletextpad=0.2)
+
+
+def plot_histogram(figure: Figure, counts: np.ndarray) -> None:
+    """Draw the fraction of the pixels in each of 32 equal ranges of the 256 grey levels."""
+    axes = figure.add_subplot(xlabel="grey level", ylabel="pixels", xticks=[0, 64, 128, 192, 255])
+    fractions = counts.reshape(32, 8).sum(axis=1) / max(counts.sum(), 1)
+    axes.bar(np.arange(32) * 8, fractions, 7.2, align="edge", color=BLUE, alpha=0.7)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="y")

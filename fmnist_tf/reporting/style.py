@@ -1,0 +1,159 @@
+"""Colours, fonts, and the two forms of a figure: a PNG file and inline SVG for the page.
+
+matplotlib takes half a second to import, so it is imported inside functions. Only its object
+interface is used: no global figure, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from fmnist_tf.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito: distinct to colour-blind readers too
+INK, FAINT, GRID = "#222222", "#8a8a8a", "#e6e6e6"
+# Mid-tones that are visible on white and on black; the first ten after Tableau's.
+COLOURS = (
+    "#4e79a7", "#f28e2b", "#e15759", "#59a14f", "#b07aa1", "#2fa8a0", "#c9a227", "#9c6b4a",
+    "#ef7fa5", "#7f8c8d", "#7a5fd0", "#a3b93b", "#c2410c", "#4cc3e6", "#8b2f6b", "#3d6b35",
+    "#d98f8f", "#5b6b8f", "#b5651d", "#00b894",
+)  # fmt: skip
+_CSS_VARIABLES = {
+    BLUE: "--blue",
+    ORANGE: "--orange",
+    INK: "--ink",
+    FAINT: "--faint",
+    GRID: "--rule",
+}
+_STYLE = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the same on every machine
+    "text.parse_math": False,  # a class name is not a formula
+    "text.color": INK,
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+_DPI = 130
+_SVG_WIDTH = 5.0  # inches of 72 units; a unit is about a pixel on a phone
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The text above a PNG figure.
+
+    Attributes:
+        title: one line.
+        banner: a warning that must be seen, such as that the data is not real.
+        subtitle: one line, may be empty.
+    """
+
+    title: str
+    banner: str | None = None
+    subtitle: str = ""
+
+
+@contextmanager
+def png_figure(path: Path, heading: Heading, *, width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure of `width` x `height` inches below its heading; then write the PNG.
+
+    The same drawing gives the same bytes, whatever the user's own matplotlibrc says.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    lines: list[tuple[str, float, dict[str, Any]]] = []  # text, inches, style
+    if heading.banner:
+        box = {"facecolor": "#fff3cd", "edgecolor": ORANGE, "boxstyle": "round,pad=0.4"}
+        lines.append((heading.banner, 0.44, {"fontsize": 11, "color": ORANGE, "bbox": box}))
+    lines.append((heading.title, 0.34, {"fontsize": 13, "fontweight": "bold"}))
+    if heading.subtitle:
+        lines.append((heading.subtitle, 0.24, {"fontsize": 9, "color": "#555555"}))
+    total = height + 0.12 + sum(inches for _, inches, _ in lines)
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(width, total), dpi=_DPI)
+        bottom = 0.1 / total
+        below_heading = (0.1 / width, bottom, 1 - 0.2 / width, height / total - bottom)
+        figure.set_layout_engine("constrained", rect=below_heading)
+        from_top = 0.0
+        for text, inches, style in lines:
+            from_top += inches
+            limit = int(72 * (width - 0.3) / (0.7 * style["fontsize"]))  # 0.7 em a letter
+            figure.text(0.15 / width, 1 - from_top / total, drawable(text, limit, "?"), **style)
+        yield figure
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def inline_svg(
+    name: str, label: str, height: float, plot: Callable[[Figure], None], *, dpi: int = 100
+) -> Markup:
+    """Return a figure as SVG to put into a page; its colours follow the page's theme.
+
+    Texts stay texts, drawn by the browser in a font that has their letters.
+
+    Args:
+        name: CSS class of the chart, unique on its page.
+        label: text alternative for screen readers.
+        height: inches; the width is 5.
+        plot: draws on an empty figure.
+        dpi: of rasterized parts.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10}
+    stream = io.StringIO()
+    with matplotlib.style.context(["default", _STYLE, style]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = Figure(figsize=(_SVG_WIDTH, height), layout="constrained")
+        plot(figure)
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata, dpi=dpi)
+    svg = stream.getvalue()
+    svg = re.sub(r"\s*<(style|metadata)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    used_ids = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+
+    def adapt(tag: re.Match[str]) -> str:
+        """Take an unused id from a tag, and put the page's colours and font in."""
+        text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used_ids else "", tag[0])
+        text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+        for colour, variable in _CSS_VARIABLES.items():
+            text = text.replace(f": {colour.lower()}", f": var({variable})")
+        return re.sub(r"\s+", " ", text)
+
+    # matplotlib escapes texts, so what looks like a tag is one.
+    svg = re.sub(r"<[^>]+>", adapt, svg)
+    size = f'viewBox="0 0 {_SVG_WIDTH * 72:g} {height * 72:g}"'
+    head = f'<svg class="chart {name}" role="img" aria-label="{escape(label)}" {size}>'
+    return Markup(head + svg[svg.index(">") + 1 :])
+
+
+def drawable(text: str, limit: int, fallback: str) -> str:
+    """Return `text` on one line, at most `limit` characters; `fallback` if the font lacks one."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    shown = printable(text.strip(), limit)
+    return shown if shown and all(font.get_char_index(ord(c)) for c in shown) else fallback
+
+
+def drawable_names(class_names: list[str] | tuple[str, ...], limit: int) -> list[str]:
+    """Return a drawable name of at most `limit` characters for each class."""
+    return [drawable(name, limit, f"class {k}") for k, name in enumerate(class_names)]
