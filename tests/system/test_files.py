@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -159,10 +160,12 @@ def test_a_held_folder_is_refused_until_its_holder_is_killed(tmp_path: Path) -> 
     with locked(tmp_path):
         lock = tmp_path / ".lock"
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-        for content in (b"{", b"[" * 2000, b"{}"):
+        for content in (b"{", b"{}", b"[" * 2000):
             lock.write_bytes(content)
             with pytest.raises(RunExistsError, match="another process"), locked(tmp_path):
                 pass
+    with locked(tmp_path):
+        assert json.loads(lock.read_bytes())["pid"] == os.getpid()
     assert lock.exists()
 
 
