@@ -190,6 +190,18 @@ def test_who_waits_is_told_once_and_gets_the_lock(tmp_path: Path) -> None:
             assert process.communicate()[0] == "mine\n"
 
 
+def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path) -> None:
+    # No file may grow, as on a full disk.
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    with start(no_room + HOLD, tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(RunExistsError), locked(tmp_path):
+            pass
+        process.communicate("\n")
+    assert process.returncode == 0
+
+
 def test_a_dropped_signal_still_ends_the_waiting(tmp_path: Path) -> None:
     def told(_: str) -> None:
         try:
