@@ -234,7 +234,9 @@ class RunConfig(_Settings):
         peak, epochs = self.learning_rate or math.inf, self.epochs or math.inf
         warms_up, cycles = self.schedule in WITH_WARMUP, self.schedule == "triangular2"
         require(sgd or self.momentum == 0.9, "momentum", "only with --optimizer sgd")
-        require(decays or not self.weight_decay, "weight_decay", "only with adamw or sgd")
+        require(
+            decays or not self.weight_decay, "weight_decay", "only with --optimizer adamw or sgd"
+        )
         require(
             self.min_learning_rate <= peak, "min_learning_rate", "a number up to --learning-rate"
         )

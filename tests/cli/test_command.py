@@ -36,6 +36,7 @@ def test_a_problem_is_one_escaped_line_with_its_place() -> None:
     shown = str(PROBLEM)
     assert shown.startswith("error[E012] a\\nb.csv:3:2 (pixel1\\x07xxx")
     assert shown.endswith("...): 'x'; expected 0 to 255. hint: look")
+    assert str(UsageError("a\x1b\n", "b")) == "a\\x1b\\n\nb"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_signal_stops_the_work(capsys) -> None:
     def body(_: argparse.Namespace) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    assert run_command(body, flags()) == 130
+    assert run_command(body, flags("--debug")) == 130
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 

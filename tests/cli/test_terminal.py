@@ -25,6 +25,7 @@ with progress_bar("features", "image") as show:
 def test_box_has_straight_edges() -> None:
     lines = boxed("word\x1b " * 40, "another paragraph").splitlines()
     assert {len(line) for line in lines} == {BOX_WIDTH}
+    assert all(map(str.isprintable, lines))
     assert lines[0] == lines[-1] == "+" + "-" * (BOX_WIDTH - 2) + "+"
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines[1:-1])
 

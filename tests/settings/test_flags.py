@@ -72,7 +72,8 @@ def test_help_has_groups_and_every_default() -> None:
         ("units", "3", 3), ("dropout", "0", 0.0), ("lr_finder", "true", True),
         ("lr_finder", "false", False), ("augment", "flip,mixup", ("flip", "mixup")),
         ("augment", "none", ()), ("early_stopping", "none", None),
-        ("class_weights", "none", "none"), ("label_column", "none", None), ("data", "none", "none"),
+        ("class_weights", "none", "none"), ("label_column", "none", None),
+        ("data", "none", "none"), ("augment", "flip,", ("flip",)),
     ],
 )  # fmt: skip
 def test_one_value_is_read_as_its_flag_reads_it(name: str, text: str, value: Any) -> None:
