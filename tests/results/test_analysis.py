@@ -256,7 +256,7 @@ def test_selection_agrees_with_sorting_all_examples(k, n, seed):
     assert selection.explained.tolist() == expected
 
 
-# --- projection and subset -------------------------------------------------------------------------
+# --- projection and subset ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(40, 5), (600, 30), (510, 60)])  # a solver each
