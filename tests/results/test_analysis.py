@@ -19,7 +19,6 @@ from fmnist_tf.results.analysis import (
     rank_confusions,
     score_classes,
     select_examples,
-    subset_rows,
 )
 from fmnist_tf.results.evaluation import worst_mistakes
 
@@ -256,7 +255,7 @@ def test_selection_agrees_with_sorting_all_examples(k, n, seed):
     assert selection.explained.tolist() == expected
 
 
-# --- projection and subset ------------------------------------------------------------------------
+# --- projection -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(40, 5), (600, 30), (510, 60)])  # a solver each
@@ -314,42 +313,6 @@ def test_one_dimension_and_bytes_leave_the_second_component_zero():
     points, ratio = project(np.array([[200], [0], [100]], np.uint8))
     assert points.tolist() == [[100, 0], [-100, 0], [0, 0]]
     assert ratio.tolist() == [1, 0]
-
-
-@few
-@given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
-    st.integers(0, 200),
-    st.integers(0, 3),
-)
-def test_subset_rows_are_stratified(sizes, count, seed):
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    n = len(labels)
-    rows = subset_rows(labels, count, seed)
-    assert rows.dtype == np.int64
-    assert len(rows) == min(count, n)
-    assert (np.diff(rows) > 0).all()
-    drawn = np.bincount(labels[rows], minlength=len(sizes))
-    for size, found in zip(sizes, drawn, strict=True):
-        assert found <= size * count / n + 1
-        if size and count >= len(sizes):
-            assert found >= 1
-    # Of each class the first of one permutation, whichever way a machine sorts.
-    order = np.random.default_rng(seed).permutation(n)
-    expected = [order[labels[order] == c][:found] for c, found in enumerate(drawn)]
-    assert rows.tolist() == sorted(np.concatenate(expected))
-
-
-def test_subset_rows_of_balanced_classes_are_balanced_and_drawn_at_random():
-    labels = np.repeat(np.arange(10), 1000)
-    rows = subset_rows(labels)
-    assert np.bincount(labels[rows]).tolist() == [300] * 10
-    # What does not divide evenly goes to the lower classes.
-    assert np.bincount(labels[subset_rows(labels, 3004)]).tolist() == [301] * 4 + [300] * 6
-    assert rows.tolist() != subset_rows(labels, seed=1).tolist()
-    # Drawn from the whole of each class, not from where it begins.
-    assert 400 < (rows % 1000).mean() < 600
-    assert subset_rows(labels[:3000]).tolist() == list(range(3000))
 
 
 # --- two runs -------------------------------------------------------------------------------------
