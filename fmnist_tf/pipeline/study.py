@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.results.rundir import DONE, LOCK, HistoryRow, RunDir
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import DONE, LOCK, RunDir
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.system import signals
 

@@ -30,6 +30,7 @@ CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
+LOCK = ".lock"  # see system.files.locked
 
 # What may change after DONE.json; it has no checksum there.
 _UNCHECKED = ("wandb", "checkpoints", "export", "report.html")
