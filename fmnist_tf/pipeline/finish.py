@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from fmnist_tf.cli.terminal import progress_bar, warn
-from fmnist_tf.data.summary import summarize
+from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
 from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
@@ -36,6 +36,7 @@ from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import file_digest
 
 N_AGREEMENT = 256
+N_PROJECTED = 3000
 MIN_AGREEMENT = 0.97
 FIGURES = ("curves.png", "confusion.png", "mistakes.png")
 
@@ -79,7 +80,7 @@ def finish(
         with clock.stage("val"), progress_bar("val", "image") as show:
             pixels = dataset.train.pixels[data.splits.val]
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
-    projected_rows = analysis.subset_rows(test.labels)
+    projected_rows = subset_rows(test.labels, N_PROJECTED)
     with clock.stage("test"), progress_bar("test", "image") as show:
         probabilities, features = _predict(run_batches, test.pixels, projected_rows, show)
 
@@ -105,7 +106,7 @@ def finish(
             **_analyse_val(data, val_probabilities),
             **_analyse_test(data, model, probabilities),
             **_project(test.pixels, projected_rows, features),
-            **summarize(dataset).to_arrays(),
+            **dataset.summary.to_arrays(),
         }
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):

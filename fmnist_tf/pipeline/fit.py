@@ -78,7 +78,8 @@ def fit(
     say(f"compute precision: {precision} ({reason})")
 
     # --- Rows: numbered within the train and val rows from here on; no other row is read --------
-    train, splits = data.dataset.train, data.splits
+    dataset, splits = data.dataset, data.splits
+    train, n_classes = dataset.train, len(dataset.train.class_names)
     pool = np.sort(np.concatenate([splits.train, splits.val]))
     train_rows = np.searchsorted(pool, splits.train)
     val_rows = np.searchsorted(pool, splits.val)
@@ -87,7 +88,9 @@ def fit(
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
-    plan = plan_training(config, labels[train_rows], len(train.class_names), data.background)
+    plan = plan_training(
+        config, labels[train_rows], len(train.class_names), data.dataset.background
+    )
     source, compute_features = open_rows(config, pixels, split, plan, precision, cache_dir, clock)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
@@ -105,7 +108,7 @@ def fit(
         with clock.stage("lr_finder"):
             rates = plan_rates()
             losses = trainer.run_lr_finder(source, labels, train_rows, plan, rates)
-        heading = heading_of(config, data.dataset, network.weights)
+        heading = heading_of(config, dataset, network.weights)
         given = config.learning_rate
         plan = use_suggested_rate(plan, rates, losses, given, directory, heading)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
-from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
-from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
@@ -36,16 +34,6 @@ class RunData:
     dataset: Dataset
     splits: Splits
 
-    @cached_property
-    def background(self) -> int:
-        """Median grey level, 0..255, at the border of the training images."""
-        return measure_background(self.dataset.train.pixels)
-
-    @cached_property
-    def content_side(self) -> int:
-        """Median longer side, 1..28, of what the training images show."""
-        return measure_content_side(self.dataset.train.pixels, self.background)
-
     @property
     def val_labels(self) -> np.ndarray:
         """Labels of the validation rows, (V,) int64, in the order of `Splits.val`."""
@@ -64,8 +52,8 @@ class RunData:
             "n_train": len(splits.train),
             "n_val": len(splits.val),
             "n_test": len(dataset.test.labels),
-            "background": self.background,
-            "content_side": self.content_side,
+            "background": dataset.background,
+            "content_side": dataset.content_side,
         }
 
 
@@ -123,8 +111,8 @@ def read_data(
         )
     for line in dataset.decisions:
         say(line)
-    for line in dataset.warnings:
-        warn(line)
+    for warning in dataset.warnings:
+        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
     say(
         f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
@@ -171,7 +159,7 @@ def prepare_network(
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
     config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
-        data="sample" if dataset.kind == "sample" else config.data,
+        data="sample" if find_source(dataset.files[0].path) == "sample" else config.data,
         image_size=network.image_size,
         unfreeze=stages if config.phase == "finetune" else (),
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,37 +25,29 @@ CAVEATS = {
 
 
 class RunRecord:
-    """The files of a run, read when they are needed."""
+    """The files of a run.
+
+    Attributes:
+        name: of its folder.
+        config: config.json.
+        evaluation: evaluation.json.
+        provenance: provenance.json.
+        label_map: labels.json.
+    """
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self.name = run.path.resolve().name
+        self.config = run.read_json("config.json")
+        self.evaluation = run.read_json("evaluation.json")
+        self.provenance = run.read_json("provenance.json")
+        self.label_map = run.read_json("labels.json")
 
     def read_all(self) -> RunRecord:
         """Read everything but report.npz now, so that an error is known to be of this run."""
         for name in ("cells", "banners", "class_names", "confusion", "chosen", "split"):
             getattr(self, name)
         return self
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.json."""
-        return self._run.read_json("config.json")
-
-    @cached_property
-    def evaluation(self) -> dict[str, Any]:
-        """evaluation.json."""
-        return self._run.read_json("evaluation.json")
-
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
-        """provenance.json."""
-        return self._run.read_json("provenance.json")
-
-    @cached_property
-    def label_map(self) -> dict[str, Any]:
-        """labels.json."""
-        return self._run.read_json("labels.json")
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:

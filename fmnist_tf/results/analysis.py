@@ -283,29 +283,6 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, variance_ratio
 
 
-def subset_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
-    """Draw a stratified random subset: about the same fraction of each class.
-
-    A class gets at most one example more than its fraction, and at least one if `count` allows one
-    for each class. (`train_test_split` refuses classes with a single example.)
-
-    Args:
-        labels: (N,) int64.
-        count: number of examples to draw, at least 0.
-        seed: of the random order within each class.
-
-    Returns:
-        Ascending int64 indices; all where N is at most `count`.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    sizes = np.bincount(labels)
-    ends = np.cumsum(sizes)
-    rank = np.arange(len(labels)) - np.repeat(ends - sizes, sizes)
-    fraction_before = rank / np.repeat(sizes, sizes)
-    return np.sort(by_class[np.argsort(fraction_before, kind="stable")[:count]])
-
-
 @dataclass(frozen=True)
 class McNemar:
     """Two classifiers on the same examples.

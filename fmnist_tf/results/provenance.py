@@ -16,7 +16,7 @@ from fmnist_tf.system.cpu import read_cpu_features, read_cpuinfo, usable_cpus
 
 PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "wandb")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-SAMPLE = "built-in SAMPLE, not real data"
+SAMPLE = "built-in SAMPLE of handwritten digits"
 RANDOM = "RANDOM backbone weights, never pretrained"
 _SECRET = re.compile(
     r"(^|[-_=./\s])(api[-_]?key|key|token|secret|passw\w*|authorization)([-_=./\s]|$)|://[^/\s]*@",

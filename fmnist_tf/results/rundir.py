@@ -30,6 +30,7 @@ CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
+LOCK = ".lock"  # see system.files.locked
 
 # What may change after DONE.json; it has no checksum there.
 _UNCHECKED = ("wandb", "checkpoints", "export", "report.html")
@@ -145,14 +146,10 @@ class RunDir:
         """Yield a temporary path that becomes the file `name`; see `system.files.replacing`."""
         return files.replacing(self.file(name), mode=0o600)
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write the file `name` atomically."""
-        with self.writing(name) as temporary:
-            temporary.write_bytes(content)
-
     def write_text(self, name: str, content: str) -> None:
         """Write the file `name` atomically, as UTF-8."""
-        self.write_bytes(name, content.encode())
+        with self.writing(name) as temporary:
+            temporary.write_bytes(content.encode())
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `content` atomically as indented JSON.

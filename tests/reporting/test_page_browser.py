@@ -1,4 +1,4 @@
-"""The pages in a browser: nothing fails, nothing is fetched, nothing overflows or executes."""
+"""The pages in Chromium: no error, no request, no overflow, no script, enough contrast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fakerun import HOSTILE, make_run, make_summary
 
-from fmnist_tf.reporting.page import write_comparison, write_data_page, write_report
+from fmnist_tf.reporting.comparison import write_comparison
+from fmnist_tf.reporting.page import write_data_page, write_report
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -144,7 +145,7 @@ def test_the_keyboard_reaches_the_skip_link_the_contents_and_the_tables(browser,
         if len(stops) == 1:
             assert element.location["y"] >= 0  # the skip link comes into sight
     assert stops[0] == ("a", "skip")
-    assert stops[1] == ("a", "Verdict")
+    assert stops[1] == ("a", "Result")
     assert ("div", "scroll") in stops
     assert "summary" in {tag for tag, _ in stops}
 

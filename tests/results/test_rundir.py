@@ -113,7 +113,7 @@ def test_killed_at_any_time_the_file_is_whole(run):
         from fmnist_tf.results.rundir import RunDir
         run = RunDir(Path(sys.argv[1]))
         for turn in range(1_000_000):
-            run.write_bytes("big", bytes([turn % 251]) * 3_000_000)
+            run.write_text("big", chr(turn % 120) * 3_000_000)
             if turn == 1: print("ready", flush=True)
     """
     for delay in (0.0, 0.011, 0.023):
@@ -200,13 +200,14 @@ def test_predictions_round_trip_and_are_the_same_bytes_each_time(run):
     assert run.file("predictions.npz").read_bytes() == first
 
 
-def test_predictions_with_any_byte_changed_are_refused_or_equal(run):
+def test_predictions_with_a_changed_byte_are_refused_or_equal(run):
     labels, probabilities = make_predictions()
     run.write_predictions(labels, probabilities)
     path = run.file("predictions.npz")
     whole = path.read_bytes()
     refused = 0
-    for position in range(len(whole)):
+    positions = range(0, len(whole), 3)
+    for position in positions:
         damaged = bytearray(whole)
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
@@ -217,7 +218,7 @@ def test_predictions_with_any_byte_changed_are_refused_or_equal(run):
         else:  # a byte that is never read, such as a time stamp
             assert (read[0] == labels).all()
             assert (read[1] == probabilities).all()
-    assert refused > len(whole) / 2
+    assert refused > len(positions) / 2
 
 
 LABELS, PROBABILITIES = np.zeros(2, np.int64), np.zeros((2, 2), np.float32)
