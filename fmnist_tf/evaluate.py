@@ -122,7 +122,7 @@ def _read_images(
     """Return what the images are called, their pixels (N, 784) uint8 and labels (N,) int64."""
     from fmnist_tf.cli.terminal import boxed, say, warn
     from fmnist_tf.data.csv.table import expand_path, read_csv
-    from fmnist_tf.data.photos import find_polarity
+    from fmnist_tf.data.photos import find_polarity_warning
     from fmnist_tf.pipeline.saved_run import read_run_dataset, read_with_label
 
     if flags.data is None:
@@ -144,7 +144,7 @@ def _read_images(
             )
         )
     background = run.provenance["data"].get("background")
-    if background is not None and (sentence := find_polarity(table.pixels, background)):
+    if background is not None and (sentence := find_polarity_warning(table.pixels, background)):
         warn(f"{printable(table.path, 200)}: {sentence}")
     return table.path, table.pixels, labels
 

@@ -169,7 +169,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir: str) -> Source:
     from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.data.csv.table import read_csv
-    from fmnist_tf.data.photos import find_polarity, is_picture, read_picture
+    from fmnist_tf.data.photos import find_polarity_warning, is_picture, read_picture
     from fmnist_tf.pipeline.saved_run import find_places, read_with_label
 
     shown = printable(str(path), 200)
@@ -191,7 +191,7 @@ def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir:
     )
     for decision in table.decisions:
         say(f"{shown}: {decision}")
-    if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):
+    if "background" in facts and (sentence := find_polarity_warning(table.pixels, facts["background"])):
         warn(f"{shown}: {sentence}")
     places = find_places(run.class_names)
     truths = [
