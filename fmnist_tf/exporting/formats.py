@@ -1,14 +1,12 @@
-"""A classifier -> SavedModel, LiteRT or ONNX; and each of them read back as a function.
+"""Write a classifier as SavedModel, LiteRT or ONNX, and read each back as a function.
 
-In: a Keras classifier, its class names, training images for the ranges of int8. Out: files that
-need neither this package nor Keras and carry their labels. This module must not know runs, which
-images are which, or how well an export has to agree.
+The files need neither this package nor Keras and carry their class names.
 
 Every conversion starts from one traced function that calls the classifier with `training=False`:
 Keras' own exporters leave that to the model, and Keras 3.15 then runs a nested model's BatchNorm
 in training mode.
 
-Shape letters: B batch, K classes, N images.
+B batch, K classes, N images.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from fmnist_tf.system.startup import holding_stderr
 SIGNATURE = "serving_default"
 """The signature of SavedModel and LiteRT, under the name that servers look for."""
 LABELS = "labels.txt"
-"""One class name a line, by label: a SavedModel's asset, and the file within a .tflite."""
+"""One class name a line, by label: beside the model, as a SavedModel's asset, within a .tflite."""
 ONNX_OPSET = 18  # the newest that tf2onnx 1.17 writes
 
 _ERROR_LINE = re.compile(r"^E\d{4} |^\d{4}-.*: E |^ERROR")
@@ -43,18 +42,68 @@ Classify = Callable[[np.ndarray], np.ndarray]
 """(B, 28, 28) uint8 -> (B, K) float32 probabilities."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """One exported model.
+
+    Attributes:
+        path: its file or folder.
+        precision: "float32", or "int8" and how many images it was calibrated with.
+        classify: runs it.
+    """
+
+    path: Path
+    precision: str
+    classify: Classify
+
+
+def write_exports(
+    name: str,
+    model: keras.Model,
+    class_names: Sequence[str],
+    calibration: np.ndarray,
+    folder: Path,
+    threads: int,
+) -> list[Export]:
+    """Write the model into `folder`, and read it back from there.
+
+    Args:
+        name: saved_model, litert (float32 and int8) or onnx.
+        model: (B, 28, 28) uint8 -> (B, K) float32.
+        class_names: K names, by label.
+        calibration: (N, 28, 28) uint8 training images, for int8.
+        folder: exists.
+        threads: that LiteRT and onnxruntime use.
+
+    Raises:
+        FmnistError: LiteRT cannot run what was converted.
+    """
+    (folder / LABELS).write_text(_labels_text(class_names), encoding="utf-8")
+    if name == "saved_model":
+        # TensorFlow Serving looks for folders with numbers, the versions of a model.
+        version = folder / "1"
+        write_saved_model(model, class_names, version)
+        return [Export(version, "float32", read_saved_model(version))]
+    if name == "onnx":
+        path = folder / "model.onnx"
+        write_onnx(model, class_names, path)
+        return [Export(path, "float32", read_onnx(path, threads))]
+    exact, small = folder / "model.tflite", folder / "model-int8.tflite"
+    write_litert(model, class_names, exact)
+    write_litert(model, class_names, small, calibration)
+    return [
+        Export(exact, "float32", read_litert(exact, threads)),
+        Export(small, f"int8, {len(calibration)} images", read_litert(small, threads)),
+    ]
+
+
 def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Path) -> None:
-    """Write a SavedModel whose one signature takes pixels and answers with names.
+    """Write a SavedModel with one signature.
 
     `pixels` (B, 28, 28) uint8 -> `name` (B,) string, the most probable class; `probability` (B,)
     float32, of that class; `names` (B, K) string and `probabilities` (B, K) float32, by label.
     Each output has the batch dimension, as TensorFlow Serving's row format requires
     (https://www.tensorflow.org/tfx/serving/api_rest). `assets/labels.txt` holds the names too.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        folder: is made.
     """
     names = tf.constant(list(class_names))
     classify = _inference(model, None)
@@ -70,9 +119,9 @@ def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Pa
         }
 
     module = _variables_of(model)
-    with tempfile.TemporaryDirectory() as elsewhere, _held_stderr():
+    with tempfile.TemporaryDirectory() as elsewhere, _errors_only():
         labels = Path(elsewhere) / LABELS
-        labels.write_text(labels_text(class_names), encoding="utf-8")
+        labels.write_text(_labels_text(class_names), encoding="utf-8")
         module.labels = tf.saved_model.Asset(str(labels))
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: serve})
 
@@ -85,26 +134,20 @@ def write_litert(
 ) -> None:
     """Write a .tflite file: `pixels` (1, 28, 28) uint8 -> `probabilities` (1, K) float32.
 
-    The batch is fixed at 1: phones look at one picture, and their accelerators want fixed shapes.
-    The labels lie in a zip archive behind the model, where TFLite Metadata keeps associated files.
+    The batch size is 1: phones look at one picture, and their accelerators want fixed shapes. The
+    labels are in a zip archive after the model, where TFLite Metadata keeps associated files.
 
-    With `calibration` weights and activations are int8 (Jacob et al. 2018, section 2; weights per
-    channel), ranges being those that the calibration images reach. The softmax stays in float: as
-    int8 it knows 256 probabilities, of which small ones vanish and many are equal.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        path: ends in .tflite.
-        calibration: (N, 28, 28) uint8 training images, or None for float32.
+    With `calibration`, (N, 28, 28) uint8, weights and activations are int8 (Jacob et al. 2018,
+    section 2; weights per channel) with the ranges that these images reach. The softmax stays in
+    float: in int8 it has 256 probabilities, of which small ones vanish and many are equal.
     """
     function = _inference(model, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], _variables_of(model))
-    with _held_stderr():
+    with _errors_only():
         content = converter.convert() if calibration is None else _quantize(converter, calibration)
     path.write_bytes(content)
-    with zipfile.ZipFile(path, "a") as behind:
-        behind.writestr(LABELS, labels_text(class_names))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(LABELS, _labels_text(class_names))
 
 
 def _quantize(converter: Any, calibration: np.ndarray) -> bytes:
@@ -129,17 +172,12 @@ def write_onnx(model: keras.Model, class_names: Sequence[str], path: Path) -> No
     """Write an ONNX file: `pixels` (N, 28, 28) uint8 -> `probabilities` (N, K) float32.
 
     The labels are a JSON list under `labels` in its metadata. Needs tf2onnx and onnx.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        path: ends in .onnx.
     """
     import onnx
     import tf2onnx
 
     classify = _inference(model, None)
-    with _held_stderr():
+    with _errors_only():
         content, _ = tf2onnx.convert.from_function(
             classify, input_signature=classify.input_signature, opset=ONNX_OPSET
         )
@@ -169,15 +207,15 @@ def read_litert(path: Path, threads: int) -> Classify:
         FmnistError: the interpreter does not take it.
     """
     try:
-        with warnings.catch_warnings(), _held_stderr():
-            # TensorFlow means to move it to another package; ours is pinned to one that has it.
+        with warnings.catch_warnings(), _errors_only():
+            # TensorFlow plans to move it to another package; the version required here has it.
             warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
             interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
             interpreter.allocate_tensors()
     except RuntimeError as error:
         raise FmnistError(
             f"{path.name}: expected a file that LiteRT runs, found: {printable(str(error), 200)}. "
-            "With int8 this happens where a layer's output hardly varies over the calibration "
+            "With int8 this happens if a layer's output hardly varies over the calibration "
             "images: name others with --data, or train the network further"
         ) from error
     run = interpreter.get_signature_runner(SIGNATURE)
@@ -202,8 +240,7 @@ def read_onnx(path: Path, threads: int) -> Classify:
     return classify
 
 
-def labels_text(class_names: Sequence[str]) -> str:
-    """Return the content of `LABELS`."""
+def _labels_text(class_names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in class_names)
 
 
@@ -219,12 +256,12 @@ def _inference(model: keras.Model, batch: int | None) -> Any:
 
 
 def _variables_of(model: keras.Model) -> tf.Module:
-    """Return what TensorFlow finds the model's variables in; it does not look into Keras' own."""
+    """Return a module with the model's variables; TensorFlow does not look into Keras models."""
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     return module
 
 
-def _held_stderr() -> AbstractContextManager[None]:
-    """Hold back what the converters write to stderr, all but errors."""
+def _errors_only() -> AbstractContextManager[None]:
+    """Drop what the converters write to stderr, except errors."""
     return holding_stderr(lambda line: _ERROR_LINE.search(line) is None)

@@ -1,20 +1,25 @@
-"""Files that appear whole or not at all, and what their bytes hash to.
-
-In: a path and bytes. Out: the old file or the new one, whatever kills the process or the power; or
-an error where no file can be. This module must not know what is in the files.
-"""
+"""Files and folders that appear whole or not at all, locks, and checksums."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
+import shutil
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import RunExistsError, UsageError, printable
+from fmnist_tf.system import signals
+
+_POLL_SECONDS = 0.2
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -24,72 +29,143 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def check_target(flag: str, path: Path) -> None:
-    """Refuse, before the work, a file that `replacing` could not write in the end.
+    """Check, before the work, that `replacing` will be able to write this file.
 
     Args:
-        flag: that names it, for the message.
-        path: of the file; its folder is made when the file is.
+        flag: names the file in the message.
+        path: of the file; missing folders above it are created when it is written.
 
     Raises:
-        UsageError: there is a folder or a device of this name, or no file can be put there.
+        UsageError: a folder or a device has this name, or no file can be created there.
     """
-    where = f"{flag} {printable(str(path), 200)}"
     if path.is_dir():
-        raise UsageError(f"{where}: expected the name of a file, found a folder")
+        raise UsageError(f"{flag} {path}: expected the name of a file, found a folder")
     if path.exists() and not path.is_file():
         # A rename would put a file in the place of /dev/stdout.
-        raise UsageError(f"{where}: expected the name of a file, found a device or a pipe")
-    _check_place(where, path.parent)
+        raise UsageError(f"{flag} {path}: expected the name of a file, found a device or a pipe")
+    _check_place(f"{flag} {path}", path.parent)
 
 
 def check_folder(flag: str, path: Path) -> None:
-    """Refuse a folder that neither is one to write to nor can be made.
+    """Check that a folder can be written to, or created.
 
     Args:
-        flag: that names it, for the message.
+        flag: names the folder in the message.
         path: of the folder.
 
     Raises:
         UsageError: a file is in its place or in that of a folder above, or writing is forbidden.
     """
-    _check_place(f"{flag} {printable(str(path), 200)}", path)
+    _check_place(f"{flag} {path}", path)
 
 
 def _check_place(where: str, path: Path) -> None:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir():
-        found = printable(str(existing), 200)
-        raise UsageError(f"{where}: expected a folder, found {found}, which is a file")
+        raise UsageError(f"{where}: expected a folder, found {existing}, which is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        found = printable(str(existing), 200)
-        raise UsageError(f"{where}: expected a folder to write to; {found} may not be written")
+        raise UsageError(f"{where}: expected a folder to write to; {existing} is not writable")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the suffix of `path`; what stands there becomes `path`.
+def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file or folder created there becomes `path`.
 
-    The temporary file lies in the same folder, which is made when missing, so the last step is one
-    rename. Its name is unique: several processes may write one path at once, the last to finish
-    wins, none is ever torn. On an error `path` stays as it was. A link is followed.
+    The last step is one rename, after the content has reached the disk: whatever kills the process
+    or the power, `path` is the old or the new one, never a part. Several processes may write one
+    path at once; the last to finish wins. On an error `path` stays as it was.
+
+    Args:
+        path: of a file, or of a folder that does not exist yet or is empty. Missing parents are
+            created, a symbolic link is followed. The temporary path has the same suffix.
+        mode: permissions of the result, such as 0o600; None: as it was created.
+
+    Raises:
+        OSError: nothing was created, the disk fails, or a folder that is not empty is in the way.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
+        if mode is not None:
+            temporary.chmod(mode)
+        for part in temporary.rglob("*"):
+            _sync(part)
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)  # else a power cut can undo the rename
+        _sync(path.parent)  # otherwise a power cut can undo the rename
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under `path` whole and on the disk, or not at all."""
+    """Open a binary file that becomes `path` in the end; see `replacing`."""
     with replacing(path) as temporary, temporary.open("xb") as file:
         yield file
+
+
+@contextmanager
+def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold `folder` for this process alone, by flock(2) on the file `.lock` in it.
+
+    The kernel releases the lock when the process ends, whatever ends it. The file stays, for if it
+    were deleted two processes could each lock their own. It names who locked it last, as JSON.
+
+    Args:
+        folder: must exist.
+        on_wait: what to do if another process holds the folder. None: raise. Otherwise it is
+            called once, with the holder in words, and the lock is tried again until it is free or
+            a signal stops this process.
+
+    Raises:
+        RunExistsError: another process holds the folder, and `on_wait` is None.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    permissions = folder.stat().st_mode & 0o666  # as private as the folder
+    with open(os.open(folder / ".lock", flags, permissions), "r+b") as stream:
+        is_told = False
+        while not _try_lock(stream):
+            holder = _describe_holder(stream)
+            if on_wait is None:
+                raise RunExistsError(
+                    f"{folder} is in use by {holder}; wait until it ends, or choose another run"
+                )
+            if not is_told:
+                on_wait(holder)
+                is_told = True
+            time.sleep(_POLL_SECONDS)
+            signals.check()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        stream.seek(0)
+        stream.truncate()
+        stream.write(json.dumps(own).encode())
+        stream.flush()
+        yield
+
+
+def _try_lock(stream: BinaryIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _describe_holder(stream: BinaryIO) -> str:
+    """Return who wrote the lock file; the holder may be between locking and writing."""
+    stream.seek(0)
+    try:
+        holder = json.loads(stream.read(1000))
+        pid, host, since = (printable(str(holder[key])) for key in ("pid", "host", "since"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "another process"
+    return f"process {pid} on {host} since {since}"
 
 
 def _sync(path: Path) -> None:

@@ -14,12 +14,12 @@ from test_train import QUICK, copy_frozen, frozen, write_csv
 from fmnist_tf import evaluate, predict
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.inference import run_all, run_model
+from fmnist_tf.pipeline.run_data import read_own_dataset
 from fmnist_tf.pipeline.saved_run import (
     SavedRun,
     build_saved_model,
     compile_saved_model,
     find_run,
-    read_run_dataset,
     read_saved_run,
 )
 from fmnist_tf.results.rundir import RunDir
@@ -46,7 +46,7 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
         frozen(*words)
         run = read("other")
     assert run.class_names == ("3", "7", "20")
-    dataset = read_run_dataset(run, print)
+    dataset = read_own_dataset(run)
     labels, recorded = run.directory.read_predictions()
     (found,) = run_model(build_saved_model(run), dataset.test.pixels)
     np.testing.assert_allclose(found, recorded, atol=1e-6)
@@ -83,10 +83,10 @@ def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
 def test_other_data_must_be_named(folder: Path) -> None:
     write_csv(folder / "toy_test.csv", 30, seed=5)
     with pytest.raises(UsageError, match=r"found \w{64}, \w{64}\. Name the data with --data"):
-        read_run_dataset(read(), print)
+        read_own_dataset(read())
     (folder / "toy_test.csv").unlink()
     with pytest.raises(UsageError, match=r"expected toy_test\.csv, found no such file"):
-        read_run_dataset(read(), print)
+        read_own_dataset(read())
 
 
 def test_what_must_not_be_missed(folder: Path) -> None:
