@@ -16,10 +16,10 @@ import io
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
@@ -129,20 +129,23 @@ def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
         except UsageError as error:
             errors.append(str(error))
     if sources:
+        import_tensorflow()
+        run_batches = compile_saved_model(run)
         top = min(flags.top, len(run.class_names))
         is_labelled = any(source.label_index is not None for source in sources)
-        with _open_csv(flags.out, top, is_labelled) as write:
-            import_tensorflow()
-            run_batches = compile_saved_model(run)
+        width = shutil.get_terminal_size().columns
+        with _open_csv(flags.out) as file:
+            # Quotes around every text: some spreadsheets split a line at semicolons too.
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            writer.writerow(_header(top, is_labelled))
             for source in sources:
                 n_rows = SHOWN_ROWS if flags.out is None else len(source.pixels)
-                shown = []
                 predictions = _run_model(run_batches, source.pixels[:n_rows], run.class_names, top)
+                shown = []
                 for row, prediction in enumerate(predictions):
-                    write(source, row, prediction)
+                    writer.writerow(_csv_row(source, row, prediction, is_labelled))
                     if row < SHOWN_ROWS:
                         shown.append(prediction)
-                width = shutil.get_terminal_size().columns
                 print("\n".join(format_predictions(source, shown, width)))
     if errors:
         done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
@@ -213,36 +216,32 @@ def _align(cells: Sequence[str], side: str = "<") -> list[str]:
 
 
 @contextlib.contextmanager
-def _open_csv(
-    path: Path | None, top: int, is_labelled: bool
-) -> Iterator[Callable[[Source, int, Prediction], None]]:
-    """Yield a function that writes a row's prediction to the CSV `path`, or None does nothing.
-
-    The file appears complete at the end, or not at all.
-    """
+def _open_csv(path: Path | None) -> Iterator[TextIO]:
+    """Open a text file that becomes `path` at the end; without a path the text is discarded."""
     if path is None:
-        yield lambda source, row, prediction: None
+        yield io.StringIO()
         return
-    header = ["file", "line", "prediction", "probability"]
-    header += [f"{what}_{k}" for k in range(2, top + 1) for what in ("prediction", "probability")]
     with (
         write_atomically(path) as file,
         io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
     ):
-        # Quotes around every text: some spreadsheets split a line at semicolons too.
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow([*header, "true_label"] if is_labelled else header)
+        yield text
 
-        def write(source: Source, row: int, prediction: Prediction) -> None:
-            line = "" if source.first_line is None else source.first_line + row
-            cells: list[Any] = [safe_cell(source.name), line]
-            for name, probability in prediction:
-                cells += [safe_cell(name), f"{probability:.6f}"]
-            if is_labelled:
-                cells.append(safe_cell(source.true_label(row)))
-            writer.writerow(cells)
 
-        yield write
+def _header(top: int, is_labelled: bool) -> list[str]:
+    header = ["file", "line", "prediction", "probability"]
+    header += [f"{what}_{k}" for k in range(2, top + 1) for what in ("prediction", "probability")]
+    return [*header, "true_label"] if is_labelled else header
+
+
+def _csv_row(
+    source: Source, row: int, prediction: Prediction, is_labelled: bool
+) -> list[str | int]:
+    line = "" if source.first_line is None else source.first_line + row
+    cells = [safe_cell(source.name), line]
+    for name, probability in prediction:
+        cells += [safe_cell(name), f"{probability:.6f}"]
+    return [*cells, safe_cell(source.true_label(row))] if is_labelled else cells
 
 
 @functools.lru_cache

@@ -18,8 +18,6 @@ from fmnist_tf.export import main
 from fmnist_tf.exporting import check
 from fmnist_tf.exporting.check import check_exports, compare, find_losses, measure_latency
 from fmnist_tf.exporting.formats import Export
-from fmnist_tf.pipeline.run_data import read_labelled_dataset
-from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
 from fmnist_tf.results.rundir import RunDir
 
 RUN = Path("runs/first")
@@ -165,18 +163,6 @@ def test_bad_usage_writes_nothing(folder: Path, words: list[str], code: int) -> 
     before = sorted(path for path in folder.rglob("*") if "pixels" not in path.parts)
     assert main([*words, "--format", "litert"]) == code
     assert sorted(path for path in folder.rglob("*") if "pixels" not in path.parts) == before
-
-
-@pytest.mark.parametrize("column", ["kind", "label"])
-def test_labels_are_in_the_runs_own_column_or_found(folder: Path, column: str) -> None:
-    config = json.loads((RUN / "config.json").read_text())
-    (RUN / "config.json").write_text(json.dumps(config | {"label_column": "kind"}))
-    run = read_saved_run(find_run("first", Path("runs")))
-    write_csv("graded_train.csv", draw(60, seed=0), ["shoe", "bag", "=1+1"] * 20, column)
-    dataset = read_labelled_dataset(run, "graded_train.csv", folder)
-    assert dataset.train.class_names == NAMES
-    counts = np.bincount(dataset.train.labels) + np.bincount(dataset.test.labels)
-    assert counts.tolist() == [20, 20, 20]
 
 
 def test_a_float_export_that_disagrees_is_an_error(folder: Path, toy_classifier) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +67,7 @@ def write_exports(
     """Write the model into `folder`, and read it back from there.
 
     Args:
-        name: saved_model, litert (float32 and int8) or onnx.
+        name: saved_model, litert (float32 and int8) or onnx; onnx needs the extra [onnx].
         model: (B, 28, 28) uint8 -> (B, K) float32.
         class_names: K names, by label.
         calibration: (N, 28, 28) uint8 training images, for int8.
@@ -78,39 +77,30 @@ def write_exports(
     Raises:
         FmnistError: LiteRT cannot run what was converted.
     """
-    (folder / LABELS).write_text(_labels_text(class_names), encoding="utf-8")
+    labels = folder / LABELS
+    labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
     if name == "saved_model":
-        # TensorFlow Serving looks for folders with numbers, the versions of a model.
-        version = folder / "1"
-        write_saved_model(model, class_names, version)
-        return [Export(version, "float32", read_saved_model(version))]
+        return [_write_saved_model(model, class_names, labels)]
     if name == "onnx":
-        path = folder / "model.onnx"
-        write_onnx(model, class_names, path)
-        return [Export(path, "float32", read_onnx(path, threads))]
-    exact, small = folder / "model.tflite", folder / "model-int8.tflite"
-    write_litert(model, class_names, exact)
-    write_litert(model, class_names, small, calibration)
-    return [
-        Export(exact, "float32", read_litert(exact, threads)),
-        Export(small, f"int8, {len(calibration)} images", read_litert(small, threads)),
-    ]
+        return [_write_onnx(model, class_names, folder / "model.onnx", threads)]
+    exact = _write_litert(model, labels, folder / "model.tflite", None, threads)
+    return [exact, _write_litert(model, labels, folder / "model-int8.tflite", calibration, threads)]
 
 
-def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Path) -> None:
-    """Write a SavedModel with one signature.
+def _write_saved_model(model: keras.Model, class_names: Sequence[str], labels: Path) -> Export:
+    """Write a SavedModel with one signature and the asset `labels` beside that file.
 
     `pixels` (B, 28, 28) uint8 -> `name` (B,) string, the most probable class; `probability` (B,)
     float32, of that class; `names` (B, K) string and `probabilities` (B, K) float32, by label.
     Each output has the batch dimension, as TensorFlow Serving's row format requires
-    (https://www.tensorflow.org/tfx/serving/api_rest). `assets/labels.txt` holds the names too.
+    (https://www.tensorflow.org/tfx/serving/api_rest).
     """
     names = tf.constant(list(class_names))
-    classify = _inference(model, None)
+    predict = _inference(model, None)
 
-    @tf.function(input_signature=classify.input_signature, autograph=False)
+    @tf.function(input_signature=predict.input_signature, autograph=False)
     def serve(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = classify(pixels)["probabilities"]
+        probabilities = predict(pixels)["probabilities"]
         return {
             "name": tf.gather(names, tf.argmax(probabilities, axis=1)),
             "probability": tf.reduce_max(probabilities, axis=1),
@@ -118,28 +108,33 @@ def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Pa
             "probabilities": probabilities,
         }
 
+    # TensorFlow Serving looks for folders with numbers, the versions of a model.
+    path = labels.parent / "1"
     module = _variables_of(model)
-    with tempfile.TemporaryDirectory() as elsewhere, _errors_only():
-        labels = Path(elsewhere) / LABELS
-        labels.write_text(_labels_text(class_names), encoding="utf-8")
-        module.labels = tf.saved_model.Asset(str(labels))
-        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: serve})
+    module.labels = tf.saved_model.Asset(str(labels))
+    with _errors_only():
+        tf.saved_model.save(module, str(path), signatures={SIGNATURE: serve})
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures[SIGNATURE]
+
+    def classify(pixels: np.ndarray) -> np.ndarray:
+        _ = loaded  # owns the variables, which the signature does not keep alive
+        return signature(pixels=tf.constant(pixels))["probabilities"].numpy()
+
+    return Export(path, "float32", classify)
 
 
-def write_litert(
-    model: keras.Model,
-    class_names: Sequence[str],
-    path: Path,
-    calibration: np.ndarray | None = None,
-) -> None:
+def _write_litert(
+    model: keras.Model, labels: Path, path: Path, calibration: np.ndarray | None, threads: int
+) -> Export:
     """Write a .tflite file: `pixels` (1, 28, 28) uint8 -> `probabilities` (1, K) float32.
 
     The batch size is 1: phones look at one picture, and their accelerators want fixed shapes. The
     labels are in a zip archive after the model, where TFLite Metadata keeps associated files.
 
-    With `calibration`, (N, 28, 28) uint8, weights and activations are int8 (Jacob et al. 2018,
-    section 2; weights per channel) with the ranges that these images reach. The softmax stays in
-    float: in int8 it has 256 probabilities, of which small ones vanish and many are equal.
+    With `calibration`, weights and activations are int8 (Jacob et al. 2018, section 2; weights per
+    channel) with the ranges that these images reach. The softmax stays in float: in int8 it has 256
+    probabilities, of which small ones vanish and many are equal.
     """
     function = _inference(model, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], _variables_of(model))
@@ -147,7 +142,26 @@ def write_litert(
         content = converter.convert() if calibration is None else _quantize(converter, calibration)
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(LABELS, _labels_text(class_names))
+        archive.write(labels, LABELS)
+    try:
+        with warnings.catch_warnings(), _errors_only():
+            # TensorFlow plans to move it to another package; the version required here has it.
+            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
+            interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise FmnistError(
+            f"{path.name}: expected a file that LiteRT runs, found: {printable(str(error), 200)}. "
+            "With int8 this happens if a layer's output hardly varies over the calibration "
+            "images: name others with --data, or train the network further"
+        ) from error
+    run = interpreter.get_signature_runner(SIGNATURE)
+
+    def classify(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(pixels=image[np.newaxis])["probabilities"] for image in pixels])
+
+    precision = "float32" if calibration is None else f"int8, {len(calibration)} images"
+    return Export(path, precision, classify)
 
 
 def _quantize(converter: Any, calibration: np.ndarray) -> bytes:
@@ -168,68 +182,25 @@ def _quantize(converter: Any, calibration: np.ndarray) -> bytes:
     return debugger.get_nondebug_quantized_model()
 
 
-def write_onnx(model: keras.Model, class_names: Sequence[str], path: Path) -> None:
+def _write_onnx(model: keras.Model, class_names: Sequence[str], path: Path, threads: int) -> Export:
     """Write an ONNX file: `pixels` (N, 28, 28) uint8 -> `probabilities` (N, K) float32.
 
-    The labels are a JSON list under `labels` in its metadata. Needs tf2onnx and onnx.
+    The labels are a JSON list under `labels` in its metadata.
     """
     import onnx
+    import onnxruntime
     import tf2onnx
 
-    classify = _inference(model, None)
+    predict = _inference(model, None)
     with _errors_only():
         content, _ = tf2onnx.convert.from_function(
-            classify, input_signature=classify.input_signature, opset=ONNX_OPSET
+            predict, input_signature=predict.input_signature, opset=ONNX_OPSET
         )
     for tensor in (*content.graph.input, *content.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "N"
     content.metadata_props.add(key="labels", value=json.dumps(list(class_names)))
     onnx.checker.check_model(content)
     onnx.save(content, path)
-
-
-def read_saved_model(folder: Path) -> Classify:
-    """Return a SavedModel's signature as a function."""
-    loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures[SIGNATURE]
-
-    def classify(pixels: np.ndarray) -> np.ndarray:
-        _ = loaded  # owns the variables, which the signature does not keep alive
-        return signature(pixels=tf.constant(pixels))["probabilities"].numpy()
-
-    return classify
-
-
-def read_litert(path: Path, threads: int) -> Classify:
-    """Return a .tflite file as a function that runs one image after the other.
-
-    Raises:
-        FmnistError: the interpreter does not take it.
-    """
-    try:
-        with warnings.catch_warnings(), _errors_only():
-            # TensorFlow plans to move it to another package; the version required here has it.
-            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
-            interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
-            interpreter.allocate_tensors()
-    except RuntimeError as error:
-        raise FmnistError(
-            f"{path.name}: expected a file that LiteRT runs, found: {printable(str(error), 200)}. "
-            "With int8 this happens if a layer's output hardly varies over the calibration "
-            "images: name others with --data, or train the network further"
-        ) from error
-    run = interpreter.get_signature_runner(SIGNATURE)
-
-    def classify(pixels: np.ndarray) -> np.ndarray:
-        return np.concatenate([run(pixels=image[np.newaxis])["probabilities"] for image in pixels])
-
-    return classify
-
-
-def read_onnx(path: Path, threads: int) -> Classify:
-    """Return an ONNX file as a function, run by onnxruntime on the processor."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -237,11 +208,7 @@ def read_onnx(path: Path, threads: int) -> Classify:
     def classify(pixels: np.ndarray) -> np.ndarray:
         return session.run(["probabilities"], {"pixels": pixels})[0]
 
-    return classify
-
-
-def _labels_text(class_names: Sequence[str]) -> str:
-    return "".join(f"{name}\n" for name in class_names)
+    return Export(path, "float32", classify)
 
 
 def _inference(model: keras.Model, batch: int | None) -> Any:

@@ -80,15 +80,6 @@ def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
         read()
 
 
-def test_other_data_must_be_named(folder: Path) -> None:
-    write_csv(folder / "toy_test.csv", 30, seed=5)
-    with pytest.raises(UsageError, match=r"found \w{64}, \w{64}\. Name the data with --data"):
-        read_own_dataset(read())
-    (folder / "toy_test.csv").unlink()
-    with pytest.raises(UsageError, match=r"expected toy_test\.csv, found no such file"):
-        read_own_dataset(read())
-
-
 def test_what_must_not_be_missed(folder: Path) -> None:
     assert read().caveats == ("RANDOM backbone weights, never pretrained",)
     words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
