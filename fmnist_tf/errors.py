@@ -1,8 +1,4 @@
-"""The errors a person can cause or meet, each with the exit code a script can rely on.
-
-In: what was expected, what was found, where, what to do. Out: exceptions whose text is the whole
-message. This module must not know who raises or prints them.
-"""
+"""The errors a person can cause or meet, each with the exit code a script can rely on."""
 
 from __future__ import annotations
 
@@ -10,9 +6,16 @@ from dataclasses import dataclass
 
 
 class FmnistError(Exception):
-    """Base of every error that ends a command with one clear message and no traceback."""
+    """Base of every error that ends a command with a clear message and no traceback.
+
+    Each argument is one line of the message: what was expected, what was found, where, what to do.
+    The text of the error has them escaped, so that they may quote what was found as it is.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(escape(str(line)) for line in self.args)
 
 
 class UsageError(FmnistError):
@@ -27,9 +30,14 @@ class RunExistsError(FmnistError):
     exit_code = 3
 
 
+def escape(text: str) -> str:
+    """Return `text` as one terminal line: control and bidi characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def printable(text: str, limit: int = 60) -> str:
-    """Return `text` fit for one terminal line: control and bidi characters escaped, then cut."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return `text` escaped, and cut to `limit` characters."""
+    shown = escape(text)
     return shown if len(shown) <= limit else shown[: max(limit - 3, 0)] + "..."[:limit]
 
 
@@ -43,8 +51,8 @@ class Problem:
         line: 1-based line of the file, header included; None where a line has no meaning.
         column: 1-based field of that line, or None.
         column_name: the header's name of that field, or None.
-        found: what stands there.
-        expected: what should stand there.
+        found: what the file has there.
+        expected: what it should have there.
         hint: what to do about it; may be empty.
     """
 
@@ -58,11 +66,13 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        where = printable(self.path, 200)
-        where += "".join(f":{number}" for number in (self.line, self.column) if number is not None)
+        numbers = (number for number in (self.line, self.column) if number is not None)
+        where = ":".join(map(str, (self.path, *numbers)))
         name = f" ({printable(self.column_name)})" if self.column_name else ""
         hint = f". hint: {self.hint}" if self.hint else ""
-        return f"error[{self.code}] {where}{name}: {self.found}; expected {self.expected}{hint}"
+        return escape(
+            f"error[{self.code}] {where}{name}: {self.found}; expected {self.expected}{hint}"
+        )
 
 
 class DataError(UsageError):
@@ -81,4 +91,4 @@ class DataError(UsageError):
         lines = [str(problem) for problem in self.problems]
         if self.total > len(self.problems):
             lines.append(f"... and {self.total - len(self.problems)} more")
-        super().__init__("\n".join(lines))
+        super().__init__(*lines)

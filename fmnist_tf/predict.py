@@ -127,7 +127,7 @@ def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
         try:
             sources.append(_read_source(run, path, store_dir, flags.label_column))
         except UsageError as error:
-            errors.append(str(error))
+            errors.extend(error.args)
     if sources:
         import_tensorflow()
         run_batches = compile_saved_model(run)
@@ -148,9 +148,10 @@ def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
                         shown.append(prediction)
                 print("\n".join(format_predictions(source, shown, width)))
     if errors:
+        n_bad = len(flags.inputs) - len(sources)
         done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
-        errors.append(f"{len(errors)} of {len(flags.inputs)} inputs cannot be read; {done}")
-        raise UsageError("\n".join(errors))
+        last = f"{n_bad} of {len(flags.inputs)} inputs cannot be read; {done}"
+        raise UsageError(*errors, last)
 
 
 def _read_source(run: SavedRun, path: Path, store_dir: Path, label_column: str | None) -> Source:

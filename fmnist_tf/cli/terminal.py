@@ -1,8 +1,4 @@
-"""What a person sees while a command works: lines, boxes and progress bars on stderr.
-
-In: text and counts. Out: the same on stderr, fit for a terminal or a log. Results do not pass here:
-they go to stdout. This module must not know what it is about.
-"""
+"""What a person sees on stderr while a command works: lines, boxes and progress bars."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from fmnist_tf.errors import escape
 from fmnist_tf.system import signals
 
 BOX_WIDTH = 78
@@ -21,27 +18,27 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Let `say` and progress bars be silent from now on, or speak again."""
+    """Turn `say` and progress bars off, or on again."""
     global _quiet
     _quiet = quiet
 
 
 def say(line: str) -> None:
-    """Print one line on stderr, above a progress bar if there is one; nothing when quiet."""
+    """Print one line on stderr, escaped, above a progress bar; nothing if quiet."""
     if not _quiet:
-        warn(line)
+        warn(escape(line))
 
 
-def warn(line: str) -> None:
-    """Print one line on stderr, also when quiet: what a person must know."""
-    tqdm.write(line, file=sys.stderr)
+def warn(text: str) -> None:
+    """Print a line or a box on stderr, escaped but for its newlines, also if quiet."""
+    tqdm.write("\n".join(map(escape, text.split("\n"))), file=sys.stderr)
     sys.stderr.flush()
 
 
 def boxed(*paragraphs: str) -> str:
-    """Return a warning in a box that nobody overlooks, `BOX_WIDTH` wide."""
+    """Return a warning in a box, `BOX_WIDTH` wide."""
     edge = "+" + "-" * (BOX_WIDTH - 2) + "+"
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, BOX_WIDTH - 4)]
+    lines = [line for text in paragraphs for line in textwrap.wrap(escape(text), BOX_WIDTH - 4)]
     return "\n".join([edge, *(f"| {line:<{BOX_WIDTH - 4}} |" for line in lines), edge])
 
 
@@ -49,8 +46,8 @@ def boxed(*paragraphs: str) -> str:
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.
 
-    Nothing is drawn when quiet, or where stderr is no terminal: a log wants lines, not bars.
-    Whoever reports progress can be stopped: the function raises what a signal left behind.
+    Nothing is drawn if quiet, or if stderr is no terminal. The function also raises the
+    `StoppedError` of a signal that has not ended the command yet.
     """
     with tqdm(
         desc=title,
@@ -64,7 +61,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         def show(done: int, total: int) -> None:
             signals.check()
             if done < bar.n:
-                bar.reset()  # the next epoch
+                bar.reset()  # a new epoch
             bar.total = total
             bar.update(done - bar.n)
 
