@@ -28,10 +28,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.summary import measure_background
 from fmnist_tf.errors import UsageError, printable
 
-SIDE = 28
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; for a JPEG, after its decoder's own reduction."""
 DARK, LIGHT = 64, 191
@@ -122,13 +122,13 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
     converted: tuple[np.ndarray, str] | None
     if np.ptp(grey) == 0:
         converted = None
-    elif grey.shape == (SIDE, SIDE) and not is_colour:
+    elif grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour:
         converted = _keep(grey, background)
     elif surfaces is None:
         why = "there is no clear background at its border"
         if DARK < background < LIGHT:
             why = "the run's own images have no clear background"
-        image = _centre(_scale(grey, SIDE), background)
+        image = _centre(_scale(grey, IMAGE_SIZE), background)
         converted = image, f"used whole, neither cropped nor negated: {why}"
     else:
         converted = _extract_object(grey, *surfaces, background, content_side)
@@ -293,8 +293,8 @@ def _scale(grey: np.ndarray, longer_side: int) -> np.ndarray:
 
 def _centre(grey: np.ndarray, fill: float) -> np.ndarray:
     """Return the picture in the middle of 28x28 pixels; an odd row goes to the top and left."""
-    before = [(SIDE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
-    margins = [(b, SIDE - side - b) for b, side in zip(before, grey.shape, strict=True)]
+    before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
+    margins = [(b, IMAGE_SIZE - side - b) for b, side in zip(before, grey.shape, strict=True)]
     return np.pad(grey, margins, constant_values=fill)
 
 
