@@ -90,8 +90,8 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> None:
     import numpy as np
 
     from fmnist_tf.cli.terminal import boxed, say, warn
+    from fmnist_tf.data.splits import subset_rows
     from fmnist_tf.pipeline.saved_run import MODEL, build_saved_model
-    from fmnist_tf.results.analysis import subset_rows
     from fmnist_tf.results.provenance import describe_code, describe_machine
     from fmnist_tf.system.startup import import_tensorflow
 

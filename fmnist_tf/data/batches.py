@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data.csv.layout import PIXELS, SIDE
+from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 
 # Keeps the draw of views apart from the orders, which are drawn from (seed, epoch).
 _VIEW_STREAM = (0, 0x76696577)
@@ -161,7 +161,7 @@ def flip_pixels(pixels: np.ndarray) -> np.ndarray:
 
     For more of them than memory should hold there is `FlippedRows`.
     """
-    return pixels.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, PIXELS)
+    return pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)[:, :, ::-1].reshape(-1, N_PIXELS)
 
 
 def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -17,10 +17,10 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import progress_bar
 from fmnist_tf.data.sources import Dataset
+from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import FmnistError, printable
 from fmnist_tf.exporting.formats import Classify, Export
 from fmnist_tf.model.inference import run_model
-from fmnist_tf.results.analysis import subset_rows
 
 N_CHECKED = 1000
 N_WARM_UP, N_TIMED = 5, 50

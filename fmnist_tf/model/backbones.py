@@ -392,7 +392,6 @@ def read_backbone_weights(
             spec.pretrained.digest,
             cache_dir=keras_home() / "models",
             download_dir=download_dir,
-            max_bytes=_most_bytes(backbone),
             say=say,
         )
     except DownloadError as error:
@@ -418,8 +417,3 @@ def _load(backbone: keras.Model, spec: BackboneSpec, path: Path) -> None:
         published = spec.build_published(backbone.input_shape[1])
         read_weights_file(published, path, spec.name)
         copy_weights(published, backbone)
-
-
-def _most_bytes(backbone: keras.Model) -> int:
-    """Return a size in bytes that no file of its weights exceeds: 4 a number, and HDF5's part."""
-    return int(1.1 * 4 * backbone.count_params()) + (4 << 20)

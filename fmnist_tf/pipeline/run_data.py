@@ -15,10 +15,11 @@ from typing import TypeVar
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
-from fmnist_tf.data.csv.table import CsvTable, expand_path, read_csv
+from fmnist_tf.data.csv.table import expand_path, read_csv
+from fmnist_tf.data.images import Table
 from fmnist_tf.data.labels import index_classes, map_labels
 from fmnist_tf.data.photos import Picture, find_polarity_warning, read_picture
-from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 
@@ -46,25 +47,28 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     Raises:
         UsageError: a file is missing, or is not the one the run read.
     """
-    path = run.directory.path
-    files = [str(file["path"]) for file in run.provenance["data"]["files"]]
-    for file in files:
-        if not Path(file).is_file():
+    where = f"the data of {run.directory.path}"
+    train, *test = (str(file["path"]) for file in run.provenance["data"]["files"])
+    source = find_source(train)
+    if source != train and run.config.test_data is None:
+        test = []  # the official files and the sample have their own test images
+    for path in (*([train] if source == train else []), *test):
+        if not Path(path).is_file():
             raise UsageError(
-                f"the data of {path}: expected {file}, found no such file in {Path.cwd()}. Run the "
-                "command where the run was made, or name the data with --data"
+                f"{where}: expected {path}, found no such file in {Path.cwd()}. Run the command "
+                "where the run was made, or name the data with --data"
             )
     dataset = read_dataset(
-        files[0],
+        source,
         store_dir=run.config.cache_dir(run.directory.runs_dir) / "pixels",
         say=say,
-        test_data=files[1] if len(files) > 1 else None,
+        test_data=test[0] if test else None,
         label_column=run.config.label_column,
     )
     found = tuple(file.sha256 for file in dataset.files)
     if found != run.data_sha256:
         raise UsageError(
-            f"the data of {path}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
+            f"{where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
             f"{', '.join(found)}. Name the data with --data"
         )
     return dataset
@@ -72,7 +76,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
 
 def read_table(
     run: SavedRun, path: Path, store_dir: Path, label_column: str | None = None
-) -> CsvTable:
+) -> Table:
     """Read a CSV of images, with or without labels.
 
     Args:
