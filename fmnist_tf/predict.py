@@ -1,10 +1,9 @@
-"""`python -m fmnist_tf.predict RUN INPUT...`: images -> the most probable classes of each.
+"""`python -m fmnist_tf.predict RUN INPUT...`: the most probable classes of images.
 
-In: a finished run; CSVs with or without labels, PNGs and JPEGs. Out: small tables on stdout and,
-with --out, a CSV of all rows that spreadsheets can open safely. This module must not know how a
-picture becomes pixels, nor count what is right.
+Reads CSVs with or without labels, PNGs and JPEGs. Prints small tables; `--out` writes all rows to a
+CSV that spreadsheets can open safely.
 
-Shape letters: N images, K classes, T classes named for each image.
+N images, K classes, T classes shown for each image.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import io
-import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from fmnist_tf.pipeline.saved_run import SavedRun
 
 SHOWN_ROWS = 10
-"""Rows of a CSV that the terminal gets."""
-_PROBABILITIES_AT_ONCE = 1 << 24  # in memory, 64 MB
+"""Rows of a CSV that are printed."""
 _NAME_WIDTH = 24
 _CELL_LENGTH = 32_000  # spreadsheets cut longer ones
 # A cell that begins with one of these is a formula to a spreadsheet (OWASP, "CSV Injection").
@@ -45,11 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.predict",
-        description="Name the most probable classes of images: CSV rows of 784 grey pixels, with "
-        "or without labels, and pictures (PNG, JPEG) of any size, told apart by their first "
-        "bytes. Pictures are made like the run's training images, and how is said. Where some "
-        "inputs cannot be read, the others are predicted all the same; the bad ones are named at "
-        "the end, and the exit code is 2.",
+        description="Print the most probable classes of images: CSV rows of 784 grey pixels, with "
+        "or without labels, and pictures (PNG, JPEG) of any size, recognised by their first "
+        "bytes. Pictures are converted to what the run's training images look like. If some inputs "
+        "cannot be read, the others are still predicted; the bad ones are named at the end and the "
+        "exit code is 2.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
@@ -63,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-column",
         metavar="NAME",
-        help="name of the label's column in CSVs (default: the run's, else found by the header)",
+        help="name of the label column in CSVs (default: the run's, else found by the header)",
     )
     add_terminal_flags(parser)
     return parser
@@ -80,47 +78,42 @@ class Source:
 
     Attributes:
         name: the file as the user named it.
-        pixels: (N, 784) uint8; of a CSV mapped from disk.
-        first_line: the line of row 0 in a CSV; None for a picture.
-        label_index: (N,) places in `truths`, or None without labels.
-        truths: what the labels mean: the run's name of the class, or what the run does not know.
+        pixels: (N, 784) uint8.
+        first_line: line of row 0 in a CSV; None for a picture.
+        label_index: (N,) indices into `label_names`; None without labels.
+        label_names: the true labels: names of the run's classes, or labels it does not know.
     """
 
     name: str
     pixels: np.ndarray
     first_line: int | None = None
     label_index: np.ndarray | None = None
-    truths: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
-    def truth(self, row: int) -> str:
-        """Return the true class of a row; empty without labels."""
-        return "" if self.label_index is None else self.truths[self.label_index[row]]
+    def true_label(self, row: int) -> str:
+        """Return the true label of a row; empty without labels."""
+        return "" if self.label_index is None else self.label_names[self.label_index[row]]
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """The guesses for rows `first`, `first + 1`, ... of a source, the most probable class first.
-
-    Attributes:
-        source: whose rows.
-        first: row number.
-        classes: (N, T) class indices.
-        probabilities: (N, T) float32.
-    """
-
-    source: Source
-    first: int
-    classes: np.ndarray
-    probabilities: np.ndarray
+Prediction = list[tuple[str, float]]
+"""Names and probabilities of the T most probable classes of an image, the most probable first."""
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    _check_flags(flags)
-    with tempfile.TemporaryDirectory() as store_dir:  # of parsed CSVs; nothing is left behind
-        _predict_all(flags, store_dir)
+    if flags.top < 1:
+        raise UsageError(f"--top {flags.top}: expected a whole number from 1")
+    if flags.out is not None:
+        check_target("--out", flags.out)
+        existing = [path for path in flags.inputs if path.exists()]
+        if flags.out.exists() and any(flags.out.samefile(path) for path in existing):
+            raise UsageError(
+                f"--out {flags.out}: expected another file than the inputs; it would be replaced"
+            )
+    with tempfile.TemporaryDirectory() as store_dir:  # for parsed CSVs
+        _predict_all(flags, Path(store_dir))
 
 
-def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
+def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
     from fmnist_tf.cli.terminal import boxed, warn
     from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
     from fmnist_tf.system.startup import import_tensorflow
@@ -129,194 +122,134 @@ def _predict_all(flags: argparse.Namespace, store_dir: str) -> None:
     for caveat in run.caveats:
         warn(boxed(f"WARNING, this model: {caveat}."))
     sources: list[Source] = []
-    faults: list[str] = []
+    errors: list[str] = []
     for path in flags.inputs:
         try:
-            sources.append(_read_source(path, run, flags.label_column, store_dir))
-        except UsageError as fault:
-            faults.extend(fault.args)
+            sources.append(_read_source(run, path, store_dir, flags.label_column))
+        except UsageError as error:
+            errors.extend(error.args)
     if sources:
+        import_tensorflow()
+        run_batches = compile_saved_model(run)
         top = min(flags.top, len(run.class_names))
-        with _open_table(flags.out, top, run.class_names, sources) as write:
-            import_tensorflow()
-            run_batches = compile_saved_model(run)
-            for ranked in _rank_all(run_batches, sources, len(run.class_names), top):
-                width = shutil.get_terminal_size().columns
-                for line in format_ranked(ranked, run.class_names, width):
-                    print(line)
-                write(ranked)
-    if faults:
+        is_labelled = any(source.label_index is not None for source in sources)
+        width = shutil.get_terminal_size().columns
+        with _open_csv(flags.out) as file:
+            # Quotes around every text: some spreadsheets split a line at semicolons too.
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            writer.writerow(_header(top, is_labelled))
+            for source in sources:
+                n_rows = SHOWN_ROWS if flags.out is None else len(source.pixels)
+                predictions = _run_model(run_batches, source.pixels[:n_rows], run.class_names, top)
+                shown = []
+                for row, prediction in enumerate(predictions):
+                    writer.writerow(_csv_row(source, row, prediction, is_labelled))
+                    if row < SHOWN_ROWS:
+                        shown.append(prediction)
+                print("\n".join(format_predictions(source, shown, width)))
+    if errors:
+        n_bad = len(flags.inputs) - len(sources)
         done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
-        faults.append(f"{len(faults)} of {len(flags.inputs)} inputs cannot be read; {done}")
-        raise UsageError(*faults)
+        last = f"{n_bad} of {len(flags.inputs)} inputs cannot be read; {done}"
+        raise UsageError(*errors, last)
 
 
-def _check_flags(flags: argparse.Namespace) -> None:
-    if flags.top < 1:
-        raise UsageError(f"--top {flags.top}: expected a whole number from 1")
-    if flags.out is None:
-        return
-    check_target("--out", flags.out)
-    if flags.out.exists() and any(
-        path.exists() and flags.out.samefile(path) for path in flags.inputs
-    ):
-        raise UsageError(
-            f"--out {printable(str(flags.out), 200)}: expected another file than the inputs; it "
-            "would be replaced"
-        )
-
-
-def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir: str) -> Source:
-    from fmnist_tf.cli.terminal import say, warn
-    from fmnist_tf.data.csv.table import read_csv
+def _read_source(run: SavedRun, path: Path, store_dir: Path, label_column: str | None) -> Source:
     from fmnist_tf.data.labels import index_classes
-    from fmnist_tf.data.photos import find_polarity, is_picture, read_picture
-    from fmnist_tf.pipeline.saved_run import read_with_label
+    from fmnist_tf.data.photos import is_picture
+    from fmnist_tf.pipeline.run_data import read_run_picture, read_table
 
-    shown = printable(str(path), 200)
-    facts = run.provenance["data"]
     if is_picture(path):
-        if "background" not in facts or "content_side" not in facts:
-            raise UsageError(
-                f"{shown}: expected a run that says how its training images look, found one of an "
-                "older version; train it again, or predict from CSV"
-            )
-        picture = read_picture(
-            path, background=facts["background"], content_side=facts["content_side"]
-        )
-        say(f"{shown}: {'; '.join(picture.decisions)}")
-        return Source(str(path), picture.pixels[None])
-
-    table = read_with_label(
-        lambda column: read_csv(path, store_dir, label_column=column), run, label_column
-    )
-    for decision in table.decisions:
-        say(f"{shown}: {decision}")
-    if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):
-        warn(f"{shown}: {sentence}")
-    places = index_classes(run.class_names)
-    truths = [
-        run.class_names[places[text]] if text in places else text for text in table.label_values
-    ]
-    return Source(str(path), table.pixels, table.first_line, table.label_index, tuple(truths))
+        return Source(str(path), read_run_picture(run, path).pixels[None])
+    table = read_table(run, path, store_dir, label_column)
+    index = index_classes(run.class_names)
+    names = [run.class_names[index[text]] if text in index else text for text in table.label_values]
+    return Source(str(path), table.pixels, table.first_line, table.label_index, tuple(names))
 
 
-def _rank_all(
-    run_batches: RunBatches, sources: Sequence[Source], n_classes: int, top: int
-) -> Iterator[Ranked]:
-    """Yield the guesses in the order of the sources, never more at once than fit into memory."""
-    import numpy as np
-
-    rows_at_once = max(1, _PROBABILITIES_AT_ONCE // n_classes)
-    for is_csv, group in itertools.groupby(sources, lambda source: source.first_line is not None):
-        if is_csv:
-            for source in group:
-                for first in range(0, len(source.pixels), rows_at_once):
-                    pixels = source.pixels[first : first + rows_at_once]
-                    yield Ranked(source, first, *_rank(run_batches, pixels, top))
-        else:
-            pictures = list(group)  # all at once, because a call costs more than an image
-            pixels = np.concatenate([source.pixels for source in pictures])
-            classes, probabilities = _rank(run_batches, pixels, top)
-            for row, source in enumerate(pictures):
-                yield Ranked(source, 0, classes[row : row + 1], probabilities[row : row + 1])
-
-
-def _rank(run_batches: RunBatches, pixels: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return classes and probabilities (N, T); of equals the first class goes first."""
+def _run_model(
+    run_batches: RunBatches, pixels: np.ndarray, class_names: Sequence[str], top: int
+) -> Iterator[Prediction]:
+    """Yield the prediction of each image, batch by batch; of equals the first class comes first."""
     import numpy as np
 
     from fmnist_tf.cli.terminal import progress_bar
-    from fmnist_tf.model.inference import run_all
 
     with progress_bar("predict", "image") as show:
-        (probabilities,) = run_all(run_batches, pixels, show)
-    classes = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-    return classes, np.take_along_axis(probabilities, classes, axis=1)
+        for probabilities, *_ in run_batches(pixels, show):
+            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+            best = np.take_along_axis(probabilities, order, axis=1)
+            for classes, values in zip(order.tolist(), best.tolist(), strict=True):
+                yield [(class_names[k], p) for k, p in zip(classes, values, strict=True)]
 
 
-def format_ranked(ranked: Ranked, class_names: Sequence[str], width: int) -> list[str]:
-    """Return what the terminal shows of these guesses, lines at most `width` wide.
+def format_predictions(source: Source, shown: Sequence[Prediction], width: int) -> list[str]:
+    """Return lines, at most `width` characters wide, for the first images of a source.
 
-    A picture gets a line a class; a CSV one line a row, `SHOWN_ROWS` in all, each with as many
-    classes as fit, one at least.
+    A picture gets one line per class. A CSV gets one line per image with as many classes as fit,
+    at least one.
     """
-    source = ranked.source
-    if ranked.first:
-        return []
     title = printable(source.name, width)
     if source.first_line is None:
-        guesses = zip(ranked.classes[0], ranked.probabilities[0], strict=True)
         room = max(8, width - 10)
-        return [title, *(f"  {p:.4f}  {printable(class_names[k], room)}" for k, p in guesses)]
-    n_shown = min(SHOWN_ROWS, len(ranked.classes))
-    columns = [_right(["line", *(str(source.first_line + row) for row in range(n_shown))])]
+        return [title, *(f"  {p:.4f}  {printable(name, room)}" for name, p in shown[0])]
+    numbers = range(source.first_line, source.first_line + len(shown))
+    columns = [_align(["line", *map(str, numbers)], ">")]
     if source.label_index is not None:
-        truths = (printable(source.truth(row), _NAME_WIDTH) for row in range(n_shown))
-        columns.append(_left(["truth", *truths]))
-    least = len(columns) + 1
-    for place in range(ranked.classes.shape[1]):
-        names = [printable(class_names[k], _NAME_WIDTH) for k in ranked.classes[:n_shown, place]]
-        chances = ranked.probabilities[:n_shown, place]
-        cells = (f"{name} {p:.4f}" for name, p in zip(_left(names), chances, strict=True))
-        columns.append(_left(["" if place else "guess", *cells]))
-    while len(columns) > least and len("  ".join(column[0] for column in columns)) > width:
+        labels = (printable(source.true_label(row), _NAME_WIDTH) for row in range(len(shown)))
+        columns.append(_align(["true label", *labels]))
+    n_fixed = len(columns)
+    for place in range(len(shown[0])):
+        names = _align([printable(prediction[place][0], _NAME_WIDTH) for prediction in shown])
+        cells = (f"{name} {p[place][1]:.4f}" for name, p in zip(names, shown, strict=True))
+        columns.append(_align(["" if place else "prediction", *cells]))
+    while len(columns) > n_fixed + 1 and len("  ".join(column[0] for column in columns)) > width:
         columns.pop()
-    lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    more = len(source.pixels) - n_shown
-    rest = [f"... and {more:,} more; --out FILE.csv writes all"] if more else []
-    return [title, *lines, *(printable(line, width) for line in rest)]
+    lines = [title, *("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))]
+    if more := len(source.pixels) - len(shown):
+        lines.append(printable(f"... and {more:,} more; --out FILE.csv writes all", width))
+    return lines
 
 
-def _left(cells: Sequence[str]) -> list[str]:
-    return [cell.ljust(max(map(len, cells))) for cell in cells]
-
-
-def _right(cells: Sequence[str]) -> list[str]:
-    return [cell.rjust(max(map(len, cells))) for cell in cells]
+def _align(cells: Sequence[str], side: str = "<") -> list[str]:
+    width = max(map(len, cells))
+    return [f"{cell:{side}{width}}" for cell in cells]
 
 
 @contextlib.contextmanager
-def _open_table(
-    path: Path | None, top: int, class_names: Sequence[str], sources: Sequence[Source]
-) -> Iterator[Callable[[Ranked], None]]:
-    """Yield a function that writes guesses to the CSV `path`, which appears whole at the end."""
+def _open_csv(path: Path | None) -> Iterator[TextIO]:
+    """Open a text file that becomes `path` at the end; without a path the text is discarded."""
     if path is None:
-        yield lambda ranked: None
+        yield io.StringIO()
         return
-    further = [f"{what}_{k}" for k in range(2, top + 1) for what in ("guess", "probability")]
-    header = ["file", "line", "guess", "probability", *further]
-    is_labelled = any(source.label_index is not None for source in sources)
-    names = [safe_cell(name) for name in class_names]
     with (
         write_atomically(path) as file,
         io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
     ):
-        # Quotes around every text: some spreadsheets divide a line at semicolons too.
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow([*header, "truth"] if is_labelled else header)
-
-        def write(ranked: Ranked) -> None:
-            source = ranked.source
-            shown = safe_cell(source.name)
-            source = replace(source, truths=tuple(safe_cell(truth) for truth in source.truths))
-            rows = zip(ranked.classes.tolist(), ranked.probabilities.tolist(), strict=True)
-            for row, (classes, probabilities) in enumerate(rows, ranked.first):
-                line = "" if source.first_line is None else source.first_line + row
-                cells = [shown, line]
-                for index, probability in zip(classes, probabilities, strict=True):
-                    cells += (names[index], f"{probability:.6f}")
-                if is_labelled:
-                    cells.append(source.truth(row))
-                writer.writerow(cells)
-
-        yield write
+        yield text
 
 
+def _header(top: int, is_labelled: bool) -> list[str]:
+    header = ["file", "line", "prediction", "probability"]
+    header += [f"{what}_{k}" for k in range(2, top + 1) for what in ("prediction", "probability")]
+    return [*header, "true_label"] if is_labelled else header
+
+
+def _csv_row(
+    source: Source, row: int, prediction: Prediction, is_labelled: bool
+) -> list[str | int]:
+    line = "" if source.first_line is None else source.first_line + row
+    cells = [safe_cell(source.name), line]
+    for name, probability in prediction:
+        cells += [safe_cell(name), f"{probability:.6f}"]
+    return [*cells, safe_cell(source.true_label(row))] if is_labelled else cells
+
+
+@functools.lru_cache
 def safe_cell(text: str) -> str:
     """Return text as a CSV cell that no spreadsheet takes for a formula.
 
-    Control characters are escaped, tab and carriage return too; what begins like a formula gets an
+    Control characters, tabs and line ends are escaped. Text that begins like a formula gets an
     apostrophe in front, unless it is a whole number.
     """
     from fmnist_tf.data.csv.cells import is_whole

@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toyrun import copy_toy_run, draw, write_csv
 
-from fmnist_tf.data.labels import FASHION_MNIST as GARMENTS
 from fmnist_tf.evaluate import format_classes, main
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.train import main as train
-
-QUICK = [
-    "--backbone", "toy", "--weights", "random", "--units", "8", "--epochs", "1", "--batch-size",
-    "16", "--wandb", "disabled",
-]  # fmt: skip
-
-
-def write_csv(path: Path, values: list[object], seed: int, column: str = "label") -> None:
-    """Write a row of noise for each label value; its brightness tells the value."""
-    rng = np.random.default_rng(seed)
-    level = {value: 20 * index for index, value in enumerate(sorted(set(values), key=str))}
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([column, *(f"pixel{i}" for i in range(1, 785))])
-        writer.writerows([v, *(level[v] + rng.integers(0, 60, 784)).tolist()] for v in values)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two finished runs: of numbers named as garments, and of names."""
-    from toy import build_toy_spec
-
-    from fmnist_tf.model.backbones import BACKBONES
-
-    folder = tmp_path_factory.mktemp("evaluate")
-    write_csv(folder / "fashion_train.csv", list(range(10)) * 12, seed=0)
-    write_csv(folder / "fashion_test.csv", list(range(10)) * 2, seed=1)
-    write_csv(folder / "named.csv", ["bag", "hat", "shoe"] * 20, seed=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setitem(BACKBONES, "toy", build_toy_spec())
-        for name in ("fashion_train", "named"):
-            assert train([*QUICK, "--data", f"{name}.csv", "--run", name[:7]]) == 0
-    return folder
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = tmp_path / "copy"
-    shutil.copytree(original, copy)
-    monkeypatch.chdir(copy)
+def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a toy run and its data."""
+    copy_toy_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    return copy
+    return tmp_path
+
+
+def change_json(path: str, section: str | None = None, **changes: object) -> None:
+    content = json.loads(Path(path).read_text())
+    (content[section] if section else content).update(changes)
+    Path(path).write_text(json.dumps(content))
 
 
 def recorded(run: str) -> dict:
@@ -69,104 +38,71 @@ def last_line(run: str, name: str) -> str:
     return f"runs/{run} on {name}  {accuracy}"
 
 
-def test_own_test_data_give_the_recorded_figures(folder: Path, capsys) -> None:
-    assert main(["fashion"]) == 0
-    captured = capsys.readouterr()
-    lines = captured.out.splitlines()
+def evaluate(capsys, *words: str) -> list[str]:
+    """Return the lines on stdout."""
+    assert main([*words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_runs_own_test_data_give_the_recorded_figures(folder: Path, capsys) -> None:
+    lines = evaluate(capsys, "first")
     assert lines[0].split() == ["class", "precision", "recall", "F1", "images"]
-    assert [line[:11].strip() for line in lines[1:11]] == list(GARMENTS)
-    test = recorded("fashion")
+    assert [line.split()[0] for line in lines[1:4]] == ["=1+1", "bag", "shoe"]
+    test = recorded("first")
     recall = [row[k] / sum(row) for k, row in enumerate(test["confusion"])]
-    assert [line.split()[-3] for line in lines[1:11]] == [f"{share:.4f}" for share in recall]
+    assert [line.split()[2] for line in lines[1:4]] == [f"{fraction:.4f}" for fraction in recall]
     low, high = test["interval_95"]
-    assert f"95 % interval of the accuracy {low:.4f} to {high:.4f}" in captured.out
-    assert f"loss {test['loss']:.4f}" in captured.out
-    assert lines[-1] == last_line("fashion", "fashion")
-    assert "RANDOM backbone weights" in captured.err
+    assert f"{low:.4f} to {high:.4f}; loss {test['loss']:.4f}" in lines[-2]
+    assert lines[-1] == last_line("first", "toy")
+    assert evaluate(capsys, "runs/first", "--data", "toy_test.csv")[-1] == last_line(
+        "first", "toy_test.csv"
+    )
 
 
-def test_numbers_mean_the_garments_they_were_named(folder: Path, capsys) -> None:
-    assert main(["runs/fashion", "--data", "fashion_test.csv"]) == 0
+def test_the_training_file_and_negated_images_are_warned_of(folder: Path, capsys) -> None:
+    assert main(["first", "--data", "toy_train.csv", "--quiet"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[-1] == last_line("fashion", "fashion_test.csv")
-    assert "TRAINED ON THIS FILE" not in captured.err
-
-
-def test_a_held_out_test_set_is_found_again(folder: Path, capsys) -> None:
-    assert main(["named"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == last_line("named", "named")
-
-
-def test_the_training_file_is_no_test(folder: Path, capsys) -> None:
-    assert main(["named", "--data", "named.csv", "--quiet"]) == 0
-    captured = capsys.readouterr()
-    assert "WARNING: THE RUN WAS TRAINED ON THIS FILE." in captured.err
+    assert "TRAINED ON THIS FILE" in captured.err
+    assert "negated?" not in captured.err
     assert captured.out.splitlines()[-1].endswith("/60)")
-
-
-def test_changed_data_are_refused_unless_named(folder: Path, capsys) -> None:
-    write_csv(folder / "fashion_test.csv", list(range(10)), seed=9)
-    assert main(["fashion"]) == 2
-    assert "Name the data with --data" in capsys.readouterr().err
-    assert main(["fashion", "--data", "fashion_test.csv"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("/10)")
+    write_csv("negated.csv", 255 - draw(3, seed=1), ["=1+1", "bag", "shoe"])
+    assert main(["first", "--data", "negated.csv", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "TRAINED ON THIS FILE" not in captured.err
+    assert "negated?" in captured.err
 
 
 def test_some_classes_may_be_missing(folder: Path, capsys) -> None:
-    write_csv(folder / "some.csv", ["shoe", "bag", "shoe"], seed=3, column="target")
-    assert main(["named", "--data", "some.csv"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    write_csv("some.csv", draw(3, seed=3), ["shoe", "=1+1", "shoe"], column="target")
+    lines = evaluate(capsys, "first", "--data", "some.csv")
     assert [line.split()[-1] for line in lines[1:4]] == ["1", "0", "2"]
-    assert lines[2].split() == ["hat", "-", "-", "-", "0"]
+    assert lines[2].split() == ["bag", "-", "-", "-", "0"]
 
 
-def test_unknown_labels_are_each_named_at_their_first_line(folder: Path, capsys) -> None:
-    write_csv(folder / "odd.csv", ["bag", "cap", "tie", "cap"], seed=4)
-    assert main(["named", "--data", "odd.csv"]) == 2
-    first, second = capsys.readouterr().err.splitlines()[-2:]
-    assert first.startswith("error[E028] odd.csv:3:1: the label cap; expected a class of the run")
-    assert "bag, hat, shoe" in first
-    assert second.startswith("error[E028] odd.csv:4:1: the label tie")
-
-
-def test_an_unlabelled_file_is_sent_to_predict(folder: Path, capsys) -> None:
-    lines = [line.split(",", 1)[1] for line in Path("named.csv").read_text().splitlines()]
-    Path("bare.csv").write_text("\n".join(lines) + "\n")
-    assert main(["named", "--data", "bare.csv"]) == 2
-    assert "error[E026] bare.csv: no label column" in capsys.readouterr().err
-
-
-def test_a_label_column_needs_data(folder: Path, capsys) -> None:
-    assert main(["named", "--label-column", "x"]) == 2
-    assert "--label-column NAME: expected with --data PATH alone" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("labels", "starts"),
+    [
+        (["bag", "cap", "tie", "cap"], ["error[E028] odd.csv:3:1: ", "error[E028] odd.csv:4:1: "]),
+        (None, ["error[E026] odd.csv: "]),
+    ],
+)
+def test_labels_must_be_the_runs(folder: Path, capsys, labels, starts: list[str]) -> None:
+    write_csv("odd.csv", draw(4, seed=4), labels)
+    assert main(["first", "--data", "odd.csv"]) == 2
+    lines = capsys.readouterr().err.splitlines()[-len(starts) :]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
 def test_the_label_column_is_the_runs_own_else_found(folder: Path, capsys) -> None:
-    write_csv(folder / "kinds.csv", ["bag", "hat", "shoe"], seed=5, column="kind")
-    path = Path("runs/named/config.json")
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "label_column": "other"}))
-    # A file without the run's column is read as one of a run that names none.
-    assert main(["named", "--data", "kinds.csv"]) == 0
-    assert "kinds.csv: the label is column 1, kind" in capsys.readouterr().err
-    assert main(["named", "--data", "kinds.csv", "--label-column", "other"]) == 2
-    assert "no column named other" in capsys.readouterr().err
-    write_csv(folder / "two.csv", ["bag", "hat", "shoe"], seed=5, column="other")
-    assert main(["named", "--data", "two.csv"]) == 0
-    assert "two.csv: the label is column 1, other" in capsys.readouterr().err
-
-
-def test_negated_images_are_noticed(folder: Path, capsys) -> None:
-    lines = Path("fashion_test.csv").read_text().splitlines()
-    rows = [[int(cell) for cell in line.split(",")] for line in lines[1:]]
-    flipped = [",".join(map(str, [row[0], *(255 - v // 4 for v in row[1:])])) for row in rows]
-    Path("negated.csv").write_text("\n".join([lines[0], *flipped]) + "\n")
-    path = Path("runs/fashion/provenance.json")
-    provenance = json.loads(path.read_text())
-    provenance["data"]["background"] = 0
-    path.write_text(json.dumps(provenance))
-    assert main(["fashion", "--data", "negated.csv"]) == 0
-    assert "negated?" in capsys.readouterr().err
+    assert main(["first", "--label-column", "x"]) == 2  # needs --data
+    labels = ["=1+1", "bag", "shoe"]
+    write_csv("kinds.csv", draw(3, seed=5), labels, column="kind")
+    write_csv("others.csv", draw(3, seed=5), labels, column="other")
+    change_json("runs/first/config.json", label_column="other")
+    for name in ("kinds.csv", "others.csv"):
+        assert evaluate(capsys, "first", "--data", name)[-1].endswith("/3)")
+    assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2
+    assert "error[E026] kinds.csv" in capsys.readouterr().err
 
 
 def test_long_names_are_cut_to_the_terminal() -> None:

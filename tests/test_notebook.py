@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on the sample."""
+"""The notebook runs from top to bottom on the built-in sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUICK += ["--wandb", "disabled", "--units", "16"]
 """
 
 
-def test_it_is_short_and_comes_without_output() -> None:
+def test_it_is_short_and_has_no_output() -> None:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) == 10

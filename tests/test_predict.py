@@ -4,237 +4,145 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from toyrun import copy_toy_run, draw, write_csv
 
 from fmnist_tf.predict import main, safe_cell
-from fmnist_tf.train import main as train
-
-QUICK = [
-    "--backbone", "toy", "--weights", "random", "--data", "toy_train.csv", "--units", "8",
-    "--epochs", "2", "--batch-size", "16", "--wandb", "disabled", "--run", "first",
-]  # fmt: skip
-NAMES = ("=1+1", "bag", "shoe")
-
-
-def draw(n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of three classes, a bright bar of three widths on black."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n_rows) % 3
-    pixels = np.zeros((n_rows, 28, 28), np.uint8)
-    for image, label in zip(pixels, labels, strict=True):
-        image[4:24, 12 - 4 * label : 16 + 4 * label] = rng.integers(150, 255)
-    return pixels.reshape(n_rows, 784), labels
-
-
-def write_csv(path: Path, pixels: np.ndarray, labels: list[str] | None) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [f"pixel{i}" for i in range(1, 785)]
-        writer.writerow(names if labels is None else ["label", *names])
-        for row, pixel in enumerate(pixels.tolist()):
-            writer.writerow(pixel if labels is None else [labels[row], *pixel])
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run of three classes, its CSVs and a picture of each class."""
-    from toy import build_toy_spec
-
-    from fmnist_tf.model.backbones import BACKBONES
-
-    folder = tmp_path_factory.mktemp("predict")
-    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
-        pixels, labels = draw(n_rows, seed)
-        write_csv(folder / f"toy_{name}.csv", pixels, [NAMES[label] for label in labels])
-    write_csv(folder / "bare.csv", pixels, None)
-    for image, name in zip(pixels[:3], "abc", strict=True):
-        large = Image.fromarray(image.reshape(28, 28)).resize((280, 280), 0)
-        Image.eval(large, lambda level: 255 - level).save(folder / f"{name}.jpg", quality=95)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setitem(BACKBONES, "toy", build_toy_spec())
-        assert train(QUICK) == 0
-    return folder
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it that a test may change, the current folder."""
-    copy = tmp_path / "copy"
-    shutil.copytree(original, copy)
-    monkeypatch.chdir(copy)
+def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a toy run, its data, an unlabelled CSV and a picture of each class."""
+    copy_toy_run(tmp_path)
+    pixels = draw(21, seed=1)
+    write_csv(tmp_path / "bare.csv", pixels, None)
+    for image, name in zip(pixels[:3], "abc", strict=True):
+        large = Image.fromarray(255 - image.reshape(28, 28)).resize((280, 280), 0)
+        large.save(tmp_path / f"{name}.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    return copy
+    return tmp_path
 
 
-def predict(*words: str) -> int:
-    return main(["first", *words])
+def predict(*words: str) -> list[dict[str, str]]:
+    """Return the rows of --out."""
+    assert main(["first", *words, "--out", "o.csv"]) == 0
+    return rows()
 
 
-def rows_of(path: str) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+def rows() -> list[dict[str, str]]:
+    with open("o.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def recorded() -> np.ndarray:
-    with np.load("runs/first/predictions.npz") as arrays:
-        return arrays["probabilities"]
-
-
-def test_a_csv_gets_the_probabilities_the_run_recorded(folder: Path, capsys) -> None:
-    assert predict("toy_test.csv", "--out", "o.csv") == 0
+def test_a_csv_gets_the_probabilities_that_the_run_recorded(folder: Path, capsys) -> None:
+    found = predict("toy_test.csv")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "toy_test.csv"
-    assert out[1].split() == ["line", "truth", "guess"]
+    assert out[1].split() == ["line", "true", "label", "prediction"]
     assert len(out) == 13
-    assert out[-1] == "... and 11 more; --out FILE.csv writes all"
-    expected, rows = recorded(), rows_of("o.csv")
-    assert list(rows[0]) == [
-        "file", "line", "guess", "probability", "guess_2", "probability_2", "guess_3",
-        "probability_3", "truth",
+    assert list(found[0]) == [
+        "file", "line", "prediction", "probability", "prediction_2", "probability_2",
+        "prediction_3", "probability_3", "true_label",
     ]  # fmt: skip
-    assert [row["line"] for row in rows] == [str(line) for line in range(2, 23)]
+    assert [row["line"] for row in found] == [str(line) for line in range(2, 23)]
     safe = ["'=1+1", "bag", "shoe"]
-    for row, chances in zip(rows, expected, strict=True):
-        order = np.argsort(-chances, kind="stable")
-        assert [row["guess"], row["guess_2"], row["guess_3"]] == [safe[k] for k in order]
-        found = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
-        np.testing.assert_allclose(found, chances[order], atol=2e-5)
-    assert [row["truth"] for row in rows[:3]] == safe
+    with np.load("runs/first/predictions.npz") as arrays:
+        recorded = arrays["probabilities"]
+    for row, expected in zip(found, recorded, strict=True):
+        order = np.argsort(-expected, kind="stable")
+        names = [row[name] for name in ("prediction", "prediction_2", "prediction_3")]
+        assert names == [safe[k] for k in order]
+        values = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
+        np.testing.assert_allclose(values, expected[order], atol=2e-5)
+    assert [row["true_label"] for row in found[:3]] == safe
+    # Without --out the same first rows are printed.
+    assert main(["first", "toy_test.csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == out
 
 
-def test_a_csv_without_labels_has_no_truth(folder: Path, capsys) -> None:
-    assert predict("bare.csv", "--top", "1", "--out", "o.csv") == 0
-    assert "truth" not in capsys.readouterr().out
-    rows = rows_of("o.csv")
-    assert list(rows[0]) == ["file", "line", "guess", "probability"]
-    # A text without quotes could be divided, and its rest be a formula.
-    assert Path("o.csv").read_text().startswith('"file","line","guess","probability"\n"bare.csv",')
-    assert len(rows) == 21
+def test_an_unlabelled_csv_has_no_true_labels(folder: Path, capsys) -> None:
+    found = predict("bare.csv", "--top", "1")
+    assert list(found[0]) == ["file", "line", "prediction", "probability"]
+    assert len(found) == 21
+    assert "true" not in capsys.readouterr().out
+    # A text without quotes could be split, and its rest be a formula.
+    assert all(line.startswith('"bare.csv",') for line in Path("o.csv").read_text().split()[1:])
 
 
-def test_an_unknown_label_stands_as_it_is(folder: Path) -> None:
-    write_csv(folder / "odd.csv", draw(2, 3)[0], ["hat", "bag"])
-    assert predict("odd.csv", "--out", "o.csv") == 0
-    assert [row["truth"] for row in rows_of("o.csv")] == ["hat", "bag"]
+def test_an_unknown_label_is_shown_unchanged(folder: Path) -> None:
+    write_csv("odd.csv", draw(2, seed=3), ["hat", "bag"])
+    assert [row["true_label"] for row in predict("odd.csv")] == ["hat", "bag"]
 
 
-def test_pictures_and_csvs_mixed_by_their_bytes(folder: Path, capsys) -> None:
+def test_pictures_and_csvs_are_told_apart_by_their_bytes(folder: Path, capsys) -> None:
     Path("a.jpg").rename("=a.csv")
-    assert predict("=a.csv", "toy_test.csv", "b.jpg", "c.jpg", "--out", "o.csv") == 0
-    captured = capsys.readouterr()
-    rows = rows_of("o.csv")
-    assert [row["file"] for row in rows] == ["'=a.csv", *["toy_test.csv"] * 21, "b.jpg", "c.jpg"]
-    assert [rows[0]["line"], rows[0]["truth"]] == ["", ""]
-    assert rows[-1]["line"] == ""
-    out = captured.out.splitlines()
-    guess = rows[0]["guess"].removeprefix("'")
-    assert out[:2] == ["=a.csv", f"  {float(rows[0]['probability']):.4f}  {guess}"]
-    assert "=a.csv: 280x280 pixels; trimmed to " in captured.err
-    assert "dark on 255 of 255 (the run: on 0), negated" in captured.err
-
-
-def test_pictures_become_what_the_run_was_trained_on(folder: Path) -> None:
-    assert predict("toy_test.csv", "a.jpg", "b.jpg", "c.jpg", "--out", "o.csv") == 0
-    rows = rows_of("o.csv")
-    for row, picture in zip(rows[:3], rows[-3:], strict=True):
-        assert picture["guess"] == row["guess"]
+    found = predict("=a.csv", "toy_test.csv", "b.jpg", "c.jpg")
+    assert [row["file"] for row in found] == ["'=a.csv", *["toy_test.csv"] * 21, "b.jpg", "c.jpg"]
+    assert [found[0]["line"], found[0]["true_label"], found[-1]["line"]] == ["", "", ""]
+    prediction = found[0]["prediction"].removeprefix("'")
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["=a.csv", f"  {float(found[0]['probability']):.4f}  {prediction}"]
+    # The pictures show the first three images of the CSV, enlarged and negated.
+    for row, picture in zip(found[1:4], [found[0], *found[-2:]], strict=True):
+        assert picture["prediction"] == row["prediction"]
         assert float(picture["probability"]) == pytest.approx(float(row["probability"]), abs=0.1)
 
 
-def test_the_good_inputs_are_predicted_and_the_bad_ones_named(folder: Path, capsys) -> None:
+def test_good_inputs_are_predicted_and_bad_ones_named(folder: Path, capsys) -> None:
     Path("bad.png").write_bytes(Path("a.jpg").read_bytes()[:500])
     Path("bad.csv").write_text("label,pixel1\n1,2\n")
-    words = ("a.jpg", "bad.png", "none.csv", "bad.csv", "b.jpg", ".", "--out", "o.csv")
-    assert predict(*words) == 2
-    captured = capsys.readouterr()
-    assert [row["file"] for row in rows_of("o.csv")] == ["a.jpg", "b.jpg"]
-    assert "bad.png: expected a CSV, PNG or JPEG file, found: a damaged picture" in captured.err
-    assert "none.csv: expected a CSV, PNG or JPEG file, found: No such file" in captured.err
-    assert "error[E020] bad.csv:1: " in captured.err
-    assert "a directory" in captured.err
-    last = captured.err.splitlines()[-1]
+    bad = ["bad.png", "none.csv", "bad.csv", "."]
+    assert main(["first", "a.jpg", *bad, "b.jpg", "--out", "o.csv"]) == 2
+    *_, png, none, table, directory, last = capsys.readouterr().err.splitlines()
+    for line, name in ((png, "bad.png: "), (none, "none.csv: "), (directory, ".: ")):
+        assert line.startswith(name)
+    assert table.startswith("error[E020] bad.csv:1: ")
     assert last == "4 of 6 inputs cannot be read; the other 2 were predicted"
-
-
-def test_nothing_but_bad_inputs_writes_nothing(folder: Path, capsys) -> None:
-    assert predict("none.png", "--out", "o.csv") == 2
-    assert "1 of 1 inputs cannot be read; nothing was predicted" in capsys.readouterr().err
-    assert not Path("o.csv").exists()
+    assert [row["file"] for row in rows()] == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["a.jpg", "--top", "0"], "--top 0: expected a whole number from 1"),
-        (["a.jpg", "--out", "."], "expected the name of a file, found a folder"),
-        (["toy_test.csv", "--out", "./toy_test.csv"], "expected another file than the inputs"),
-    ],
-)
-def test_bad_flags_are_refused_before_any_work(
-    folder: Path, capsys, words: list[str], message: str
-) -> None:
-    before = Path("toy_test.csv").read_bytes()
-    assert predict(*words) == 2
-    assert message in capsys.readouterr().err
-    assert Path("toy_test.csv").read_bytes() == before
+    "words",
+    [["none.png", "--out", "o.csv"], ["a.jpg", "--top", "0"], ["a.jpg", "--out", "."],
+     ["toy_test.csv", "--out", "./toy_test.csv"]],
+)  # fmt: skip
+def test_bad_usage_writes_nothing(folder: Path, capsys, words: list[str]) -> None:
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    assert main(["first", *words]) == 2
+    assert capsys.readouterr().out == ""
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
-def test_more_classes_than_there_are(folder: Path, capsys) -> None:
-    assert predict("a.jpg", "--top", "9", "--out", "o.csv") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    assert list(rows_of("o.csv")[0])[-1] == "probability_3"
-
-
-def test_lines_fit_the_terminal(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_fits_the_terminal(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    assert predict("toy_test.csv", "a.jpg") == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 40
+    assert main(["first", "toy_test.csv", "a.jpg", "--top", "9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert len(lines[lines.index("a.jpg") :]) == 4  # three classes
 
 
-def test_blocks_of_a_large_csv_are_one_table(
-    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fmnist_tf import predict as module
-
-    assert predict("toy_test.csv", "--out", "whole.csv") == 0
-    whole = capsys.readouterr().out
-    monkeypatch.setattr(module, "_PROBABILITIES_AT_ONCE", 12 * 3)
-    assert predict("toy_test.csv", "--out", "parts.csv") == 0
-    assert capsys.readouterr().out == whole
-    # The sixth digit may differ: kernels are chosen by the size of the batch.
-    without_last_digits = re.compile(r"(\d\.\d{4})\d\d")
-    texts = [
-        without_last_digits.sub(r"\1", Path(name).read_text())
-        for name in ("parts.csv", "whole.csv")
-    ]
-    assert texts[0] == texts[1]
+def test_warnings_are_shown_even_when_quiet(folder: Path, capsys) -> None:
+    write_csv("negated.csv", 255 - draw(9, seed=4), None)
+    assert main(["first", "negated.csv", "toy_test.csv", "--quiet"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("negated?") == 1
+    assert "RANDOM" in shown
 
 
-def test_negated_rows_and_random_weights_are_said_even_when_quiet(folder: Path, capsys) -> None:
-    write_csv(folder / "negated.csv", 255 - draw(9, 4)[0], None)
-    assert predict("negated.csv", "toy_test.csv", "--quiet") == 0
-    said = capsys.readouterr().err
-    assert said.count("negated?") == 1
-    assert "negated.csv: its background is 255 of 255, that of the training images 0" in said
-    assert "RANDOM backbone weights" in said
-
-
-def test_a_run_of_an_older_version_takes_csvs_alone(folder: Path, capsys) -> None:
+def test_a_run_of_an_older_version_takes_csvs_only(folder: Path, capsys) -> None:
     path = Path("runs/first/provenance.json")
     provenance = json.loads(path.read_text())
     del provenance["data"]["background"]
     path.write_text(json.dumps(provenance))
-    assert predict("toy_test.csv", "a.jpg") == 2
+    assert main(["first", "toy_test.csv", "a.jpg"]) == 2
     captured = capsys.readouterr()
     assert captured.out.startswith("toy_test.csv")
-    assert "found one of an older version; train it again" in captured.err
+    assert "1 of 2 inputs cannot be read" in captured.err
 
 
 @pytest.mark.parametrize(

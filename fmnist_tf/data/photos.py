@@ -1,21 +1,17 @@
-"""A picture of one thing, PNG or JPEG -> the (784,) uint8 of a row of the training data.
+"""Turn a PNG or JPEG picture of one object into a row of pixels like the training images.
 
-In: a path, and how the training images look (background level, side of the content). Out: a
-`Picture`, with a sentence for each thing decided, or `UsageError`. This module must not know
-models, classes, or who shows the sentences.
+The steps are those that made Fashion-MNIST from product photos (Xiao, Rasul and Vollgraf 2017,
+arXiv:1708.07747, section 2): crop the background, scale the longer side, sharpen, centre, negate,
+8-bit grey. Product photos have a white background; to handle others as well:
 
-The steps are those that made Fashion-MNIST of shop pictures (H. Xiao, K. Rasul, R. Vollgraf, 2017,
-arXiv:1708.07747, section 2): trim what is as the ground, scale the longest edge, sharpen, centre,
-negate, 8-bit grey. Shop pictures are white around the thing; so that others do as well,
-
-- the ground is a surface of degree 2 in x and y, fitted to the border without what stands out
-  there: light that falls off to one side or to the corners is ground;
-- the thing is where the slightly smoothed picture is further than 5 % of the full range from the
-  ground; where less than half of the border is ground, the picture is fitted whole;
-- grey levels are measured from the ground, which lands on the training images' background whatever
-  its own level; the thing is negated where it lies on the other side of the ground than there;
-- what is left within 5 % of the background and reaches the border of the 28x28 image is
-  background. Faint parts inside the thing stay.
+- The background is a quadratic surface in x and y, fitted to the border pixels without outliers,
+  so uneven light counts as background.
+- The object is where the slightly blurred picture differs from the background by more than 5 % of
+  the full range. If less than half of the border is background, the whole picture is used.
+- Grey levels are measured from the background, which becomes the background level of the training
+  images. The object is negated if it is on the other side of that level than theirs.
+- Pixels within 5 % of the background that are connected to the border of the 28x28 image become
+  background. Faint parts inside the object are kept.
 """
 
 from __future__ import annotations
@@ -27,46 +23,37 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageOps
+from scipy import ndimage
 
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.summary import measure_background
 from fmnist_tf.errors import UsageError, printable
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-SIDE = 28
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded; of a JPEG, what is left after its decoder's own reduction."""
+"""Largest picture that is decoded; for a JPEG, after its decoder's own reduction."""
 DARK, LIGHT = 64, 191
-"""A background up to the one or from the other is clear; between, nothing is trimmed or negated."""
+"""A background level up to `DARK` or from `LIGHT` is clear; otherwise nothing is cropped."""
 TOLERANCE = 0.05 * 255
-"""Grey levels within which a pixel is as the ground; the paper's 5 %."""
+"""A pixel within this many grey levels of the background is background; the paper's 5 %."""
 
 _TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are read, make it smaller"
 _WORK_SIDE = 512  # longer sides are reduced before anything is measured
-_ENOUGH_IMAGES = 10_000  # for the polarity of a file
-_LOOSE = 0.25 * 255  # grey levels from the border's median; a first guess at what is ground there
-# ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, plus twice its
-# sum in the middle; sums to 1.
-_GAUSSIAN = np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
-_MIDDLE = np.zeros((3, 3))
-_MIDDLE[1, 1] = 2 * _GAUSSIAN.sum() + 1
-_SHARPEN = (_MIDDLE - _GAUSSIAN) / (_MIDDLE - _GAUSSIAN).sum()
+_ENOUGH_IMAGES = 10_000  # to tell whether a CSV is negated
+_LOOSE = 0.25 * 255  # grey levels from the border's median: the first guess at the background
+# ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
+# sum in the middle; normalized to a sum of 1.
+_SHARPEN = -np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
+_SHARPEN[1, 1] = -2 * _SHARPEN.sum()
+_SHARPEN /= _SHARPEN.sum()
 
 # What Pillow's decoders raise on damaged bytes.
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
     struct.error,
-)
+)  # fmt: skip
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _OTHER_PICTURES = {
     "a GIF image": rb"GIF8",
@@ -79,11 +66,11 @@ _OTHER_PICTURES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, as the training images are.
+    """A picture converted to what the training images look like.
 
     Attributes:
         pixels: (784,) uint8, row by row.
-        decisions: what was done to it, a sentence each.
+        decisions: what was done to it, a phrase each.
     """
 
     pixels: np.ndarray
@@ -91,10 +78,10 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file's first bytes are a PNG's or a JPEG's, whatever its name.
+    """Return whether the file starts as a PNG or a JPEG does, whatever its name.
 
     Raises:
-        UsageError: it is no readable regular file, empty, or a picture in another format.
+        UsageError: it is not a readable regular file, is empty, or is a picture in another format.
     """
     try:
         kind = os.stat(path)
@@ -113,17 +100,17 @@ def is_picture(path: Path) -> bool:
 
 
 def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
-    """Read a picture and make it like the training images.
+    """Read a picture and convert it to what the training images look like.
 
-    Colour becomes grey by ITU-R 601; what is transparent takes the colour of an opaque border,
-    else white, behind a bright thing black; the EXIF orientation is applied; of several frames the
-    first is read. A picture that is grey and 28x28 already is taken as it is, negated where its
-    background is at the other end.
+    Colour is converted to grey by ITU-R 601. Transparent parts take the colour of an opaque border,
+    else white, or black behind a bright object. The EXIF orientation is applied. The first of
+    several frames is read. A grey 28x28 picture is used unchanged, or negated if its background is
+    at the other end of the grey scale.
 
     Args:
         path: a PNG or JPEG file.
-        background: usual grey level, 0..255, at the border of the training images.
-        content_side: usual longer side, 1..28, of what they show.
+        background: typical grey level, 0..255, at the border of the training images.
+        content_side: typical longer side, 1..28, of what they show.
 
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
@@ -131,28 +118,34 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
     if not is_picture(path):
         raise _refused(path, "neither a PNG nor a JPEG")
     grey, is_colour, decisions = _read_grey(path)
-    if grey.shape == (SIDE, SIDE) and not is_colour:
-        fitted: tuple[np.ndarray, list[str]] | None = _keep(grey, background)
-    elif DARK < background < LIGHT:
-        fitted = _fit_whole(grey, background, "the run's own images have no clear background")
-    elif (ground := _fit_ground(grey)) is None:
-        fitted = _fit_whole(grey, background, "there is no clear background at its border")
+    surfaces = None if DARK < background < LIGHT else _fit_background(grey)
+    converted: tuple[np.ndarray, str] | None
+    if np.ptp(grey) == 0:
+        converted = None
+    elif grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour:
+        converted = _keep(grey, background)
+    elif surfaces is None:
+        why = "there is no clear background at its border"
+        if DARK < background < LIGHT:
+            why = "the run's own images have no clear background"
+        image = _centre(_scale(grey, IMAGE_SIZE), background)
+        converted = image, f"used whole, neither cropped nor negated: {why}"
     else:
-        fitted = _fit_thing(grey, *ground, background, content_side)
-    if fitted is None or np.ptp(grey) == 0:
+        converted = _extract_object(grey, *surfaces, background, content_side)
+    if converted is None:
         raise UsageError(
-            f"{printable(str(path), 200)}: expected a picture of something, found one where "
-            "nothing stands out from the background"
+            f"{path}: expected a picture of an object, found one where nothing stands out from the "
+            "background"
         )
-    image, done = fitted
+    image, decision = converted
     pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return Picture(pixels.ravel(), (*decisions, *done))
+    return Picture(pixels.ravel(), (*decisions, decision))
 
 
-def find_polarity(pixels: np.ndarray, background: int) -> str | None:
-    """Return a sentence if images (N, 784) look negated beside the training images.
+def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
+    """Return a warning if images (N, 784) look negated beside the training images, else None.
 
-    They do if their background is clear, and at the other end than `background` of the training.
+    They do if their background is clear, and at the other end than the training `background`.
     """
     found = measure_background(pixels[:: max(1, len(pixels) // _ENOUGH_IMAGES)])
     if not _is_opposite(found, background):
@@ -165,16 +158,11 @@ def find_polarity(pixels: np.ndarray, background: int) -> str | None:
 
 def _refused(path: Path, found: str, hint: str = "") -> UsageError:
     hint = f". hint: {hint}" if hint else ""
-    return UsageError(
-        f"{printable(str(path), 200)}: expected a CSV, PNG or JPEG file, found: "
-        f"{printable(found, 200)}{hint}"
-    )
+    return UsageError(f"{path}: expected a CSV, PNG or JPEG file, found: {found}{hint}")
 
 
 def _read_grey(path: Path) -> tuple[np.ndarray, bool, list[str]]:
-    """Return (H, W) grey levels 0..255 at most `_WORK_SIDE` long, if it had colour, decisions."""
-    from PIL import Image, ImageOps
-
+    """Return (H, W) float32 0..255 at most `_WORK_SIDE` long, whether it had colour, decisions."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on sizes below our limit and on metadata
@@ -186,174 +174,132 @@ def _read_grey(path: Path) -> tuple[np.ndarray, bool, list[str]]:
                 if (frames := getattr(image, "n_frames", 1)) > 1:
                     decisions.append(f"the first of {frames} frames")
                 ImageOps.exif_transpose(image, in_place=True)
-                grey, is_colour = _to_grey(image, decisions)
+                if image.mode.startswith("I"):
+                    decisions.append("16-bit grey")
+                    grey = np.asarray(image, np.float32) / 257
+                    return _scale(grey, min(_WORK_SIDE, max(grey.shape))), False, decisions
+                colour = _to_rgb(image, decisions)
     except Image.DecompressionBombError:
         raise _refused(path, "a picture of far too many pixels", _TOO_LARGE) from None
     except _DAMAGE as error:
-        raise _refused(path, f"a damaged picture ({error})") from error
-    return grey, is_colour, decisions
+        raise _refused(path, f"a damaged picture ({printable(str(error), 200)})") from error
+    is_colour = bool(np.ptp(np.asarray(colour), axis=2).any())
+    if is_colour:
+        decisions.append("colour converted to grey")
+    return np.asarray(colour.convert("L"), np.float32), is_colour, decisions
 
 
-def _to_grey(image: Image.Image, decisions: list[str]) -> tuple[np.ndarray, bool]:
-    """Return (H, W) grey levels 0..255, at most `_WORK_SIDE` long, and whether there was colour."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16 bits
-        decisions.append("16-bit grey")
-        grey = np.asarray(image, np.float32) / 257
-        return _scale(grey, min(_WORK_SIDE, max(grey.shape))), False
+def _to_rgb(image: Image.Image, decisions: list[str]) -> Image.Image:
+    """Return a picture at most `_WORK_SIDE` long without transparency."""
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((_WORK_SIDE, _WORK_SIDE), reducing_gap=3)
-    if image.mode == "RGBA":
-        colour, name = _choose_ground(np.asarray(image))
-        image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
-        image = image.convert("RGB")
-        decisions.append(f"transparent parts made {name}")
-    channels = np.asarray(image)
-    is_colour = not (channels == channels[..., :1]).all()
-    if is_colour:
-        decisions.append("colour made grey")
-    return np.asarray(image.convert("L"), np.float32), is_colour
-
-
-def _choose_ground(rgba: np.ndarray) -> tuple[tuple[int, int, int, int], str]:
-    """Return the colour to put behind a picture (H, W, 4) with transparent parts, and its name."""
-    border, inner = _border(rgba[None])[0], rgba[rgba[..., 3] > 127]
+    if image.mode == "RGB":
+        return image
+    rgba = np.asarray(image)
+    border, visible = rgba[_border(rgba.shape[:2])], rgba[rgba[..., 3] > 127]
     opaque = border[border[:, 3] == 255]
     if 2 * len(opaque) > len(border):
         red, green, blue = (int(level) for level in np.median(opaque[:, :3], axis=0))
-        return (red, green, blue, 255), "as the border"
-    # White as in a shop, unless a white thing would vanish on it.
-    if len(inner) and np.median(inner[:, :3]) >= LIGHT:
-        return (0, 0, 0, 255), "black"
-    return (255, 255, 255, 255), "white"
+        name = "the border's colour"
+    else:
+        # White as in a shop, unless a white object would vanish on it.
+        is_bright = len(visible) > 0 and np.median(visible[:, :3]) >= LIGHT
+        red = green = blue = 0 if is_bright else 255
+        name = "black" if is_bright else "white"
+    decisions.append(f"transparent parts filled with {name}")
+    fill = Image.new("RGBA", image.size, (red, green, blue, 255))
+    return Image.alpha_composite(fill, image).convert("RGB")
 
 
-def _keep(grey: np.ndarray, background: int) -> tuple[np.ndarray, list[str]]:
-    """Return a 28x28 picture, negated where its background is at the other end."""
-    border = float(np.median(_border(grey[None])))
-    if _is_opposite(border, background):
-        return 255 - grey, [f"on {border:.0f} of 255 (the run: on {background}), negated"]
-    return grey, ["taken as it is"]
+def _keep(grey: np.ndarray, background: int) -> tuple[np.ndarray, str]:
+    """Return a 28x28 picture, negated if its background is at the other end."""
+    level = float(np.median(grey[_border(grey.shape)]))
+    if _is_opposite(level, background):
+        return 255 - grey, f"background {level:.0f} of 255 (the run's: {background}), negated"
+    return grey, "used unchanged"
 
 
-def _fit_whole(grey: np.ndarray, background: int, why: str) -> tuple[np.ndarray, list[str]]:
-    """Return the whole picture, 28x28."""
-    image = _centre(_scale(grey, SIDE), background)
-    return image, [f"fitted whole, neither trimmed nor negated: {why}"]
+def _is_opposite(level: float, background: int) -> bool:
+    return (level >= LIGHT and background <= DARK) or (level <= DARK and background >= LIGHT)
 
 
-def _is_opposite(border: float, background: int) -> bool:
-    return (border >= LIGHT and background <= DARK) or (border <= DARK and background >= LIGHT)
+def _border(shape: tuple[int, ...]) -> np.ndarray:
+    """Return (H, W) bool: the outermost pixels."""
+    mask = np.ones(shape, bool)
+    mask[1:-1, 1:-1] = False
+    return mask
 
 
-def _border(images: np.ndarray) -> np.ndarray:
-    """Return the border pixels (N, B, ...) of images (N, H, W, ...)."""
-    edges = (images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1])
-    return np.concatenate(edges, axis=1)
+def _fit_background(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the blurred picture and the background level everywhere, (H, W) each.
 
-
-def _fit_ground(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the smoothed picture and the ground's level everywhere, (H, W) each.
-
-    None where less than half of the border is ground.
+    None if less than half of the border is background.
     """
     height, width = grey.shape
-    smooth = _smooth(grey)
+    smooth = ndimage.gaussian_filter(grey, max(grey.shape) / 200, mode="nearest")
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    border, at_border = _border(smooth[None])[0], _border(terms[None])[0]
-    is_ground = np.abs(border - np.median(border)) <= _LOOSE
-    for _ in range(3):  # what the first guess took for ground goes, what it cut off comes back
-        surface = np.linalg.lstsq(at_border[is_ground], border[is_ground])[0]
-        is_ground = np.abs(border - at_border @ surface) <= TOLERANCE
-    if 2 * is_ground.sum() <= len(border):
+    at_border = _border(grey.shape)
+    levels, border_terms = smooth[at_border], terms[at_border]
+    is_background = np.abs(levels - np.median(levels)) <= _LOOSE
+    for _ in range(3):  # each fit drops outliers and takes back what the last one dropped wrongly
+        surface = np.linalg.lstsq(border_terms[is_background], levels[is_background])[0]
+        is_background = np.abs(levels - border_terms @ surface) <= TOLERANCE
+    if 2 * is_background.sum() <= len(levels):
         return None
     return smooth, np.clip(terms @ surface, 0, 255)
 
 
-def _fit_thing(
+def _extract_object(
     grey: np.ndarray,
     smooth: np.ndarray,
     ground: np.ndarray,
     background: int,
     content_side: int,
-) -> tuple[np.ndarray, list[str]] | None:
-    """Return the thing alone, 28x28 on the run's background; None where nothing stands out."""
-    # The smoothed picture has little noise and the picture itself sharp edges.
+) -> tuple[np.ndarray, str] | None:
+    """Return the object on the run's background, (28, 28); None if nothing stands out."""
+    # The blurred picture has little noise, the picture itself has sharp edges.
     stands_out = np.minimum(np.abs(smooth - ground), np.abs(grey - ground)) > TOLERANCE
     if not stands_out.any():
         return None
-    rows, columns = (np.flatnonzero(stands_out.any(axis=axis)) for axis in (1, 0))
-    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-    box = np.s_[rows[0] : rows[0] + height, columns[0] : columns[0] + width]
+    box = ndimage.find_objects(stands_out.astype(np.uint8))[0]
     is_brighter = float((smooth - ground)[stands_out].sum()) > 0
-    # Contrast: 0 on the ground, 255 at the end of the grey scale that the thing tends to. Next to
-    # that end there is little room, and what there is would be mostly noise.
+    # Contrast: 0 on the background, 255 at the end of the grey scale on the object's side. If the
+    # background is close to that end, stretching what is left would amplify noise.
     room = np.maximum(255 - ground if is_brighter else ground, 128)
     contrast = (grey - ground if is_brighter else ground - grey) * 255 / room
-    thing = _sharpen(_scale(np.clip(contrast[box], 0, 255), content_side))
-    image = _clear(_centre(thing, 0)) / 255
+    scaled = _scale(np.clip(contrast[box], 0, 255), content_side)
+    sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
+    image = _clear_border(_centre(sharp, 0)) / 255
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image
-    level = float(np.median(_border(ground[None])))
-    return image, [
-        f"trimmed to {width / grey.shape[1]:.0%} of its width, {height / grey.shape[0]:.0%} of its "
-        "height",
-        f"{'bright' if is_brighter else 'dark'} on {level:.0f} of 255 (the run: on {background}), "
-        + ("not negated" if is_brighter != is_light else "negated"),
-    ]
+    height, width = np.divide(stands_out[box].shape, grey.shape)
+    level = float(np.median(ground[_border(ground.shape)]))
+    return image, (
+        f"cropped to {width:.0%} of its width and {height:.0%} of its height; "
+        f"{'bright' if is_brighter else 'dark'} object on a background of {level:.0f} of 255 "
+        f"(the run's: {background}), " + ("not negated" if is_brighter != is_light else "negated")
+    )
 
 
-def _smooth(grey: np.ndarray) -> np.ndarray:
-    """Return the picture blurred by a Gaussian of 1/200 of its longer side."""
-    from PIL import Image, ImageFilter
-
-    radius = max(grey.shape) / 200
-    image = Image.fromarray(np.rint(grey).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32)
-
-
-def _scale(grey: np.ndarray, longest: int) -> np.ndarray:
-    """Return the picture with its longer side made `longest`; the filter widens as it shrinks."""
-    from PIL import Image
-
-    height, width = grey.shape
-    factor = longest / max(height, width)
+def _scale(grey: np.ndarray, longer_side: int) -> np.ndarray:
+    """Return the picture resized to `longer_side`, antialiased."""
+    factor = longer_side / max(grey.shape)
     if factor == 1:
         return grey
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
-
-
-def _sharpen(grey: np.ndarray) -> np.ndarray:
-    """Return the picture sharpened; beyond its edges it goes on as at them."""
-    height, width = grey.shape
-    padded = np.pad(grey, 1, mode="edge")
-    total = np.zeros_like(grey)
-    for row, column in np.ndindex(3, 3):
-        total += _SHARPEN[row, column] * padded[row : row + height, column : column + width]
-    return np.clip(total, 0, 255)
+    height, width = (max(1, round(side * factor)) for side in grey.shape)
+    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _centre(grey: np.ndarray, fill: float) -> np.ndarray:
-    """Return the picture in the middle of 28x28 pixels."""
-    height, width = grey.shape
-    image = np.full((SIDE, SIDE), fill, np.float32)
-    top, left = (SIDE - height + 1) // 2, (SIDE - width + 1) // 2  # as in Fashion-MNIST
-    image[top : top + height, left : left + width] = grey
-    return image
+    """Return the picture in the middle of 28x28 pixels; an odd row goes to the top and left."""
+    before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
+    margins = [(b, IMAGE_SIZE - side - b) for b, side in zip(before, grey.shape, strict=True)]
+    return np.pad(grey, margins, constant_values=fill)
 
 
-def _clear(contrast: np.ndarray) -> np.ndarray:
-    """Return the image with what is faint, and joined to the border by faint pixels, made 0."""
-    faint = np.pad(contrast <= TOLERANCE, 1, constant_values=True)
-    outside = ~np.pad(np.ones_like(contrast, bool), 1)
-    while True:
-        grown = outside.copy()
-        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-            grown |= np.roll(outside, step, axis)
-        grown &= faint
-        if (grown == outside).all():
-            return np.where(outside[1:-1, 1:-1], 0, contrast)
-        outside = grown
+def _clear_border(contrast: np.ndarray) -> np.ndarray:
+    """Return the image with faint pixels that are connected to the border set to 0."""
+    faint = contrast <= TOLERANCE
+    outside = ndimage.binary_propagation(faint & _border(faint.shape), mask=faint)
+    return np.where(outside, 0, contrast)

@@ -1,25 +1,23 @@
-"""A classifier -> SavedModel, LiteRT or ONNX; and each of them read back as a function.
+"""Write a classifier as SavedModel, LiteRT or ONNX, and read each back as a function.
 
-In: a Keras classifier, its class names, training images for the ranges of int8. Out: files that
-need neither this package nor Keras and carry their labels. This module must not know runs, which
-images are which, or how well an export has to agree.
+The files need neither this package nor Keras and carry their class names.
 
 Every conversion starts from one traced function that calls the classifier with `training=False`:
 Keras' own exporters leave that to the model, and Keras 3.15 then runs a nested model's BatchNorm
 in training mode.
 
-Shape letters: B batch, K classes, N images.
+B batch, K classes, N images.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import FmnistError, printable
-from fmnist_tf.model.preprocessing import SOURCE_SIDE
 from fmnist_tf.system.startup import holding_stderr
 
 SIGNATURE = "serving_default"
 """The signature of SavedModel and LiteRT, under the name that servers look for."""
 LABELS = "labels.txt"
-"""One class name a line, by label: a SavedModel's asset, and the file within a .tflite."""
+"""One class name a line, by label: beside the model, as a SavedModel's asset, within a .tflite."""
 ONNX_OPSET = 18  # the newest that tf2onnx 1.17 writes
 
 _ERROR_LINE = re.compile(r"^E\d{4} |^\d{4}-.*: E |^ERROR")
@@ -43,25 +41,66 @@ Classify = Callable[[np.ndarray], np.ndarray]
 """(B, 28, 28) uint8 -> (B, K) float32 probabilities."""
 
 
-def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Path) -> None:
-    """Write a SavedModel whose one signature takes pixels and answers with names.
+@dataclass(frozen=True)
+class Export:
+    """One exported model.
+
+    Attributes:
+        path: its file or folder.
+        precision: "float32", or "int8" and how many images it was calibrated with.
+        classify: runs it.
+    """
+
+    path: Path
+    precision: str
+    classify: Classify
+
+
+def write_exports(
+    name: str,
+    model: keras.Model,
+    class_names: Sequence[str],
+    calibration: np.ndarray,
+    folder: Path,
+    threads: int,
+) -> list[Export]:
+    """Write the model into `folder`, and read it back from there.
+
+    Args:
+        name: saved_model, litert (float32 and int8) or onnx; onnx needs the extra [onnx].
+        model: (B, 28, 28) uint8 -> (B, K) float32.
+        class_names: K names, by label.
+        calibration: (N, 28, 28) uint8 training images, for int8.
+        folder: exists.
+        threads: that LiteRT and onnxruntime use.
+
+    Raises:
+        FmnistError: LiteRT cannot run what was converted.
+    """
+    labels = folder / LABELS
+    labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    if name == "saved_model":
+        return [_write_saved_model(model, class_names, labels)]
+    if name == "onnx":
+        return [_write_onnx(model, class_names, folder / "model.onnx", threads)]
+    exact = _write_litert(model, labels, folder / "model.tflite", None, threads)
+    return [exact, _write_litert(model, labels, folder / "model-int8.tflite", calibration, threads)]
+
+
+def _write_saved_model(model: keras.Model, class_names: Sequence[str], labels: Path) -> Export:
+    """Write a SavedModel with one signature and the asset `labels` beside that file.
 
     `pixels` (B, 28, 28) uint8 -> `name` (B,) string, the most probable class; `probability` (B,)
     float32, of that class; `names` (B, K) string and `probabilities` (B, K) float32, by label.
     Each output has the batch dimension, as TensorFlow Serving's row format requires
-    (https://www.tensorflow.org/tfx/serving/api_rest). `assets/labels.txt` holds the names too.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        folder: is made.
+    (https://www.tensorflow.org/tfx/serving/api_rest).
     """
     names = tf.constant(list(class_names))
-    classify = _inference(model, None)
+    predict = _inference(model, None)
 
-    @tf.function(input_signature=classify.input_signature, autograph=False)
+    @tf.function(input_signature=predict.input_signature, autograph=False)
     def serve(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = classify(pixels)["probabilities"]
+        probabilities = predict(pixels)["probabilities"]
         return {
             "name": tf.gather(names, tf.argmax(probabilities, axis=1)),
             "probability": tf.reduce_max(probabilities, axis=1),
@@ -69,42 +108,60 @@ def write_saved_model(model: keras.Model, class_names: Sequence[str], folder: Pa
             "probabilities": probabilities,
         }
 
+    # TensorFlow Serving looks for folders with numbers, the versions of a model.
+    path = labels.parent / "1"
     module = _variables_of(model)
-    with tempfile.TemporaryDirectory() as elsewhere, _held_stderr():
-        labels = Path(elsewhere) / LABELS
-        labels.write_text(labels_text(class_names), encoding="utf-8")
-        module.labels = tf.saved_model.Asset(str(labels))
-        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: serve})
+    module.labels = tf.saved_model.Asset(str(labels))
+    with _errors_only():
+        tf.saved_model.save(module, str(path), signatures={SIGNATURE: serve})
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures[SIGNATURE]
+
+    def classify(pixels: np.ndarray) -> np.ndarray:
+        _ = loaded  # owns the variables, which the signature does not keep alive
+        return signature(pixels=tf.constant(pixels))["probabilities"].numpy()
+
+    return Export(path, "float32", classify)
 
 
-def write_litert(
-    model: keras.Model,
-    class_names: Sequence[str],
-    path: Path,
-    calibration: np.ndarray | None = None,
-) -> None:
+def _write_litert(
+    model: keras.Model, labels: Path, path: Path, calibration: np.ndarray | None, threads: int
+) -> Export:
     """Write a .tflite file: `pixels` (1, 28, 28) uint8 -> `probabilities` (1, K) float32.
 
-    The batch is fixed at 1: phones look at one picture, and their accelerators want fixed shapes.
-    The labels lie in a zip archive behind the model, where TFLite Metadata keeps associated files.
+    The batch size is 1: phones look at one picture, and their accelerators want fixed shapes. The
+    labels are in a zip archive after the model, where TFLite Metadata keeps associated files.
 
-    With `calibration` weights and activations are int8 (Jacob et al. 2018, section 2; weights per
-    channel), ranges being those that the calibration images reach. The softmax stays in float: as
-    int8 it knows 256 probabilities, of which small ones vanish and many are equal.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        path: ends in .tflite.
-        calibration: (N, 28, 28) uint8 training images, or None for float32.
+    With `calibration`, weights and activations are int8 (Jacob et al. 2018, section 2; weights per
+    channel) with the ranges that these images reach. The softmax stays in float: in int8 it has 256
+    probabilities, of which small ones vanish and many are equal.
     """
     function = _inference(model, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], _variables_of(model))
-    with _held_stderr():
+    with _errors_only():
         content = converter.convert() if calibration is None else _quantize(converter, calibration)
     path.write_bytes(content)
-    with zipfile.ZipFile(path, "a") as behind:
-        behind.writestr(LABELS, labels_text(class_names))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(labels, LABELS)
+    try:
+        with warnings.catch_warnings(), _errors_only():
+            # TensorFlow plans to move it to another package; the version required here has it.
+            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
+            interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise FmnistError(
+            f"{path.name}: expected a file that LiteRT runs, found: {printable(str(error), 200)}. "
+            "With int8 this happens if a layer's output hardly varies over the calibration "
+            "images: name others with --data, or train the network further"
+        ) from error
+    run = interpreter.get_signature_runner(SIGNATURE)
+
+    def classify(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(pixels=image[np.newaxis])["probabilities"] for image in pixels])
+
+    precision = "float32" if calibration is None else f"int8, {len(calibration)} images"
+    return Export(path, precision, classify)
 
 
 def _quantize(converter: Any, calibration: np.ndarray) -> bytes:
@@ -125,73 +182,25 @@ def _quantize(converter: Any, calibration: np.ndarray) -> bytes:
     return debugger.get_nondebug_quantized_model()
 
 
-def write_onnx(model: keras.Model, class_names: Sequence[str], path: Path) -> None:
+def _write_onnx(model: keras.Model, class_names: Sequence[str], path: Path, threads: int) -> Export:
     """Write an ONNX file: `pixels` (N, 28, 28) uint8 -> `probabilities` (N, K) float32.
 
-    The labels are a JSON list under `labels` in its metadata. Needs tf2onnx and onnx.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        class_names: K names, by label.
-        path: ends in .onnx.
+    The labels are a JSON list under `labels` in its metadata.
     """
     import onnx
+    import onnxruntime
     import tf2onnx
 
-    classify = _inference(model, None)
-    with _held_stderr():
+    predict = _inference(model, None)
+    with _errors_only():
         content, _ = tf2onnx.convert.from_function(
-            classify, input_signature=classify.input_signature, opset=ONNX_OPSET
+            predict, input_signature=predict.input_signature, opset=ONNX_OPSET
         )
     for tensor in (*content.graph.input, *content.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "N"
     content.metadata_props.add(key="labels", value=json.dumps(list(class_names)))
     onnx.checker.check_model(content)
     onnx.save(content, path)
-
-
-def read_saved_model(folder: Path) -> Classify:
-    """Return a SavedModel's signature as a function."""
-    loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures[SIGNATURE]
-
-    def classify(pixels: np.ndarray) -> np.ndarray:
-        _ = loaded  # owns the variables, which the signature does not keep alive
-        return signature(pixels=tf.constant(pixels))["probabilities"].numpy()
-
-    return classify
-
-
-def read_litert(path: Path, threads: int) -> Classify:
-    """Return a .tflite file as a function that runs one image after the other.
-
-    Raises:
-        FmnistError: the interpreter does not take it.
-    """
-    try:
-        with warnings.catch_warnings(), _held_stderr():
-            # TensorFlow means to move it to another package; ours is pinned to one that has it.
-            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
-            interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
-            interpreter.allocate_tensors()
-    except RuntimeError as error:
-        raise FmnistError(
-            f"{path.name}: expected a file that LiteRT runs, found: {printable(str(error), 200)}. "
-            "With int8 this happens where a layer's output hardly varies over the calibration "
-            "images: name others with --data, or train the network further"
-        ) from error
-    run = interpreter.get_signature_runner(SIGNATURE)
-
-    def classify(pixels: np.ndarray) -> np.ndarray:
-        return np.concatenate([run(pixels=image[np.newaxis])["probabilities"] for image in pixels])
-
-    return classify
-
-
-def read_onnx(path: Path, threads: int) -> Classify:
-    """Return an ONNX file as a function, run by onnxruntime on the processor."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -199,17 +208,12 @@ def read_onnx(path: Path, threads: int) -> Classify:
     def classify(pixels: np.ndarray) -> np.ndarray:
         return session.run(["probabilities"], {"pixels": pixels})[0]
 
-    return classify
-
-
-def labels_text(class_names: Sequence[str]) -> str:
-    """Return the content of `LABELS`."""
-    return "".join(f"{name}\n" for name in class_names)
+    return Export(path, "float32", classify)
 
 
 def _inference(model: keras.Model, batch: int | None) -> Any:
     """Return the traced function that every conversion starts from."""
-    spec = tf.TensorSpec((batch, SOURCE_SIDE, SOURCE_SIDE), tf.uint8, "pixels")
+    spec = tf.TensorSpec((batch, IMAGE_SIZE, IMAGE_SIZE), tf.uint8, "pixels")
 
     @tf.function(input_signature=[spec], autograph=False)
     def classify(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -219,12 +223,12 @@ def _inference(model: keras.Model, batch: int | None) -> Any:
 
 
 def _variables_of(model: keras.Model) -> tf.Module:
-    """Return what TensorFlow finds the model's variables in; it does not look into Keras' own."""
+    """Return a module with the model's variables; TensorFlow does not look into Keras models."""
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     return module
 
 
-def _held_stderr() -> AbstractContextManager[None]:
-    """Hold back what the converters write to stderr, all but errors."""
+def _errors_only() -> AbstractContextManager[None]:
+    """Drop what the converters write to stderr, except errors."""
     return holding_stderr(lambda line: _ERROR_LINE.search(line) is None)

@@ -88,9 +88,7 @@ def fit(
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
-    plan = plan_training(
-        config, labels[train_rows], len(train.class_names), data.dataset.background
-    )
+    plan = plan_training(config, labels[train_rows], n_classes, dataset.background)
     source, compute_features = open_rows(config, pixels, split, plan, precision, cache_dir, clock)
 
     # --- Optimizer and trainer ------------------------------------------------------------------

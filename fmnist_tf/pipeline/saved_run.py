@@ -1,22 +1,18 @@
-"""A finished run, found again: its settings, its labels, its model, its data.
+"""Load a finished run: its settings, class names and model.
 
-In: a run's name or folder. Out: a `SavedRun`, and from it the classifier and the dataset. The
-architecture is built by this package and only weights are read from the run's files, after their
-SHA-256 was compared: nothing in a run directory is executed. This module must not know what is done
-with a run.
+The architecture is built by this package and only weights are read from the run's files, after
+their SHA-256 was compared: nothing in a run directory is executed.
 
-Shape letters: N images, K classes.
+B batch, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.data.sources import Dataset, find_source, read_dataset
-from fmnist_tf.errors import DataError, UsageError, printable
+from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
     from fmnist_tf.model.inference import RunBatches
 
 MODEL = "model.keras"
-
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -105,31 +99,6 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     return run
 
 
-def read_with_label(
-    read: Callable[[str | None], _Read], run: SavedRun, named: str | None = None
-) -> _Read:
-    """Return what `read` makes of a file whose label column is as named, the run's, or found.
-
-    Args:
-        read: label column, or None to find it -> what is read.
-        run: trained on a file with the column.
-        named: the column that counts whatever the run's is, or None.
-
-    Raises:
-        DataError: the file is bad, whatever column holds its labels.
-    """
-    if named:
-        return read(named)
-    column = run.config.label_column
-    if column is not None:
-        try:
-            return read(column)
-        except DataError as error:
-            if {problem.code for problem in error.problems} - {"E021", "E026"}:
-                raise
-    return read(None)
-
-
 def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
     """Put the run's weights into a classifier of the run's architecture.
 
@@ -196,44 +165,3 @@ def compile_saved_model(run: SavedRun) -> RunBatches:
 
     run_batches = compile_model(build_saved_model(run))
     return average_flips(run_batches) if run.config.test_time_flip else run_batches
-
-
-def read_run_dataset(run: SavedRun, say: Callable[[str], None]) -> Dataset:
-    """Read the run's own data again, from the files that it recorded.
-
-    Args:
-        run: whose files lie where they lay, relative to the current folder.
-        say: hears what takes time.
-
-    Raises:
-        UsageError: a file is gone, or not the one the run read.
-    """
-    config, where = run.config, printable(str(run.directory.path), 200)
-    paths = [str(file["path"]) for file in run.provenance["data"]["files"]]
-    source = find_source(paths[0])
-    test = paths[1:]
-    if source == paths[0]:
-        needed = paths
-    else:  # found again without a path, its test images too unless others were named
-        test = needed = test if config.test_data else []
-    for path in needed:
-        if not Path(path).is_file():
-            raise UsageError(
-                f"the data of {where}: expected {printable(path, 200)}, found no such file in "
-                f"{printable(str(Path.cwd()), 200)}. Call it where the run was made, or name the "
-                "data with --data"
-            )
-    dataset = read_dataset(
-        source,
-        store_dir=config.cache_dir(run.directory.runs_dir) / "pixels",
-        say=say,
-        test_data=test[0] if test else None,
-        label_column=config.label_column,
-    )
-    found = tuple(file.sha256 for file in dataset.files)
-    if found != run.data_sha256:
-        raise UsageError(
-            f"the data of {where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
-            f"{', '.join(found)}. Name the data with --data"
-        )
-    return dataset

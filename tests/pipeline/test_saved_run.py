@@ -16,12 +16,12 @@ from fmnist_tf import evaluate, predict
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.inference import run_all, run_model
+from fmnist_tf.pipeline.run_data import read_own_dataset
 from fmnist_tf.pipeline.saved_run import (
     SavedRun,
     build_saved_model,
     compile_saved_model,
     find_run,
-    read_run_dataset,
     read_saved_run,
 )
 from fmnist_tf.results.rundir import RunDir
@@ -48,7 +48,7 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
         frozen(*words)
         run = read("other")
     assert run.class_names == ("3", "7", "20")
-    dataset = read_run_dataset(run, print)
+    dataset = read_own_dataset(run)
     labels, recorded = run.directory.read_predictions()
     (found,) = run_model(build_saved_model(run), dataset.test.pixels)
     np.testing.assert_allclose(found, recorded, atol=1e-6)
@@ -82,21 +82,12 @@ def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
         read()
 
 
-def test_other_data_must_be_named(folder: Path) -> None:
-    write_csv(folder / "toy_test.csv", 30, seed=5)
-    with pytest.raises(UsageError, match=r"found \w{64}, \w{64}\. Name the data with --data"):
-        read_run_dataset(read(), print)
-    (folder / "toy_test.csv").unlink()
-    with pytest.raises(UsageError, match=r"expected toy_test\.csv, found no such file"):
-        read_run_dataset(read(), print)
-
-
 def test_what_must_not_be_missed(folder: Path) -> None:
     assert read().caveats == ("RANDOM backbone weights, never pretrained",)
     words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
     assert main(["--phase", "scratch", *words, "--run", "digits"]) == 0
     assert read("digits").caveats == ("built-in SAMPLE of handwritten digits",)
-    assert read_run_dataset(read("digits"), print).kind == "sample"
+    assert read_own_dataset(read("digits")).kind == "sample"
 
 
 @pytest.mark.real
@@ -108,11 +99,11 @@ def test_the_official_files_are_found_again(
     files = [asdict(file) for file in dataset.files]
     files[0]["path"] = "gone/" + Path(files[0]["path"]).name
     run = replace(read(), provenance={"data": {"files": files}})
-    found = read_run_dataset(run, print)
+    found = read_own_dataset(run)
     assert (found.kind, found.train.digest) == ("official", dataset.train.digest)
     files[1]["sha256"] = "0" * 64
     with pytest.raises(UsageError, match="Name the data with --data"):
-        read_run_dataset(run, print)
+        read_own_dataset(run)
 
 
 def read_images(name: str) -> np.ndarray:

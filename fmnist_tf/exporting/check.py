@@ -1,0 +1,195 @@
+"""Compare exported models with the Keras model: predictions, accuracy, latency, size.
+
+N images, K classes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmnist_tf.cli.terminal import progress_bar
+from fmnist_tf.data.sources import Dataset
+from fmnist_tf.data.splits import subset_rows
+from fmnist_tf.errors import FmnistError, printable
+from fmnist_tf.exporting.formats import Classify, Export
+from fmnist_tf.model.inference import run_model
+
+N_CHECKED = 1000
+N_WARM_UP, N_TIMED = 5, 50
+# Rounding in another order moves a probability by 1e-6 or so. Where the two most probable classes
+# are this close, either is accepted.
+TIE = 1e-3
+MAX_LOSS = 0.005  # of accuracy; more is warned of
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The predictions of an exported model beside those of the Keras model on the same N images.
+
+    Attributes:
+        total: N.
+        same: images with the same prediction.
+        differ_clearly: of the others, those where Keras' two best classes are `TIE` or more apart.
+        largest_difference: of any probability.
+        correct: correct predictions of the export.
+        keras_correct: correct predictions of the Keras model.
+    """
+
+    total: int
+    same: int
+    differ_clearly: int
+    largest_difference: float
+    correct: int
+    keras_correct: int
+
+
+def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> Agreement:
+    """Compare an export's probabilities with the Keras model's.
+
+    Args:
+        expected: (N, K) floats, of the Keras model; K at least 2.
+        found: (N, K) floats, of the export.
+        labels: (N,) integers 0..K-1, the true labels.
+    """
+    predicted, other = expected.argmax(axis=1), found.argmax(axis=1)
+    second, first = np.partition(expected, -2, axis=1)[:, -2:].T
+    differs = predicted != other
+    return Agreement(
+        total=len(labels),
+        same=int((~differs).sum()),
+        differ_clearly=int((differs & (first - second >= TIE)).sum()),
+        largest_difference=float(np.abs(expected - found).max()),
+        correct=int((other == labels).sum()),
+        keras_correct=int((predicted == labels).sum()),
+    )
+
+
+def check_exports(
+    model: keras.Model, exports: Sequence[Export], dataset: Dataset, folder: Path, threads: int
+) -> dict[str, Any]:
+    """Run the Keras model and each export on the same test images, at most `N_CHECKED`.
+
+    Args:
+        model: (B, 28, 28) uint8 -> (B, K) float32.
+        exports: of this model.
+        dataset: its test images are used.
+        folder: that the exports are in.
+        threads: that the exports run on, to be recorded.
+
+    Returns:
+        The entries checked, latency, keras and exports of export.json.
+
+    Raises:
+        FmnistError: a float32 export predicts another class than the Keras model.
+    """
+    rows = subset_rows(dataset.test.labels, N_CHECKED)
+    images, labels = np.reshape(dataset.test.pixels[rows], (-1, 28, 28)), dataset.test.labels[rows]
+    with progress_bar("Keras", "image") as show:
+        expected = run_model(model, images, show)[0]
+    entries = []
+    for export in exports:
+        with progress_bar(export.path.name, "image") as show:
+            agreement = compare(expected, _run(export.classify, images, show), labels)
+        if export.precision == "float32" and agreement.differ_clearly:
+            raise FmnistError(
+                f"{export.path.name}: expected the predictions of model.keras, found another class "
+                f"for {agreement.differ_clearly} of {agreement.total} images that are not ties; "
+                "nothing was exported. Please report it, with the versions of tensorflow and keras"
+            )
+        path = export.path
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        entries.append(
+            {
+                "path": path.relative_to(folder).as_posix(),
+                "precision": export.precision,
+                **asdict(agreement),
+                "latency_ms": measure_latency(export.classify, images),
+                "bytes": sum(file.stat().st_size for file in files),
+            }
+        )
+    return {
+        "checked": {
+            "dataset": dataset.name,
+            "file_sha256": dataset.files[-1].sha256,
+            "images": len(rows),
+            "of": len(dataset.test.labels),
+        },
+        "latency": {"images": 1, "calls": N_TIMED, "median": True, "threads": threads},
+        "keras": {
+            "correct": int((expected.argmax(axis=1) == labels).sum()),
+            "latency_ms": measure_latency(model.predict_on_batch, images),
+        },
+        "exports": entries,
+    }
+
+
+def find_losses(report: dict[str, Any]) -> list[str]:
+    """Return a warning for each export that loses more than `MAX_LOSS` of accuracy."""
+    total, keras_correct = report["checked"]["images"], report["keras"]["correct"]
+    return [
+        f"{entry['path']} loses {(keras_correct - entry['correct']) / total:.2%} of accuracy: "
+        f"{entry['correct']} of {total} test images correct, the Keras model {keras_correct}"
+        for entry in report["exports"]
+        if keras_correct - entry["correct"] > MAX_LOSS * total
+    ]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return what was measured as a Markdown table, with a line on how."""
+    images, of = report["checked"]["images"], report["checked"]["of"]
+
+    def cells(name: str, same: str, difference: str, entry: dict[str, Any]) -> str:
+        accuracy = f"{entry['correct'] / images:.4f} ({entry['correct']}/{images})"
+        measured = f"{entry['latency_ms']:.1f} ms | {entry['bytes'] / 1e6:.1f} MB"
+        return f"| {name} | {same} | {difference} | {accuracy} | {measured} |"
+
+    rows = [
+        cells(
+            "SavedModel" if entry["path"] == "1" else entry["path"],
+            f"{entry['same']}/{images}",
+            f"{entry['largest_difference']:.1e}",
+            entry,
+        )
+        for entry in report["exports"]
+    ]
+    return "\n".join(
+        [
+            f"{printable(report['checked']['dataset'])}, {images:,} of {of:,} test images; "
+            f"latency of one image, median of {N_TIMED} calls, "
+            f"{report['latency']['threads']} threads",
+            "",
+            "| model | same prediction | largest difference | accuracy | latency | size |",
+            "| --- | --- | --- | --- | --- | --- |",
+            cells("model.keras", "", "", report["keras"]),
+            *rows,
+            "",
+        ]
+    )
+
+
+def measure_latency(classify: Classify, images: np.ndarray) -> float:
+    """Return the median milliseconds of a call with one image, after a warm-up."""
+    seconds = []
+    for number in range(N_WARM_UP + N_TIMED):
+        image = images[number % len(images)][np.newaxis]
+        started = time.perf_counter()
+        classify(image)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[N_WARM_UP:])
+
+
+def _run(classify: Classify, images: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
+    parts = []
+    for first in range(0, len(images), _BATCH):
+        parts.append(classify(images[first : first + _BATCH]))
+        show(first + len(parts[-1]), len(images))
+    return np.concatenate(parts)

@@ -1,0 +1,66 @@
+"""Data for a saved run: its own again, or other files under its classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toyrun import NAMES, copy_toy_run, draw, write_csv
+
+from fmnist_tf.data.labels import FASHION_MNIST
+from fmnist_tf.errors import UsageError
+from fmnist_tf.pipeline.run_data import read_labelled, read_labelled_dataset, read_own_dataset
+from fmnist_tf.pipeline.saved_run import SavedRun, find_run, read_saved_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SavedRun:
+    """A toy run in the current folder."""
+    copy_toy_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return read_saved_run(find_run("first", Path("runs")))
+
+
+def test_test_images_held_out_of_the_train_file_are_found_again(run: SavedRun) -> None:
+    facts = run.provenance["data"]
+    run = replace(run, provenance={"data": facts | {"files": facts["files"][:1]}})
+    Path("toy_test.csv").unlink()
+    first, second = read_own_dataset(run), read_own_dataset(run)
+    assert (len(first.train.labels), len(first.test.labels)) == (51, 9)
+    np.testing.assert_array_equal(first.test.lines, second.test.lines)
+    assert len(read_labelled(run, None, Path("store")).labels) == 9
+
+
+def test_changed_or_missing_data_must_be_named(run: SavedRun) -> None:
+    write_csv("toy_test.csv", draw(6, seed=9), ["bag", "shoe"] * 3)
+    with pytest.raises(UsageError, match="--data"):
+        read_own_dataset(run)
+    Path("toy_test.csv").unlink()
+    with pytest.raises(UsageError, match="--data"):
+        read_own_dataset(run)
+
+
+def test_numbers_stand_for_the_names_of_fashion_mnist(run: SavedRun) -> None:
+    run = replace(run, class_names=FASHION_MNIST)
+    numbers = [3, 9, 0, 3]
+    write_csv("numbers.csv", draw(4, seed=0), numbers)
+    write_csv("names.csv", draw(4, seed=0), [FASHION_MNIST[k] for k in numbers])
+    for name in ("numbers.csv", "names.csv"):
+        assert read_labelled(run, name, Path("store")).labels.tolist() == numbers
+
+
+@pytest.mark.parametrize("column", ["kind", "label"])
+def test_labels_are_in_the_runs_own_column_or_found(run: SavedRun, column: str) -> None:
+    path = run.directory.file("config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_column": "kind"}))
+    run = read_saved_run(run.directory)
+    write_csv("other_train.csv", draw(60, seed=0), ["shoe", "bag", "=1+1"] * 20, column)
+    dataset = read_labelled_dataset(run, "other_train.csv", Path("store"))
+    assert dataset.train.class_names == NAMES
+    counts = np.bincount(dataset.train.labels) + np.bincount(dataset.test.labels)
+    assert counts.tolist() == [20, 20, 20]
+    images = read_labelled(run, "other_train.csv", Path("store"))
+    assert images.labels.tolist() == [2, 1, 0] * 20
