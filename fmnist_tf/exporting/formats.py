@@ -27,8 +27,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import FmnistError, printable
-from fmnist_tf.model.preprocessing import SOURCE_SIDE
 from fmnist_tf.system.startup import holding_stderr
 
 SIGNATURE = "serving_default"
@@ -209,7 +209,7 @@ def labels_text(class_names: Sequence[str]) -> str:
 
 def _inference(model: keras.Model, batch: int | None) -> Any:
     """Return the traced function that every conversion starts from."""
-    spec = tf.TensorSpec((batch, SOURCE_SIDE, SOURCE_SIDE), tf.uint8, "pixels")
+    spec = tf.TensorSpec((batch, IMAGE_SIZE, IMAGE_SIZE), tf.uint8, "pixels")
 
     @tf.function(input_signature=[spec], autograph=False)
     def classify(pixels: tf.Tensor) -> dict[str, tf.Tensor]:

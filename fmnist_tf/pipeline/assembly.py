@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fmnist_tf.system.memory import release_memory
 if TYPE_CHECKING:
     from fmnist_tf.data.batches import RowSource
     from fmnist_tf.model.classifier import SplitClassifier
-    from fmnist_tf.training.features import FeatureStore
+    from fmnist_tf.training.feature_store import FeatureStore
     from fmnist_tf.training.loop import TrainingPlan
 
 
@@ -55,7 +56,7 @@ def plan_training(run: Run, train_labels: np.ndarray) -> TrainingPlan:
             peak=rate or max(1.0, config.min_learning_rate),  # until the range test has its own
             steps_per_epoch=steps,
             epochs=epochs,
-            least=config.min_learning_rate,
+            minimum=config.min_learning_rate,
             warmup_steps=round(config.warmup_epochs * steps),
             cycle_steps=max(2, round(cycle_epochs * steps)),
             patience=config.plateau_patience,
@@ -92,7 +93,7 @@ def plan_rate_factors(run: Run) -> dict[str, float]:
 def open_source(
     run: Run, plan: TrainingPlan, split: SplitClassifier, pool: np.ndarray
 ) -> tuple[RowSource, Callable[[Any], Any] | None]:
-    """Return what the trainer reads: stored features, or raw pixels and the prefix to apply.
+    """Return what the trainer reads: cached features, or raw pixels and the feature function.
 
     A flip is a second view of every image: as many rows more.
 
@@ -103,111 +104,100 @@ def open_source(
         pool: the rows of the train file that this run uses, ascending.
     """
     from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, StackedRows
-    from fmnist_tf.training import features
+    from fmnist_tf.training import feature_store, features
 
     pixels = PickedRows(ArrayRows(run.dataset.train.pixels), pool)
     both: tuple[RowSource, ...] = (pixels, FlippedRows(pixels))
     views = both[: plan.n_views]
     precision, why = run.precision
-    say(f"arithmetic: {precision} ({why})")
+    say(f"compute precision: {precision} ({why})")
     if not split.has_frozen_layers:
-        say("the whole network trains: there is no frozen part to store")
+        say("the whole network trains: there are no backbone features to cache")
         return StackedRows(views), None
 
     @functools.cache
     def build_compute() -> Callable[[Any], Any]:
-        return features.build_feature_function(split.prefix, precision, pools=split.pools)
+        return features.build_feature_function(
+            split.feature_extractor, precision, pools=split.pools_features
+        )
 
     if run.config.cache == "off" or plan.augment:
         if run.config.cache != "off":
             warn(
-                f"--augment {','.join(plan.augment)} changes the images anew in each epoch: the "
-                "frozen part is not stored but computed in every epoch, which takes far longer"
+                f"--augment {','.join(plan.augment)} changes the images in each epoch: backbone "
+                "features are not cached but computed in every epoch, which takes far longer"
             )
         return StackedRows(views), build_compute()
-    row_shape = split.row_shape
-    n_bytes = features.stored_bytes(len(pool), row_shape)
-    folder = run.cache_dir / "features"
+    folder, n_rows = run.cache_dir / "features", len(pool)
     with run.clock.stage("features"):
-        keys = [features.feature_key(view, split.prefix, precision) for view in views]
-        names = [f"{key}-mean" if split.pools else key for key in keys]
-        found = [features.read_features(folder, name, len(pool), row_shape) for name in names]
-        for store in filter(None, found):
-            say(f"frozen part: found its output for {len(pool):,} images in {store.path}")
-        missing = found.count(None)
-        if not missing:
-            return StackedRows(tuple(filter(None, found))), None
+        keys = [features.feature_key(view, split.feature_extractor, precision) for view in views]
+        suffix = "-mean" if split.pools_features else ""
+        stores = [
+            feature_store.FeatureStore(folder / f"{key}{suffix}", n_rows, split.feature_shape)
+            for key in keys
+        ]
+        missing = [store for store in stores if not store.is_complete()]
+        for store in stores:
+            if store not in missing:
+                say(f"backbone features: found those of {n_rows:,} images in {store.path}")
         # Room for all views before hours go into the first.
-        if not features.fits_on_disk(folder, names[found.index(None)], missing * n_bytes):
-            there = features.bytes_there(folder)
+        if missing and not feature_store.fits_on_disk(missing):
+            n_bytes, cached = len(missing) * missing[0].n_bytes, feature_store.bytes_on_disk(folder)
             warn(
-                f"frozen part: its output, {missing * n_bytes / 1e9:.3g} GB, does not fit on the "
-                f"disk of {folder}; it is computed anew in every epoch. --cache DIR names another "
-                f"disk; what is stored there, {there / 1e9:.3g} GB, may be deleted while nothing "
-                "runs"
+                f"backbone features: {n_bytes / 1e9:.3g} GB do not fit on the disk of {folder}; "
+                "they are computed in every epoch. --cache DIR names another disk; the cached "
+                f"features there, {cached / 1e9:.3g} GB, may be deleted while nothing runs"
             )
             return StackedRows(views), build_compute()
-        stores = []
-        for key, name, view, known in zip(keys, names, views, found, strict=True):
-            if known is None:
-                maps = _find_maps(run, split, key, len(pool)) if split.pools else None
-                # No variable holds what was built: its memory is given back below.
-                known = (
-                    _compute_features(run, name, maps, features.average_maps, row_shape)
-                    if maps
-                    else _compute_features(run, name, view, build_compute(), row_shape)
-                )
-            stores.append(known)
+        for key, store, view in zip(keys, stores, views, strict=True):
+            if store in missing:
+                maps = _find_maps(folder / key, split, n_rows)
+                # No variable holds the built function: its memory is released below.
+                if maps:
+                    _compute_features(run, store, maps, features.average_feature_maps)
+                else:
+                    _compute_features(run, store, view, build_compute())
     del build_compute
     release_memory()
     return StackedRows(tuple(stores)), None
 
 
-def _find_maps(run: Run, split: SplitClassifier, key: str, n_rows: int) -> FeatureStore | None:
-    """Return the maps that a run with a Flatten head has stored, where a pooled head needs them."""
-    from fmnist_tf.training import features
+def _find_maps(path: Path, split: SplitClassifier, n_rows: int) -> FeatureStore | None:
+    """Return the feature maps cached by a run with a Flatten head, if the head pools them."""
+    from fmnist_tf.training.feature_store import FeatureStore
 
-    folder, shape = run.cache_dir / "features", split.prefix.output_shape[1:]
-    maps = features.read_features(folder, key, n_rows, shape)
-    if maps:
-        say(f"frozen part: found its feature maps in {maps.path}; they are to be averaged")
+    maps = FeatureStore(path, n_rows, split.feature_extractor.output_shape[1:])
+    if not split.pools_features or not maps.is_complete():
+        return None
+    say(f"backbone features: averaging the feature maps in {path}")
     return maps
 
 
 def _compute_features(
-    run: Run,
-    key: str,
-    pixels: RowSource,
-    compute: Callable[[Any], Any],
-    row_shape: tuple[int, ...],
-) -> FeatureStore:
-    """Compute and store one view's features, and say how long that took.
+    run: Run, store: FeatureStore, source: RowSource, compute: Callable[[Any], Any]
+) -> None:
+    """Compute and cache one view's features, and say how long that took.
 
     Args:
-        run: what is stored belongs to its data and network.
-        key: names the features.
-        pixels: of the view, or stored feature maps of it.
-        compute: makes features of them.
-        row_shape: of one image's features.
+        run: of the network.
+        store: of the features.
+        source: pixels of the view, or its cached feature maps.
+        compute: rows of `source` -> features.
     """
-    from fmnist_tf.training import features
+    from fmnist_tf.training.features import cache_features, rows_per_batch
 
-    n_rows, n_bytes = pixels.n_rows, features.stored_bytes(pixels.n_rows, row_shape)
-    say(f"frozen part: computing its output for {n_rows:,} images, {n_bytes / 1e9:.3g} GB")
+    say(f"backbone features: computing {store.n_rows:,} images, {store.n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
-    kept: list[int] = []  # the first thing heard: rows that an earlier run had stored
-    with progress_bar("frozen part", "image") as show:
+    kept: list[int] = []  # the first progress: rows that an earlier run stored
+    with progress_bar("backbone features", "image") as show:
 
-        def hear(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             if not kept:
                 kept.append(done)
             show(done, total)
 
-        store = features.cache_features(
-            run.cache_dir / "features", key, pixels, compute, row_shape, run.network.side,
-            progress=hear, say=say,
-        )  # fmt: skip
+        batch_size = rows_per_batch(run.network.side)
+        cache_features(store, source, compute, batch_size=batch_size, progress=on_progress, say=say)
     seconds = time.perf_counter() - started
-    rate = (n_rows - kept[0]) / seconds
-    say(f"frozen part: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
-    return store
+    rate = (store.n_rows - kept[0]) / seconds
+    say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")

@@ -29,8 +29,9 @@ from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
 if TYPE_CHECKING:
     import keras
 
-    from fmnist_tf.model.backbones import BackboneSpec, WeightsSource
+    from fmnist_tf.model.backbones import BackboneSpec
     from fmnist_tf.model.phases import TrainablePlan
+    from fmnist_tf.model.weights import WeightsSource
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Run:
     @cached_property
     def precision(self) -> tuple[str, str]:
         """The dtype of the arithmetic while training, and why."""
-        from fmnist_tf.model.folding import choose_precision
+        from fmnist_tf.model.precision import choose_precision
 
         return choose_precision(self.config.precision)
 

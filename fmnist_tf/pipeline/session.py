@@ -184,8 +184,9 @@ def build_network(
     """
     import keras
 
-    from fmnist_tf.model.backbones import WeightsSource, find_backbone_spec, read_backbone_weights
+    from fmnist_tf.model.backbones import find_backbone_spec
     from fmnist_tf.model.phases import apply_plan, plan_phase, plan_unfreeze
+    from fmnist_tf.model.weights import WeightsSource, read_backbone_weights
 
     spec, side = find_backbone_spec(config.backbone, config.image_size)
     plan_unfreeze(spec, config.phase, config.unfreeze)  # a wrong stage is said before the work
@@ -288,7 +289,7 @@ def _tracked_config(run: Run) -> dict[str, Any]:
 def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
     """Train all epochs and leave the best state in the network, and on disk if it is to be kept."""
     from fmnist_tf.model.classifier import split_classifier
-    from fmnist_tf.model.phases import digest_weights, prove_plan
+    from fmnist_tf.model.phases import digest_weights, verify_plan
     from fmnist_tf.training.loop import Trainer
     from fmnist_tf.training.lr_finder import plan_rates
     from fmnist_tf.training.optimizers import build_optimizer
@@ -350,7 +351,7 @@ def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
     before = digest_weights(network.classifier, network.spec)
 
     def prove() -> list[str]:
-        return prove_plan(network.plan, before, digest_weights(network.classifier, network.spec))
+        return verify_plan(network.plan, before, digest_weights(network.classifier, network.spec))
 
     try:
         with run.clock.stage("training"), progress_bar("training", "batch") as show:
@@ -416,7 +417,7 @@ def _use_suggestion(
             f"range test: the loss still fell at the largest rate, {rates[-1]:g}: a larger "
             "--learning-rate than is suggested may do better"
         )
-    peak = said or max(suggestion.rate, plan.rates.least)
+    peak = said or max(suggestion.rate, plan.rates.minimum)
     why = "as set" if said else "the least rate asked for"
     say(
         f"range test: {len(losses)} steps suggest a rate of {suggestion.rate:.3g}; the run uses "
