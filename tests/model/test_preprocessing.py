@@ -93,20 +93,3 @@ def test_resize_is_bilinear_and_precedes_the_value_range() -> None:
     resized = keras.ops.image.resize(rgb, (56, 56), interpolation="bilinear")
     expected = OFFICIAL["resnet50"](np.array(resized))
     np.testing.assert_allclose(preprocess("resnet50", RAMP, 56), expected, atol=1e-3)
-
-
-def test_layers_do_the_same_in_a_graph_and_in_tf_data() -> None:
-    import tensorflow as tf
-
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28), dtype="uint8"),
-            *build_preprocessing(BACKBONES["resnet50"].value_range, 32),
-        ]
-    )
-    eager = model(RAMP, training=False).numpy()
-    batches = tf.data.Dataset.from_tensor_slices(RAMP).batch(2)
-    (mapped,) = batches.map(lambda x: model(x, training=False)).as_numpy_iterator()
-    np.testing.assert_allclose(mapped, eager, atol=1e-4)
-    assert eager.shape == (2, 32, 32, 3)
-    assert eager.dtype == np.float32

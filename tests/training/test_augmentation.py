@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -155,19 +152,3 @@ def test_the_same_eagerly_in_a_graph_and_in_a_dataset() -> None:
     for images, targets in (graph, data):
         np.testing.assert_array_equal(images, eager[0].reshape(n, -1))
         np.testing.assert_array_equal(targets, eager[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS], ids="+".join)
-def test_it_is_fast(kinds: tuple[str, ...]) -> None:
-    n = 512
-    pixels, targets = tf.constant(PIXELS[:n]), tf.constant(TARGETS[:n])
-    one = tf.function(lambda seed: augment(pixels, targets, seed, kinds, 0), autograph=False)
-    seconds = []
-    for number in range(60):
-        started = time.perf_counter()
-        one(tf.constant([0, number]))
-        seconds.append(time.perf_counter() - started)
-    rate = n / statistics.median(seconds)
-    print(f"\n{'+'.join(kinds)}: {rate:,.0f} images/s in batches of {n}")
-    assert rate > (50_000 if len(kinds) == 1 else 20_000)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,30 +252,3 @@ def test_averages_move_towards_the_variables() -> None:
         update(averages, variables, 0.2, tf.constant(step, tf.int64))
         np.testing.assert_allclose(averages[0], [expected, 8], rtol=1e-6)
     np.testing.assert_array_equal(averages[1], [[2.0]])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", ["adam", "adamw", "sgd"])
-def test_fused_steps_are_faster(pair: str) -> None:
-    """On the kernel of 512 units above a flat 7 x 7 x 2048 feature map."""
-    settings, build_stock = PAIRS[pair]
-    shape = (100_352, 512)
-    gradient = tf.random.stateless_normal(shape, (1, 2))
-
-    def compile_step(optimizer: Any) -> Callable[[], None]:
-        variable = keras.Variable(tf.zeros(shape))
-        optimizer.build([variable])
-        step = tf.function(lambda: optimizer.apply([gradient], [variable]), autograph=False)
-        step()
-        return step
-
-    steps = compile_step(build_stock()), compile_step(build_optimizer(**settings))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(15):
-        for step, taken in zip(steps, seconds, strict=True):
-            started = time.perf_counter()
-            step()
-            taken.append(time.perf_counter() - started)
-    stock, fused = (1000 * statistics.median(taken) for taken in seconds)
-    print(f"\n{pair}: Keras {stock:.0f} ms, fused {fused:.0f} ms a step: {stock / fused:.1f} times")
-    assert stock / fused > 2
