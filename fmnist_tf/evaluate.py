@@ -20,7 +20,7 @@ from fmnist_tf.errors import DataError, Problem, UsageError, printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tf.data.csv.table import CsvTable
+    from fmnist_tf.data.images import Table
     from fmnist_tf.pipeline.saved_run import SavedRun
     from fmnist_tf.results.evaluation import Evaluation
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_evaluate, build_parser().parse_args(argv))
 
 
-def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
+def map_labels(table: Table, class_names: Sequence[str]) -> np.ndarray:
     """Return the table's labels (N,) int64 as class indices of the run.
 
     Raises:
@@ -63,7 +63,7 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
     """
     import numpy as np
 
-    from fmnist_tf.pipeline.saved_run import find_places
+    from fmnist_tf.data.labels import index_classes
 
     if table.label_index is None:
         hint = "name it with --label-column; without labels use `python -m fmnist_tf.predict`"
@@ -71,7 +71,7 @@ def map_labels(table: CsvTable, class_names: Sequence[str]) -> np.ndarray:
         raise DataError(
             [Problem("E026", table.path, None, None, None, found, "labelled images", hint)]
         )
-    places = find_places(class_names)
+    places = index_classes(class_names)
     problems = []
     for place, text in enumerate(table.label_values):
         if text not in places:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from fmnist_tf.data.sources import Dataset, Pixels
+    from fmnist_tf.data.images import Pixels
+    from fmnist_tf.data.sources import Dataset
     from fmnist_tf.exporting.formats import Classify
     from fmnist_tf.pipeline.saved_run import SavedRun
 
@@ -197,8 +198,9 @@ def _read_data(run: SavedRun, data: str | None, store_dir: str) -> Dataset:
     import numpy as np
 
     from fmnist_tf.cli.terminal import say
+    from fmnist_tf.data.labels import index_classes
     from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.pipeline.saved_run import find_places, read_run_dataset, read_with_label
+    from fmnist_tf.pipeline.saved_run import read_run_dataset, read_with_label
 
     if data is None:
         return read_run_dataset(run, say)
@@ -206,7 +208,7 @@ def _read_data(run: SavedRun, data: str | None, store_dir: str) -> Dataset:
         lambda column: read_dataset(data, store_dir=Path(store_dir), say=say, label_column=column),
         run,
     )
-    places, names = find_places(run.class_names), dataset.train.class_names
+    places, names = index_classes(run.class_names), dataset.train.class_names
     if unknown := [name for name in names if name not in places]:
         raise UsageError(
             f"{printable(dataset.files[0].path, 200)}: expected the run's classes "
@@ -236,8 +238,8 @@ def _write(
     threads: int,
 ) -> list[Export]:
     """Write the model into `folder`, and read it back from there."""
+    from fmnist_tf.data.splits import subset_rows
     from fmnist_tf.exporting import formats as ex
-    from fmnist_tf.results.analysis import subset_rows
 
     (folder / ex.LABELS).write_text(ex.labels_text(class_names), encoding="utf-8")
     if name == "saved_model":
@@ -271,8 +273,8 @@ def _check(
         FmnistError: a float export answers otherwise than the Keras model.
     """
     from fmnist_tf.cli.terminal import progress_bar
+    from fmnist_tf.data.splits import subset_rows
     from fmnist_tf.model.inference import run_model
-    from fmnist_tf.results.analysis import subset_rows
 
     rows = subset_rows(dataset.test.labels, N_CHECKED)
     images, labels = _images(dataset.test, rows), dataset.test.labels[rows]

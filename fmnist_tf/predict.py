@@ -169,8 +169,9 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir: str) -> Source:
     from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.data.csv.table import read_csv
+    from fmnist_tf.data.labels import index_classes
     from fmnist_tf.data.photos import find_polarity, is_picture, read_picture
-    from fmnist_tf.pipeline.saved_run import find_places, read_with_label
+    from fmnist_tf.pipeline.saved_run import read_with_label
 
     shown = printable(str(path), 200)
     facts = run.provenance["data"]
@@ -193,7 +194,7 @@ def _read_source(path: Path, run: SavedRun, label_column: str | None, store_dir:
         say(f"{shown}: {decision}")
     if "background" in facts and (sentence := find_polarity(table.pixels, facts["background"])):
         warn(f"{shown}: {sentence}")
-    places = find_places(run.class_names)
+    places = index_classes(run.class_names)
     truths = [
         run.class_names[places[text]] if text in places else text for text in table.label_values
     ]

@@ -140,9 +140,8 @@ def _track_comparison(
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.cli.terminal import boxed, say, warn
     from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.data.summary import measure_background, summarize
     from fmnist_tf.reporting import page
 
     check_folder("--runs-dir", flags.runs_dir)
@@ -156,9 +155,9 @@ def _show_data(flags: argparse.Namespace) -> None:
     )
     for line in dataset.decisions:
         say(line)
-    for line in dataset.warnings:
-        warn(line)
-    summary, names = summarize(dataset), dataset.train.class_names
+    for warning in dataset.warnings:
+        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+    summary, names = dataset.summary, dataset.train.class_names
     path = flags.out or Path("data-report.html")
     facts = {
         "name": dataset.name,
@@ -166,7 +165,7 @@ def _show_data(flags: argparse.Namespace) -> None:
         "files": [dataclasses.asdict(file) for file in dataset.files],
         "decisions": dataset.decisions,
         "warnings": dataset.warnings,
-        "background": measure_background(dataset.train.pixels),
+        "background": dataset.background,
     }
     page.write_data_page(facts, summary, names, path)
     counts = zip(page.show_names(names), summary.train_counts, summary.test_counts, strict=True)

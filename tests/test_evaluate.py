@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tf.data.sample import GARMENTS
+from fmnist_tf.data.labels import FASHION_MNIST as GARMENTS
 from fmnist_tf.evaluate import format_classes, main
-from fmnist_tf.pipeline.saved_run import find_places
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.train import main as train
 
@@ -168,12 +167,6 @@ def test_negated_images_are_noticed(folder: Path, capsys) -> None:
     path.write_text(json.dumps(provenance))
     assert main(["fashion", "--data", "negated.csv"]) == 0
     assert "negated?" in capsys.readouterr().err
-
-
-def test_only_names_that_were_given_to_numbers_answer_to_numbers() -> None:
-    assert find_places(GARMENTS)["9"] == find_places(GARMENTS)["Ankle boot"] == 9
-    assert "0" not in find_places(sorted(GARMENTS))
-    assert find_places(("3", "7")) == {"3": 0, "7": 1}
 
 
 def test_long_names_are_cut_to_the_terminal() -> None:

@@ -423,7 +423,7 @@ def test_the_sample_is_named_wherever_it_is_shown(folder: Path, capsys) -> None:
     captured = capsys.readouterr()
     assert "WARNING: THIS IS THE BUILT-IN SAMPLE" in captured.err
     *_, sources, last = captured.out.splitlines()
-    assert sources.startswith("data: sample (built-in SAMPLE, not real data)")
+    assert sources.startswith("data: sample (built-in SAMPLE of handwritten digits)")
     run = Path(last.split()[0])
     assert re.fullmatch(r"\d{8}-\d{6}-frozen-sample", run.name)
     for name in ("config.json", "provenance.json", "evaluation.json", "trainable.txt"):

@@ -1,6 +1,5 @@
-"""Bytes on disk -> validated uint8 pixels -> batches. Knows nothing of networks."""
+"""Bytes on disk -> validated uint8 pixels -> batches."""
 
 IMAGE_SIZE = 28
-"""Height and width of every image, in pixels."""
+"""Side of a grey image."""
 N_PIXELS = IMAGE_SIZE * IMAGE_SIZE
-"""Pixels of an image, 784."""

@@ -1,67 +1,42 @@
-"""Which images train and which test: `--data auto|sample|PATH` -> one `Dataset`.
-
-In: what a person asked for and the folders to look in. Out: labelled uint8 pixels, the label map,
-and every decision and warning in words. This module must not know models, splits into train and
-val, or who prints the words.
-
-Where a source was named nothing else is ever used. `auto` takes the first of: the CSVs in the data
-folder; the official files (Keras' cache, else a download), converted to CSVs there; the built-in
-sample.
-"""
+"""Which images train and which test: `--data auto|sample|official|PATH` -> one `Dataset`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import boxed
-from fmnist_tf.data import official
-from fmnist_tf.data.csv.table import (
-    CsvTable,
-    check_label_map,
-    check_paths,
-    expand_path,
-    find_pixel_warnings,
-    read_csv,
-)
+from fmnist_tf.data import official, sample
+from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
-from fmnist_tf.data.sample import GARMENTS, draw_sample
+from fmnist_tf.data.images import Pixels, Table
+from fmnist_tf.data.labels import FASHION_MNIST, map_labels, require_labels
 from fmnist_tf.data.splits import plan_holdout
-from fmnist_tf.errors import DataError, UsageError, printable
-from fmnist_tf.system.files import file_digest, write_atomically
+from fmnist_tf.data.summary import DataSummary, inspect
+from fmnist_tf.errors import DataError, UsageError
 
 DATA_DIR = Path("data")
 """The folder of CSVs that `--data auto` looks in, below the current one."""
-# A train file that comes without a test file gives up this share of its rows; the seed is fixed so
-# that every run of a file is tested on the same rows, whatever its own seed.
+TRAIN_CSV = "fashion-mnist_train.csv"
+"""Kaggle's name, which `--data auto` prefers."""
+# A train file without a test file gives up this fraction of its rows; the seed is fixed so that
+# every run is tested on the same rows, whatever its own seed.
 TEST_FRACTION, TEST_SEED = 0.15, 0
-SAMPLE_SEED = 0
-SAMPLE_FOLDER = "sample"  # in the data folder; a later `auto` does not look into it
-SAMPLE_NAME = f"sample-seed{SAMPLE_SEED}_{{}}.csv"  # by which it is known wherever it lies
+SAMPLE_WARNING = (
+    "WARNING: THIS IS THE BUILT-IN SAMPLE, not Fashion-MNIST.",
+    "It holds 1,797 real handwritten digits, which are easy. An accuracy on it shows that "
+    "everything runs; it says nothing about Fashion-MNIST.",
+    "For Fashion-MNIST put its CSVs into data/ (where from: data/README.md), or run once with a "
+    "network and --data auto: the official files are then downloaded.",
+)
+
 _NO_LABEL_COLUMN = "E026"
 _CSV_NAME = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 _LAST_TRAIN = re.compile("train(?!.*train)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Labelled images.
-
-    Attributes:
-        pixels: (N, 784) uint8, 0 = background, row by row.
-        labels: (N,) int64 in 0..K-1.
-        class_names: K names, by label.
-        lines: (N,) int64, 1-based line of each image in its file.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    lines: np.ndarray
+_KNOWN = {official.DIGESTS: "official", sample.DIGESTS: "sample"}
 
 
 @dataclass(frozen=True)
@@ -79,12 +54,18 @@ class Dataset:
 
     Attributes:
         train: the images that train and validate.
-        test: the images that are read once, at the end; same classes as `train`.
+        test: the images that are classified once, at the end; same classes as `train`.
         name: "fashion-mnist", "sample", or the train file's name without "train" and ".csv".
-        kind: "csv", "official" (the CSVs made of the four official files) or "sample".
-        files: the train file and, where there is one, the test file.
-        decisions: what was decided on the way, a sentence each.
-        warnings: what a person should know before believing a figure; the sample's is a box.
+        kind: "csv", "official" or "sample". A CSV of the official images or of the sample, in
+            their order, is of the same kind as these.
+        files: the train file and, if there is one, the test file; of the official files those of
+            the images.
+        decisions: what was decided, a sentence each.
+        warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
+            shown in a box; its lines are paragraphs.
+        summary: for the report.
+        background: median grey level, 0..255, at the border of the training images.
+        content_side: median longer side, 1..28, of what the training images show.
     """
 
     train: Pixels
@@ -94,6 +75,28 @@ class Dataset:
     files: tuple[SourceFile, ...]
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
+    summary: DataSummary
+    background: int
+    content_side: int
+
+
+@dataclass
+class _Reader:
+    """The arguments of `read_dataset` that its steps share, and the decisions so far."""
+
+    store_dir: Path
+    label_column: str | None
+    data_dir: Path
+    say: Callable[[str], None]
+    decisions: list[str] = field(default_factory=list)
+
+    def read_csv(self, path: Path) -> Table:
+        table = read_csv(path, self.store_dir, label_column=self.label_column)
+        self.decisions += [f"{path.name}: {decision}" for decision in table.decisions]
+        return table
+
+    def read_official(self) -> tuple[Table, Table]:
+        return official.read_official(self.store_dir.parent / "downloads", self.store_dir, self.say)
 
 
 def read_dataset(
@@ -108,70 +111,73 @@ def read_dataset(
 ) -> Dataset:
     """Find, read and check the images of `--data`.
 
+    A named source never falls back to another one. `auto` takes the first of: the CSVs in the data
+    folder; the official files (Keras' cache, else a download); the built-in sample.
+
     Args:
-        data: "auto", "sample", or the path of a CSV or of a folder that holds one.
-        store_dir: where parsed files and downloads are kept.
-        say: hears at once what takes time or fell through; everything else waits in the result.
-        test_data: a labelled CSV that replaces whatever test file would be used, or None.
-        label_column: name of the label's column; None finds it.
-        data_dir: the folder that `auto` looks in, and where it and `sample` leave CSVs.
-        to_train: whether a network is to learn from them. Else labels, a second class and a test
-            file are optional, and nothing is set aside: all images without labels are of one class,
-            and without a test file `test` is empty.
+        data: "auto", "sample", "official", or the path of a CSV or of a folder that holds one.
+        store_dir: where parsed files are kept; downloads are kept beside it.
+        say: takes a line before what takes time, and when a source fails.
+        test_data: a labelled CSV that replaces any other test file, or None.
+        label_column: name of the label's column in CSVs; None finds it.
+        data_dir: the folder that `auto` looks in.
+        to_train: whether a network is to be trained on them. Otherwise labels, a second class and
+            a test file are optional: without labels all images are of one class, and without a test
+            file `test` is empty.
 
     Raises:
         UsageError: nothing or too much fits what was asked for, or a file is bad (`DataError`).
-        OSError: the disk does not take the CSVs of `auto` or `sample`.
+        DownloadError: the official files were named and cannot be downloaded.
+        OSError: the disk is full or fails.
     """
-    decisions: list[str] = []
-    train_path, test_path = _find_files(data, data_dir, store_dir, decisions, say)
+    reader = _Reader(store_dir, label_column, data_dir, say)
+    train, test, kind = _find_tables(data, reader, wants_test=test_data is None)
     if test_data is not None:
-        test_path = expand_path(test_data)
-        check_paths(train_path, test_path)
-    train = read_csv(train_path, store_dir, label_column=label_column)
-    decisions += [f"{train_path.name}: {decision}" for decision in train.decisions]
-    if not to_train and train.label_index is None:
-        if test_data is not None:
-            raise UsageError(
-                f"--test-data {printable(test_data, 200)}: expected beside labelled images, found "
-                f"{printable(str(train_path), 200)} without labels; look at each by itself"
-            )
-        test_path = None
-    test = _read_test(test_path, test_data is not None, store_dir, label_column, decisions)
-    is_divided = to_train or test is not None
-    if is_divided:
-        check_label_map(train, test)
-
-    kind = _kind(train, train_path)
-    class_names = train.label_values
+        test = _read_named_test(test_data, train, reader)
+    kind = kind or _KNOWN.get((train.digest, train.label_digest), "csv")
+    decisions, class_names = reader.decisions, train.label_values
     has_ten = class_names == tuple(map(str, range(10)))
-    if has_ten and (kind != "csv" or "fashion" in train_path.name.lower()):
-        class_names = GARMENTS
+    if has_ten and (kind == "official" or "fashion" in Path(train.path).name.lower()):
+        class_names = FASHION_MNIST
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
-    if is_divided:
-        train_pixels, test_pixels = _labelled(train, test, class_names, decisions)
+    if to_train:
+        require_labels(train, minimum=2)
+    if train.label_index is None or (test is None and not to_train):
+        train_part, test_part = _without_test(train, class_names)
+    elif test is None:
+        train_part, test_part = _set_aside(train, class_names, decisions)
     else:
-        train_pixels, test_pixels = _unsplit(train, class_names)
-    warnings = list(find_pixel_warnings(train, test))
-    if kind == "sample":
-        warnings.insert(0, _sample_box(data_dir))
-    tables = [table for table in (train, test) if table is not None]
+        train_part = train.to_pixels(map_labels(train, class_names), class_names)
+        test_part = test.to_pixels(map_labels(test, class_names, train.path), class_names)
+    found = inspect(train_part, test_part, store_dir)
+    boxes = ("\n".join(SAMPLE_WARNING),) if kind == "sample" else ()
+    tables = [train] if test is None else [train, test]
     return Dataset(
-        train=train_pixels,
-        test=test_pixels,
-        name="sample" if kind == "sample" else _name(train_path),
+        train=train_part,
+        test=test_part,
+        name={"sample": "sample", "official": "fashion-mnist"}.get(kind) or _name(train.path),
         kind=kind,
         files=tuple(SourceFile(table.path, table.sha256, len(table.pixels)) for table in tables),
         decisions=tuple(decisions),
-        warnings=tuple(warnings),
+        warnings=(*boxes, *found.warnings),
+        summary=found.summary,
+        background=found.background,
+        content_side=found.content_side,
     )
+
+
+def find_source(path: str) -> str:
+    """Return what `read_dataset` reads a recorded train file from: its source, or the path."""
+    if path.startswith(sample.PATH):
+        return "sample"
+    return "official" if Path(path).name == official.TRAIN_IMAGES else path
 
 
 def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
     """Return the train CSV of a folder and the test CSV beside it, if any; None if there is none.
 
-    Kaggle's Fashion-MNIST names go first; else the one CSV with "train" in its name; else the one
-    CSV whose name speaks neither of train nor of test. Sub-folders are not looked into.
+    Kaggle's Fashion-MNIST name goes first; else the one CSV with "train" in its name; else the one
+    CSV without "train" or "test" in its name. Sub-folders are ignored.
 
     Raises:
         UsageError: several files could be meant.
@@ -179,66 +185,80 @@ def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
     files = sorted(path for path in folder.glob("[!.]*") if _CSV_NAME.search(path.name))
     files = [path for path in files if path.is_file()]
     named = {path.name: path for path in files}
-    for name in (official.TRAIN_CSV, official.TRAIN_CSV + ".gz"):
+    for name in (TRAIN_CSV, TRAIN_CSV + ".gz"):
         if name in named:
             return named[name], _test_beside(named[name])
     candidates = [path for path in files if _LAST_TRAIN.search(path.name)]
-    tests = {_test_beside(path) for path in candidates}  # `strain_test.csv` is no train file
+    tests = {_test_beside(path) for path in candidates}  # `strain_test.csv` is not a train file
     candidates = [path for path in candidates if path not in tests]
     if not candidates:
         candidates = [path for path in files if "test" not in path.name.lower()]
     if len(candidates) > 1:
-        names = ", ".join(printable(path.name) for path in candidates[:8])
+        names = ", ".join(path.name for path in candidates[:8])
         more = f" and {len(candidates) - 8} more" if len(candidates) > 8 else ""
         raise UsageError(
-            f"{printable(str(folder), 200)}: {len(candidates)} files could be the train file "
-            f"({names}{more}); expected one. hint: name it with --data PATH"
+            f"{folder}: {len(candidates)} files could be the train file ({names}{more}); expected "
+            "one. hint: name it with --data PATH"
         )
     return (candidates[0], _test_beside(candidates[0])) if candidates else None
 
 
-def _find_files(
-    data: str,
-    data_dir: Path,
-    store_dir: Path,
-    decisions: list[str],
-    say: Callable[[str], None],
-) -> tuple[Path, Path | None]:
-    """Return the paths of the train file and of the test file found with it."""
-    if data == "sample":
-        return _write_sample(data_dir)
-    if data != "auto":
-        path = expand_path(data)
-        if not path.is_dir():
-            return path, _test_beside(path)
-        if found := find_csvs(path):
-            return found
-        raise UsageError(
-            f"{printable(data, 200)}: a folder without a train CSV; expected a .csv or .csv.gz "
-            'file with "train" in its name. hint: name the file itself with --data PATH'
-        )
-    if found := find_csvs(data_dir):
-        decisions.append(f"data: {found[0]}, the train file of the data folder")
-        return found
-    _refuse_lone_test(data_dir / official.TEST_CSV)
+def _find_tables(
+    data: str, reader: _Reader, *, wants_test: bool
+) -> tuple[Table, Table | None, str | None]:
+    """Return the train table, the test table found with it, and the kind if it is certain."""
+    if data == "auto":
+        paths = find_csvs(reader.data_dir)
+        if paths is None:
+            return _read_official_or_sample(reader)
+        reader.decisions.append(f"data: {paths[0]}, the train file of the data folder")
+    elif data == "sample":
+        return (*sample.read_sample(), "sample")
+    elif data == "official":
+        return (*reader.read_official(), "official")
+    else:
+        paths = _find_named(data)
+    train = reader.read_csv(paths[0])
+    wants_test &= train.label_index is not None
+    return train, _read_beside(paths[1], reader) if wants_test else None, None
+
+
+def _read_official_or_sample(reader: _Reader) -> tuple[Table, Table, str]:
     try:
-        files = official.find_official_files(store_dir.parent / "downloads", say)
+        tables = reader.read_official()
     except DownloadError as error:
-        say(f"{error}; the built-in sample is used instead")
-        decisions.append(f"data: the built-in sample, for want of CSVs and of a network ({error})")
-        return _write_sample(data_dir)
-    say(f"writing the official Fashion-MNIST files as CSVs to {data_dir}")
-    decisions.append("data: the official Fashion-MNIST files, written as CSVs")
-    return official.write_official_csvs(files, data_dir)
-
-
-def _refuse_lone_test(path: Path) -> None:
-    """Keep a person's own test file, whose train file is missing, from being overwritten."""
-    if path.is_file() and file_digest(path) != official.CSV_SHA256[official.TEST_CSV]:
-        raise UsageError(
-            f"{printable(str(path), 200)}: a test file alone; expected {official.TRAIN_CSV} beside "
-            "it. hint: add that file, move this one away, or use --data PATH or --data sample"
+        reader.say(f"{error}; the built-in sample is used instead")
+        reader.decisions.append(
+            f"data: the built-in sample, as there are no CSVs and no network ({error})"
         )
+        return (*sample.read_sample(), "sample")
+    reader.decisions.append("data: the official Fashion-MNIST files")
+    return (*tables, "official")
+
+
+def _read_named_test(test_data: str, train: Table, reader: _Reader) -> Table:
+    path = expand_path(test_data)
+    check_paths(train.path, path)
+    if train.label_index is None:
+        raise UsageError(
+            f"--test-data {test_data}: expected labelled training images, found {train.path} "
+            "without labels; read each file by itself"
+        )
+    test = reader.read_csv(path)
+    require_labels(test)
+    return test
+
+
+def _find_named(data: str) -> tuple[Path, Path | None]:
+    path = expand_path(data)
+    if not path.is_dir():
+        return path, _test_beside(path)
+    if found := find_csvs(path):
+        return found
+    raise UsageError(
+        f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
+        '"train" in its name. hint: name the file itself with --data PATH'
+    )
 
 
 def _test_beside(train_path: Path) -> Path | None:
@@ -254,112 +274,54 @@ def _test_beside(train_path: Path) -> Path | None:
     return None
 
 
-def _read_test(
-    path: Path | None,
-    is_named: bool,
-    store_dir: Path,
-    label_column: str | None,
-    decisions: list[str],
-) -> CsvTable | None:
-    """Read the test file; one that was not named and turns out to have no labels is passed over."""
+def _read_beside(path: Path | None, reader: _Reader) -> Table | None:
+    """Read the test file that was found beside the train file; None if it has no labels."""
     if path is None:
         return None
-    table = None
+    n_decisions, table = len(reader.decisions), None
     try:
-        table = read_csv(path, store_dir, label_column=label_column)
+        table = reader.read_csv(path)
     except DataError as error:
-        if is_named or {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
+        if {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
             raise
-    if table is None or (table.label_index is None and not is_named):
-        decisions.append(f"{path.name}, beside the train file, has no labels and tests nothing")
+    if table is None or table.label_index is None:
+        del reader.decisions[n_decisions:]
+        reader.decisions.append(f"{path.name}, beside the train file, has no labels: not used")
         return None
-    if not is_named:
-        decisions.append(f"test set: {path.name}, beside the train file")
-    decisions += [f"{path.name}: {decision}" for decision in table.decisions]
+    reader.decisions.insert(n_decisions, f"test set: {path.name}, beside the train file")
     return table
 
 
-def _write_sample(data_dir: Path) -> tuple[Path, Path]:
-    """Draw the built-in sample and return its train and test CSV, rewritten where they differ."""
-    drawn = draw_sample(seed=SAMPLE_SEED)
-    paths = []
-    for part, pixels, labels in (("train", *drawn[:2]), ("test", *drawn[2:])):
-        path = data_dir / SAMPLE_FOLDER / SAMPLE_NAME.format(part)
-        text = b"".join(official.csv_pieces(pixels, labels))
-        if not path.is_file() or path.read_bytes() != text:
-            with write_atomically(path) as file:
-                file.write(text)
-        paths.append(path)
-    return paths[0], paths[1]
-
-
-def _labelled(
-    train: CsvTable, test: CsvTable | None, class_names: tuple[str, ...], decisions: list[str]
+def _set_aside(
+    table: Table, class_names: tuple[str, ...], decisions: list[str]
 ) -> tuple[Pixels, Pixels]:
-    """Return the train and the test images under the train file's label map."""
-    labels = np.asarray(train.label_index, np.int64)
-    if test is None:
-        kept, held = plan_holdout(
-            labels,
-            fraction=TEST_FRACTION,
-            seed=TEST_SEED,
-            part="test",
-            hint="give a labelled test file with --test-data",
-        )
-        decisions.append(
-            f"no labelled test file: {len(held)} of {len(labels)} rows ({TEST_FRACTION:.0%}, "
-            "stratified, the same in every run) are set aside as the test set"
-        )
-        return (
-            Pixels(train.pixels[kept], labels[kept], class_names, train.first_line + kept),
-            Pixels(train.pixels[held], labels[held], class_names, train.first_line + held),
-        )
-    position = {value: index for index, value in enumerate(train.label_values)}
-    test_map = np.array([position[value] for value in test.label_values], np.int64)
-    return (
-        Pixels(train.pixels, labels, class_names, train.first_line + np.arange(len(labels))),
-        Pixels(
-            test.pixels,
-            test_map[np.asarray(test.label_index)],
-            class_names,
-            test.first_line + np.arange(len(test.pixels)),
-        ),
+    """Divide one file's images into train and test."""
+    pixels = table.to_pixels(map_labels(table, class_names), class_names)
+    n_rows = len(pixels.labels)
+    kept, held = plan_holdout(
+        pixels.labels,
+        fraction=TEST_FRACTION,
+        seed=TEST_SEED,
+        part="test",
+        hint="give a labelled test file with --test-data",
     )
+    decisions.append(
+        f"no labelled test file: {len(held)} of {n_rows} rows ({TEST_FRACTION:.0%}, stratified, "
+        "the same in every run) are set aside as the test set"
+    )
+    return pixels.pick(kept), pixels.pick(held)
 
 
-def _unsplit(table: CsvTable, class_names: tuple[str, ...]) -> tuple[Pixels, Pixels]:
+def _without_test(table: Table, class_names: tuple[str, ...]) -> tuple[Pixels, Pixels]:
     """Return all images of one file, and no test images."""
-    n, none = len(table.pixels), np.zeros(0, np.int64)
-    labels = np.zeros(n, np.int64)
-    if table.label_index is not None:
-        labels = np.asarray(table.label_index, np.int64)
-    names = class_names or ("unlabelled",)
-    return (
-        Pixels(table.pixels, labels, names, table.first_line + np.arange(n)),
-        Pixels(table.pixels[:0], none, names, none),
-    )
+    if table.label_index is None:
+        pixels = table.to_pixels(np.zeros(len(table.pixels), np.int64), ("unlabelled",))
+    else:
+        pixels = table.to_pixels(map_labels(table, class_names), class_names)
+    return pixels, pixels.pick(np.zeros(0, np.int64))
 
 
-def _kind(train: CsvTable, train_path: Path) -> str:
-    if train_path.resolve().name == SAMPLE_NAME.format("train"):
-        return "sample"
-    return "official" if train.sha256 == official.CSV_SHA256[official.TRAIN_CSV] else "csv"
-
-
-def _name(train_path: Path) -> str:
+def _name(train_path: str) -> str:
     """Return "sign_mnist" for `sign_mnist_train.csv.gz`; "train" for `train.csv`."""
-    stem = _CSV_NAME.sub("", train_path.name)
+    stem = _CSV_NAME.sub("", Path(train_path).name)
     return _LAST_TRAIN.sub("", stem).strip("_-. ") or stem
-
-
-def _sample_box(data_dir: Path) -> str:
-    """Return the sample's warning, in a box."""
-    paragraphs = (
-        "WARNING: THIS IS THE BUILT-IN SAMPLE, not real data.",
-        "Its garments are drawn by code. An accuracy on it shows that everything runs; it says "
-        "nothing about real garments.",
-        f"For real data put {official.TRAIN_CSV} and {official.TEST_CSV} into "
-        f"{printable(str(data_dir), 200)} (where from: data/README.md), or run once with "
-        "a network and --data auto: the official files are then downloaded.",
-    )
-    return boxed(*paragraphs)

@@ -1,8 +1,4 @@
-"""Which rows train and which validate: seeded, stratified index sets.
-
-In: labels, a fraction, a seed. Out: sorted row indices. Everything here is pure; this module must
-not know files or pixels.
-"""
+"""Which rows train and which validate: seeded, stratified index sets."""
 
 from __future__ import annotations
 
@@ -13,8 +9,8 @@ import numpy as np
 
 from fmnist_tf.errors import UsageError
 
-# Each choice draws from its own stream, so that one seed serves them all without correlation.
-_LIMIT_STREAM, _HOLDOUT_STREAM = 0, 1
+# Independent random streams of one seed.
+_SUBSET_STREAM, _HOLDOUT_STREAM = 0, 1
 
 
 @dataclass(frozen=True)
@@ -41,25 +37,24 @@ class Splits:
 def plan_splits(
     labels: np.ndarray, *, val_fraction: float, seed: int, limit: int | None = None
 ) -> Splits:
-    """Divide the rows of a train file into train and val, each class in proportion.
+    """Divide the rows of a train file into train and val, stratified by class.
 
-    A class with a single row trains; of the rest, each class's count in val is within one of its
-    exact share.
+    A class of one row goes to train. Every other class's count in val is within one of its exact
+    proportion.
 
     Args:
         labels: (N,) integers.
-        val_fraction: share of the chosen rows that validates, in (0, 1).
+        val_fraction: fraction of the chosen rows that goes to val, in (0, 1).
         seed: non-negative; the same seed gives the same rows.
-        limit: choose at most this many rows, stratified, before dividing them; None takes all. A
-            limit that leaves out fewer rows than there are classes leaves out one per class.
+        limit: divide a `subset_rows` of this size only; None divides all rows.
 
     Raises:
-        UsageError: the fraction or the limit cannot give every class its rows.
+        UsageError: the fraction or the limit leaves a class without rows.
     """
     labels = np.asarray(labels)
     chosen = np.arange(len(labels), dtype=np.int64)
     if limit is not None and limit < len(labels):
-        chosen = _limited(labels, limit, seed)
+        chosen = _limit_rows(labels, limit, seed)
     train, val = plan_holdout(
         labels[chosen],
         fraction=val_fraction,
@@ -79,15 +74,15 @@ def plan_holdout(
         labels: (N,) integers.
         fraction: in (0, 1); `round(fraction * N)` rows are set aside.
         seed: non-negative.
-        part: what the rows set aside are called in messages.
-        hint: what a person can do when it is impossible.
+        part: name of the rows set aside, for messages.
+        hint: what to do if it is impossible, for messages.
 
     Returns:
         The rows that remain and the rows set aside, both ascending int64.
 
     Raises:
-        UsageError: the fraction is outside (0, 1), or leaves a class of two rows or more without
-            a place on either side.
+        UsageError: the fraction is outside (0, 1), or a class of two rows or more has no row on
+            one of the sides.
     """
     if not 0 < fraction < 1:
         raise UsageError(
@@ -102,32 +97,51 @@ def plan_holdout(
             f"one for {part}. hint: {hint}"
         )
     if not n_divisible <= n_held <= n_rows - n_single - n_divisible:
-        least, most = n_divisible / n_rows, 1 - (n_single + n_divisible) / n_rows
+        lowest, highest = n_divisible / n_rows, 1 - (n_single + n_divisible) / n_rows
         raise UsageError(
             f"{part} split: {fraction:g} of {n_rows} rows is {n_held} rows; expected a fraction "
-            f"between {least:.4g} and {most:.4g}, so that {n_divisible} classes can have a row on "
-            f"both sides. hint: {hint}"
+            f"between {lowest:.4g} and {highest:.4g}, so that {n_divisible} classes can have a row "
+            f"on both sides. hint: {hint}"
         )
     kept, held = _divide(labels, n_held, seed, _HOLDOUT_STREAM)
     _require_every_class(labels, kept, f"{part} split: {fraction:g} of {n_rows} rows", hint)
     return kept, held
 
 
-def _limited(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Return at most `limit` stratified rows in which every class is present."""
+def subset_rows(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Draw a stratified subset: of each class the same fraction, within one row.
+
+    Args:
+        labels: (N,) integers.
+        count: at least 0. If it is below the number of classes, the draw is not stratified. If it
+            leaves out fewer rows than there are classes, one row of each class is left out.
+        seed: non-negative.
+
+    Returns:
+        At most `count` ascending int64 row numbers; all rows if N is at most `count`.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
     counts = np.unique_counts(labels).counts
-    n_divisible = int((counts > 1).sum())
+    if count < len(counts):
+        return np.sort(np.random.default_rng(seed).permutation(len(labels))[:count])
+    # The stratified division needs a row of each class on both sides.
+    n_left_out = max(len(labels) - count, int((counts > 1).sum()))
+    return _divide(labels, n_left_out, seed, _SUBSET_STREAM)[0]
+
+
+def _limit_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Return at most `limit` stratified rows in which every class is present."""
     hint = "use a higher --limit, or none"
-    if limit < len(counts):
+    n_classes = len(np.unique(labels))
+    if limit < n_classes:
         raise UsageError(
-            f"--limit {limit}: fewer rows than the {len(counts)} classes of the file; expected at "
+            f"--limit {limit}: fewer rows than the {n_classes} classes of the file; expected at "
             f"least one row per class to train and one to validate. hint: {hint}"
         )
-    # The stratified division needs a row of each class on both sides.
-    n_left_out = max(len(labels) - limit, n_divisible)
-    kept, _ = _divide(labels, n_left_out, seed, _LIMIT_STREAM)
-    _require_every_class(labels, kept, f"--limit {limit}", hint)
-    return kept
+    rows = subset_rows(labels, limit, seed)
+    _require_every_class(labels, rows, f"--limit {limit}", hint)
+    return rows
 
 
 def _divide(

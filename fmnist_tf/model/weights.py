@@ -82,7 +82,6 @@ def read_backbone_weights(
             spec.pretrained.digest,
             cache_dir=keras_home() / "models",
             download_dir=download_dir,
-            max_bytes=max_file_bytes(backbone),
             say=say,
         )
     except DownloadError as error:
@@ -105,11 +104,6 @@ def _load(backbone: keras.Model, spec: BackboneSpec, path: Path) -> None:
         published = spec.build_published(backbone.input_shape[1])
         read_weights_file(published, path, spec.name)
         copy_weights(published, backbone)
-
-
-def max_file_bytes(backbone: keras.Model) -> int:
-    """Return an upper bound on the size of its weights file: float32 values and HDF5's overhead."""
-    return int(1.1 * 4 * backbone.count_params()) + (4 << 20)
 
 
 def read_weights_file(network: keras.Model, path: Path, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tf.cli.terminal import progress_bar, warn
-from fmnist_tf.data.summary import summarize
+from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.run import Run, Trained, describe_run
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import keras
 
 N_MISTAKES = 100
+N_PROJECTED = 3000
 N_AGREEMENT = 256
 LEAST_AGREEMENT = 0.97
 FIGURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -64,7 +65,7 @@ def conclude(run: Run, tracker: Tracker, trained: Trained) -> Evaluation:
         with run.clock.stage("val"), progress_bar("val", "image") as show:
             pixels = dataset.train.pixels[run.splits.val]
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
-    map_rows = analysis.subset_rows(test.labels)
+    map_rows = subset_rows(test.labels, N_PROJECTED)
     with run.clock.stage("test"), progress_bar("test", "image") as show:
         probabilities, features = _test(run_batches, test.pixels, map_rows, show)
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
@@ -221,7 +222,7 @@ def _analyse(
         "cam_rows": explained,
         "cam_maps": cams,
         "cam_cells": np.array(find_backbone(model).output_shape[1:3]),
-        **summarize(run.dataset).to_arrays(),
+        **run.dataset.summary.to_arrays(),
     }
 
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import Splits
-from fmnist_tf.data.summary import measure_background, measure_content_side
 from fmnist_tf.errors import printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 from fmnist_tf.results.provenance import SAMPLE, describe_machine, find_caveats
@@ -106,12 +105,12 @@ class Run:
     @cached_property
     def background(self) -> int:
         """The usual grey level, 0..255, at the border of the training images."""
-        return measure_background(self.dataset.train.pixels)
+        return self.dataset.background
 
     @cached_property
     def content_side(self) -> int:
         """The usual longer side, 1..28, of what the training images show."""
-        return measure_content_side(self.dataset.train.pixels, self.background)
+        return self.dataset.content_side
 
     @property
     def title(self) -> str:

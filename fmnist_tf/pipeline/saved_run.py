@@ -10,13 +10,12 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmnist_tf.data.sample import GARMENTS
-from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
@@ -104,18 +103,6 @@ def read_saved_run(directory: RunDir) -> SavedRun:
             f"{printable(str(error))}; the run is damaged, or of another version: repeat it"
         ) from error
     return run
-
-
-def find_places(class_names: Sequence[str]) -> dict[str, int]:
-    """Return the class index of each text that stands for a class in a CSV's label column.
-
-    That is its name; and its number too, in a run whose classes 0..9 were named as Fashion-MNIST's.
-    """
-    places = {name: index for index, name in enumerate(class_names)}
-    # Names that a file itself holds are in alphabetical order, which this is not.
-    if tuple(class_names) == GARMENTS:
-        places |= {str(index): index for index in range(len(GARMENTS))}
-    return places
 
 
 def read_with_label(
@@ -223,7 +210,13 @@ def read_run_dataset(run: SavedRun, say: Callable[[str], None]) -> Dataset:
     """
     config, where = run.config, printable(str(run.directory.path), 200)
     paths = [str(file["path"]) for file in run.provenance["data"]["files"]]
-    for path in paths:
+    source = find_source(paths[0])
+    test = paths[1:]
+    if source == paths[0]:
+        needed = paths
+    else:  # found again without a path, its test images too unless others were named
+        test = needed = test if config.test_data else []
+    for path in needed:
         if not Path(path).is_file():
             raise UsageError(
                 f"the data of {where}: expected {printable(path, 200)}, found no such file in "
@@ -231,10 +224,10 @@ def read_run_dataset(run: SavedRun, say: Callable[[str], None]) -> Dataset:
                 "data with --data"
             )
     dataset = read_dataset(
-        paths[0],
+        source,
         store_dir=config.cache_dir(run.directory.runs_dir) / "pixels",
         say=say,
-        test_data=paths[1] if len(paths) > 1 else None,
+        test_data=test[0] if test else None,
         label_column=config.label_column,
     )
     found = tuple(file.sha256 for file in dataset.files)

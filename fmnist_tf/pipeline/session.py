@@ -89,8 +89,8 @@ def read_data(
         )
     for line in dataset.decisions:
         say(line)
-    for line in dataset.warnings:
-        warn(line)
+    for warning in dataset.warnings:
+        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
     say(
         f"data: {printable(dataset.name)}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"

@@ -59,7 +59,7 @@ def write_model_card(run: RunDir) -> None:
             # The box that the sample comes with is one of the caveats.
             notes=[
                 *find_caveats(data["kind"], provenance["weights"]["kind"], config["phase"]),
-                *(warning for warning in data["warnings"] if not warning.startswith("+")),
+                *(warning for warning in data["warnings"] if not warning.startswith("WARNING")),
             ],
         ),
     )

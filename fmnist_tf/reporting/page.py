@@ -287,8 +287,7 @@ def _damage_is_bad_input(run: RunDir) -> Iterator[None]:
 
 
 _EXPLAINED = {
-    SAMPLE: "its garments are drawn by code. An accuracy on it shows that everything runs; it says "
-    "nothing about real garments.",
+    SAMPLE: "an accuracy on it shows that everything runs; it says nothing about Fashion-MNIST.",
     RANDOM: "no figure here says what pretrained weights can do.",
 }
 

@@ -216,7 +216,7 @@ def describe_data(
 ) -> dict[str, Any]:
     """Return what is known of a data set: as in provenance.json, and summed up if it was."""
     # The sample's box is said by the banner.
-    warnings = [warning for warning in facts["warnings"] if not warning.startswith("+")]
+    warnings = [warning for warning in facts["warnings"] if not warning.startswith("WARNING")]
     about = {
         "name": printable(facts["name"]),
         "kind": facts["kind"],

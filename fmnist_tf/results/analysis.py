@@ -303,29 +303,6 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, variance_ratio
 
 
-def subset_rows(labels: np.ndarray, count: int = 3000, seed: int = 0) -> np.ndarray:
-    """Draw at most `count` examples, stratified: of each class the same share.
-
-    A class gets at most one example more than its share, and at least one if `count` allows one
-    for each.
-
-    Args:
-        labels: (N,) int64.
-        count: at least 0.
-        seed: of the draw inside each class; the same seed draws the same examples.
-
-    Returns:
-        Ascending int64 indices; all where N is at most `count`.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    sizes = np.bincount(labels)
-    ends = np.cumsum(sizes)
-    rank = np.arange(len(labels)) - np.repeat(ends - sizes, sizes)
-    drawn_before = rank / np.repeat(sizes, sizes)  # the share of its class that comes before it
-    return np.sort(by_class[np.argsort(drawn_before, kind="stable")[:count]])
-
-
 @dataclass(frozen=True)
 class McNemar:
     """Two classifiers on the same examples.

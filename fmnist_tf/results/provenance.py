@@ -26,7 +26,7 @@ _SECRET = re.compile(
 )
 
 
-SAMPLE = "built-in SAMPLE, not real data"
+SAMPLE = "built-in SAMPLE of handwritten digits"
 RANDOM = "RANDOM backbone weights, never pretrained"
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.data.splits import Splits, plan_holdout, plan_splits
+from fmnist_tf.data.splits import Splits, plan_holdout, plan_splits, subset_rows
 from fmnist_tf.errors import UsageError
 
 LABELS = np.arange(600) * 7 % 10
@@ -150,3 +150,33 @@ def test_holdout_names_its_part_and_hint():
     assert sorted([*kept, *held]) == list(range(600))
     with pytest.raises(UsageError, match=r"^test split: .* hint: bring more$"):
         plan_holdout(LABELS, fraction=0.001, seed=0, part="test", hint="bring more")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
+    count=st.integers(0, 200),
+    seed=st.integers(0, 3),
+)
+def test_a_subset_is_stratified(sizes, count, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    n, n_classes = len(labels), np.count_nonzero(sizes)
+    rows = subset_rows(labels, count, seed)
+    assert rows.dtype == np.int64
+    assert (np.diff(rows) > 0).all()
+    assert min(count, n) - n_classes < len(rows) <= count or len(rows) == n
+    drawn = np.bincount(labels[rows], minlength=len(sizes))
+    if count >= n_classes and np.min(sizes) > 1:
+        assert np.abs(drawn - np.array(sizes) * len(rows) / n).max() <= 1
+    assert rows.tolist() == subset_rows(labels, count, seed).tolist()
+
+
+def test_a_subset_of_balanced_classes_is_balanced_and_drawn_at_random():
+    labels = np.repeat(np.arange(10), 1000)
+    rows = subset_rows(labels, 3000)
+    assert np.bincount(labels[rows]).tolist() == [300] * 10
+    assert rows.tolist() != subset_rows(labels, 3000, seed=1).tolist()
+    # Drawn from the whole of each class, not from its beginning.
+    assert 400 < (rows % 1000).mean() < 600
+    assert subset_rows(labels, 10_000).tolist() == list(range(10_000))
+    assert len(subset_rows(labels, 7)) == 7

@@ -1,50 +1,60 @@
-"""Facts on data, counted by hand on small sets."""
+"""Facts on data, counted by hand on small sets; warnings; kept between starts."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_tf.data.sources import Dataset, Pixels
+from fmnist_tf.data import summary as summary_module
+from fmnist_tf.data.images import Pixels
 from fmnist_tf.data.summary import (
     EXAMPLES,
     DataSummary,
+    find_warnings,
+    inspect,
     measure_background,
     measure_content_side,
     summarize,
 )
 
 
-def images(labels: list[int], n_classes: int, seed: int) -> Pixels:
-    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 784), np.uint8)
+def part(pixels: np.ndarray, labels: np.ndarray, n_classes: int, digest: str = "") -> Pixels:
     names = tuple(f"class {k}" for k in range(n_classes))
-    return Pixels(pixels, np.array(labels), names, np.arange(len(labels)) + 2)
+    return Pixels(pixels, labels, names, np.arange(len(labels)) + 2, digest)
+
+
+def noise(labels: list[int], n_classes: int, seed: int) -> Pixels:
+    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 784), np.uint8)
+    return part(pixels, np.array(labels), n_classes, str(seed))
 
 
 @pytest.fixture
-def dataset() -> Dataset:
-    train = images([1, 0, 1, 1, 0, 1, 1, 1, 1], 3, seed=0)  # nothing of class 2
-    test = images([2, 0, 0], 3, seed=1)
+def parts() -> tuple[Pixels, Pixels]:
+    train = noise([1, 0, 1, 1, 0, 1, 1, 1, 1], 3, seed=0)  # nothing of class 2
+    test = noise([2, 0, 0], 3, seed=1)
     train.pixels[7] = train.pixels[3]
     train.pixels[8] = train.pixels[3]
     test.pixels[1] = train.pixels[4]
     test.pixels[2] = train.pixels[4]
-    return Dataset(train, test, "name", "csv", (), (), ())
+    return train, test
 
 
-def test_counts(dataset: Dataset) -> None:
-    summary = summarize(dataset)
+def test_counts(parts: tuple[Pixels, Pixels]) -> None:
+    summary = summarize(*parts)
     assert summary.train_counts.tolist() == [2, 7, 0]
     assert summary.test_counts.tolist() == [2, 0, 1]
     assert summary.duplicates.tolist() == [2, 1, 2]
     assert summary.histogram.sum() == 9 * 784
-    assert summary.histogram[17] == (dataset.train.pixels == 17).sum()
+    assert summary.histogram[17] == (parts[0].pixels == 17).sum()
 
 
-def test_pictures(dataset: Dataset) -> None:
-    train, summary = dataset.train, summarize(dataset)
+def test_pictures(parts: tuple[Pixels, Pixels]) -> None:
+    train, summary = parts[0], summarize(*parts)
     mean = train.pixels[[1, 4]].astype(float).mean(axis=0)
     np.testing.assert_allclose(summary.mean_images[0], mean, atol=0.5)
     assert not summary.mean_images[2].any()
@@ -54,9 +64,8 @@ def test_pictures(dataset: Dataset) -> None:
     assert not summary.examples[0, 2:].any()
 
 
-def test_round_trip(dataset: Dataset) -> None:
-    summary = summarize(dataset)
-    arrays = summary.to_arrays()
+def test_round_trip(parts: tuple[Pixels, Pixels]) -> None:
+    arrays = summarize(*parts).to_arrays()
     assert all(name.startswith("data_") for name in arrays)
     again = DataSummary.from_arrays(arrays | {"other": np.zeros(1)})
     assert all(again.to_arrays()[name] is array for name, array in arrays.items())
@@ -77,10 +86,7 @@ def test_background_is_the_median_of_the_edges(seed: int, n: int, high: int) -> 
     images = np.random.default_rng(seed).integers(0, high, (n, 28, 28)).astype(np.uint8)
     inside = np.zeros((28, 28), bool)
     inside[1:-1, 1:-1] = True
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmnist_tf.data.summary._BLOCK", 2)
-        found = measure_background(images.reshape(n, 784))
-    assert found == int(np.median(images[:, ~inside]))
+    assert measure_background(images.reshape(n, 784)) == int(np.median(images[:, ~inside]))
 
 
 def test_content_tolerates_what_is_nearly_background() -> None:
@@ -89,3 +95,110 @@ def test_content_tolerates_what_is_nearly_background() -> None:
     pixels[0, 10:14, 10] = 200
     assert measure_content_side(pixels.reshape(1, 784), 0) == 4
     assert measure_content_side(np.zeros((2, 784), np.uint8), 0) == 1
+
+
+def test_many_images_are_read_in_parts() -> None:
+    """Several blocks give what one does."""
+    train = noise([0, 1, 1] * 3000, 2, seed=2)
+    summary = summarize(train, train.pick(np.arange(10)))
+    np.testing.assert_array_equal(
+        summary.mean_images[1], np.rint(train.pixels[train.labels == 1].mean(axis=0))
+    )
+    np.testing.assert_array_equal(summary.histogram, np.bincount(train.pixels.ravel()))
+    assert summary.duplicates.tolist() == [0, 0, 10]
+
+
+def test_an_inspection_is_kept_and_belongs_to_its_images(
+    parts: tuple[Pixels, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = inspect(*parts, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    content = kept.read_bytes()
+    for damage in (content[:1000], b"", content[:3000] + bytes(100) + content[3100:]):
+        kept.write_bytes(damage)
+        inspect(*parts, tmp_path)
+        assert len(kept.read_bytes()) == len(content)
+    monkeypatch.setattr(summary_module, "summarize", None)
+    again = inspect(*parts, tmp_path)
+    assert (again.background, again.content_side) == (first.background, first.content_side)
+    assert again.warnings == first.warnings != ()
+    for name, array in first.summary.to_arrays().items():
+        np.testing.assert_array_equal(again.summary.to_arrays()[name], array)
+    train, test = parts
+    for changed in (
+        (replace(train, digest="other"), test),
+        (train, replace(test, digest="other")),
+        (replace(train, labels=train.labels[::-1]), test),
+        (replace(train, class_names=("a", "b", "c")), test),
+    ):
+        with pytest.raises(TypeError):  # it is computed again
+            inspect(*changed, tmp_path)
+
+
+# --- W040 ---
+
+
+def clothes(n: int, seed: int) -> np.ndarray:
+    """Tall bright bars of various shades on black."""
+    random = np.random.default_rng(seed)
+    images = np.zeros((n, 28, 28), np.uint8)
+    images[:, 4:24, 11:17] = random.integers(100, 256, (n, 20, 6))
+    return images.reshape(n, 784)
+
+
+def warned(
+    *expected: str,
+    pixels: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    test_pixels: np.ndarray | None = None,
+) -> None:
+    pixels = clothes(200, 0) if pixels is None else pixels
+    test_pixels = clothes(100, 1) if test_pixels is None else test_pixels
+    train = part(pixels, np.arange(200) % 4 if labels is None else labels, 4)
+    test = part(test_pixels, np.arange(len(test_pixels)) % 4, 4)
+    warnings = find_warnings(summarize(train, test), train, test)
+    assert len(warnings) == len(expected), warnings
+    for warning, text in zip(warnings, expected, strict=True):
+        assert warning.startswith("W040 ")
+        assert text in warning
+
+
+def test_nothing_to_warn_of() -> None:
+    warned()
+    warned(test_pixels=np.zeros((0, 784), np.uint8))
+
+
+def test_w040_copies_and_overlap() -> None:
+    twice = clothes(200, 0)
+    twice[5] = twice[77] = twice[8]
+    warned("2 of 200 training images are copies", pixels=twice)
+    test = clothes(100, 1)
+    test[7:10] = clothes(200, 0)[3:6]
+    warned("3 of 100 test images are also training images", test_pixels=test)
+
+
+def test_w040_constant_images() -> None:
+    pixels = clothes(200, 0)
+    pixels[9], pixels[10] = 0, 7
+    warned("2 training images have one grey level", pixels=pixels)
+
+
+def test_w040_inverted() -> None:
+    bright = 255 - clothes(200, 0)
+    warned("the mean training pixel is", pixels=bright, test_pixels=clothes(0, 0))
+
+
+def test_w040_transposed() -> None:
+    test = clothes(100, 1).reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
+    warned("rows and columns exchanged", test_pixels=test)
+    warned(test_pixels=test[:99])  # too few to tell
+
+
+def test_w040_imbalance() -> None:
+    labels = np.repeat([0, 1, 2, 3], [70, 60, 64, 6])
+    warned("class class 0 has 70 images and class class 3 6", labels=labels)
+    warned(labels=np.repeat([0, 1, 2, 3], [66, 57, 70, 7]))
+
+
+def test_w040_drift() -> None:
+    warned("differs from the mean training image by", test_pixels=clothes(100, 1) // 2 + 40)

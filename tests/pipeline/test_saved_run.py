@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ import pytest
 from test_train import QUICK, copy_frozen, frozen, write_csv
 
 from fmnist_tf import evaluate, predict
+from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.inference import run_all, run_model
 from fmnist_tf.pipeline.saved_run import (
@@ -92,8 +94,25 @@ def test_other_data_must_be_named(folder: Path) -> None:
 def test_what_must_not_be_missed(folder: Path) -> None:
     assert read().caveats == ("RANDOM backbone weights, never pretrained",)
     words = [*QUICK, "--data", "sample", "--limit", "100", "--epochs", "1"]
-    assert main(["--phase", "scratch", *words, "--run", "drawn"]) == 0
-    assert read("drawn").caveats == ("built-in SAMPLE, not real data",)
+    assert main(["--phase", "scratch", *words, "--run", "digits"]) == 0
+    assert read("digits").caveats == ("built-in SAMPLE of handwritten digits",)
+    assert read_run_dataset(read("digits"), print).kind == "sample"
+
+
+@pytest.mark.real
+def test_the_official_files_are_found_again(
+    folder: Path, keras_home_with_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(keras_home_with_data))
+    dataset = read_dataset("official", store_dir=folder / "store", say=print)
+    files = [asdict(file) for file in dataset.files]
+    files[0]["path"] = "gone/" + Path(files[0]["path"]).name
+    run = replace(read(), provenance={"data": {"files": files}})
+    found = read_run_dataset(run, print)
+    assert (found.kind, found.train.digest) == ("official", dataset.train.digest)
+    files[1]["sha256"] = "0" * 64
+    with pytest.raises(UsageError, match="Name the data with --data"):
+        read_run_dataset(run, print)
 
 
 def read_images(name: str) -> np.ndarray:

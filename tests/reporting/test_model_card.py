@@ -83,13 +83,13 @@ def test_hostile_names_are_shown_as_they_are(run: RunDir) -> None:
 def test_the_sample_is_said(run: RunDir) -> None:
     provenance = run.read_json("provenance.json")
     provenance["data"]["kind"] = "sample"
-    provenance["data"]["warnings"] = ["+----+\n| box |", "W040 two are alike"]
+    provenance["data"]["warnings"] = ["WARNING: the sample\nof something", "W040 two are alike"]
     run.write_json("provenance.json", provenance)
     write_model_card(run)
     text = run.file("README.md").read_text()
-    assert "> **built-in SAMPLE, not real data**" in text
+    assert "> **built-in SAMPLE of handwritten digits**" in text
     assert "> **W040 two are alike**" in text
-    assert "+----+" not in text
+    assert "of something" not in text
 
 
 def test_averaging_over_mirror_images_is_said_where_it_was_done(run: RunDir) -> None:

@@ -20,7 +20,6 @@ from fmnist_tf.results.analysis import (
     rank_confusions,
     score_classes,
     select_examples,
-    subset_rows,
 )
 from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
 
@@ -383,42 +382,6 @@ def test_two_examples_lie_on_a_line():
     points, ratio = project(np.array([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]]))
     np.testing.assert_allclose(points, [[-2.5, 0], [2.5, 0]], atol=1e-6)
     assert ratio == pytest.approx([1, 0])
-
-
-@few
-@given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
-    st.integers(0, 200),
-    st.integers(0, 3),
-)
-def test_map_rows_are_stratified(sizes, count, seed):
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    n = len(labels)
-    rows = subset_rows(labels, count, seed)
-    assert rows.dtype == np.int64
-    assert len(rows) == min(count, n)
-    assert (np.diff(rows) > 0).all()
-    drawn = np.bincount(labels[rows], minlength=len(sizes))
-    for size, found in zip(sizes, drawn, strict=True):
-        assert found <= size * count / n + 1
-        if size and count >= len(sizes):
-            assert found >= 1
-    # Of each class the first of one permutation, whichever way a machine sorts.
-    order = np.random.default_rng(seed).permutation(n)
-    expected = [order[labels[order] == c][:found] for c, found in enumerate(drawn)]
-    assert rows.tolist() == sorted(np.concatenate(expected))
-
-
-def test_map_rows_of_balanced_classes_are_balanced_and_drawn_at_random():
-    labels = np.repeat(np.arange(10), 1000)
-    rows = subset_rows(labels)
-    assert np.bincount(labels[rows]).tolist() == [300] * 10
-    # What does not divide evenly goes to the lower classes.
-    assert np.bincount(labels[subset_rows(labels, 3004)]).tolist() == [301] * 4 + [300] * 6
-    assert rows.tolist() != subset_rows(labels, seed=1).tolist()
-    # Drawn from the whole of each class, not from where it begins.
-    assert 400 < (rows % 1000).mean() < 600
-    assert subset_rows(labels[:3000]).tolist() == list(range(3000))
 
 
 # --- two runs -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tf.data.sample import draw_sample
+from fmnist_tf.data.sample import load_sample
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.settings.recipe import list_names, read_recipe
 
@@ -21,12 +21,12 @@ SMALLER = ("vgg16", "convnext-tiny", "inceptionv3")  # minutes each at the recip
 
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory) -> Path:
-    """Drawn garments as a pair of CSV files, as many of each class."""
+    """Images of the built-in sample as a pair of CSV files."""
     folder = tmp_path_factory.mktemp("data")
-    pixels, labels, test_pixels, test_labels = draw_sample(N_TRAIN, N_TEST)
+    pixels, labels, test_pixels, test_labels = load_sample()
     for name, rows, classes in (
-        ("garments_train.csv", pixels, labels),
-        ("garments_test.csv", test_pixels, test_labels),
+        ("garments_train.csv", pixels[:N_TRAIN], labels[:N_TRAIN]),
+        ("garments_test.csv", test_pixels[:N_TEST], test_labels[:N_TEST]),
     ):
         header = ",".join(["label", *(f"pixel{i}" for i in range(1, 785))])
         table = np.column_stack([classes, rows])

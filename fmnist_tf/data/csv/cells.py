@@ -1,8 +1,4 @@
-"""The grammar of one CSV line and of one cell.
-
-In: the bytes of one line or cell. Out: cells, pixel values and label texts, or a `Fault` that says
-what is wrong. This module must not know files, line numbers, headers or arrays.
-"""
+"""One line -> cells; one cell -> a pixel value or a label text; or the `Fault` that it has."""
 
 from __future__ import annotations
 

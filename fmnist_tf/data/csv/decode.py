@@ -1,8 +1,7 @@
 """A file on disk -> its SHA-256 and its text in blocks of whole lines, in bounded memory.
 
-In: a path that nobody has checked. Out: bytes. Refused here: what is no readable regular file, is
-too large, is another format, is a damaged or absurd gzip, or changes while it is read. This module
-must not know what stands in a line.
+Refused here: what is not a readable regular file, is too large, is another format, is a corrupt or
+absurdly compressed gzip, or changes while it is read.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from io import FileIO
 from types import TracebackType
 
 from fmnist_tf.data.csv.cells import LINE_BYTES
-from fmnist_tf.errors import DataError, Problem, printable
+from fmnist_tf.errors import DataError, Problem
 
 BLOCK_BYTES = 1 << 18
 """Bytes a read asks for; of 32 KiB to 1 MiB about the fastest (runs/LOG.md)."""
@@ -91,7 +90,7 @@ class CsvBytes:
                 raise file_error(
                     "E008",
                     path,
-                    f"the first bytes are {printable(repr(head[:2])[1:])}",
+                    f"the first bytes are {repr(head[:2])[1:]}",
                     "gzip's magic bytes 1f 8b, as the name ends in .gz",
                     "take .gz off the name if the file is plain text",
                 )

@@ -1,8 +1,4 @@
-"""The first lines of a CSV -> which column holds what.
-
-In: the first line's cells and a sample of the lines below. Out: a `Layout` and sentences that say
-what was decided. This module must not know files, blocks or arrays of pixels.
-"""
+"""The first lines of a CSV -> which column holds what."""
 
 from __future__ import annotations
 
@@ -10,11 +6,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.csv.cells import Fault, label_text, pixel_value, split_line
 from fmnist_tf.errors import DataError, Problem, printable
 
-SIDE = 28
-PIXELS = SIDE * SIDE
 LABEL_NAMES = frozenset(
     "label labels class classes target targets category y class_label classlabel class_name"
     " label_name ground_truth truth".split()
@@ -116,11 +111,11 @@ def _other_separator(lines: list[bytes]) -> Fault | None:
         (b";", "';'", 1),
         (b"\t", "a tab", 1),
         (b"|", "'|'", 1),
-        (b" ", "a space", PIXELS // 2),
+        (b" ", "a space", N_PIXELS // 2),
     ):
         count = first.count(separator)
         decimal = re.compile(rb"(?:^|[;\t| ])[+-]?\d+,\d+(?:$|[;\t| ])")
-        if count >= PIXELS - 1 and any(decimal.search(line) for line in lines[:2]):
+        if count >= N_PIXELS - 1 and any(decimal.search(line) for line in lines[:2]):
             hint = "export with ',' between cells, and whole numbers"
             return Fault("E017", f"decimal commas, and {name} between cells", expected, hint, 1)
         if not commas and count >= fewest:
@@ -139,7 +134,7 @@ def _is_header(path: str, cells: list[bytes], lines: list[bytes], line: int) -> 
     if named:
         raise _ambiguous(path, line, named[0], "names and numbers mixed")
     digits = [int(cell) for cell in cells if re.fullmatch(rb"[ \t]*\d{1,4}[ \t]*", cell)]
-    if len(digits) >= PIXELS and digits == list(range(digits[0], digits[0] + len(digits))):
+    if len(digits) >= N_PIXELS and digits == list(range(digits[0], digits[0] + len(digits))):
         if any(texts):
             return True
         raise _ambiguous(path, line, 0, f"the column numbers {digits[0]}..{digits[-1]}")
@@ -177,9 +172,9 @@ def _by_name(
         )
         for column in sorted({*_repeated(norms), *family.repeated})
     ]
-    if len(family.columns) < PIXELS // 2:
+    if len(family.columns) < N_PIXELS // 2:
         found = f"{len(names)} columns, {len(family.columns)} of them numbered pixels"
-        expected = f"{PIXELS} pixel columns, pixel1..pixel{PIXELS}, with or without a label"
+        expected = f"{N_PIXELS} pixel columns, pixel1..pixel{N_PIXELS}, with or without a label"
         hint = "images are 28x28: one column for each pixel"
         raise _layout_error(path, line, [Fault("E020", found, expected, hint), *faults], names)
     wanted = family.wanted()
@@ -213,9 +208,10 @@ class _Family:
     def wanted(self) -> list[int]:
         if self.is_grid:
             base = 0 if any(n < 100 or n % 100 == 0 for n in self.columns) else 1
-            return [100 * (row + base) + base + c for row in range(SIDE) for c in range(SIDE)]
+            steps = range(base, base + IMAGE_SIZE)
+            return [100 * row + column for row in steps for column in steps]
         base = 0 if 0 in self.columns else 1
-        return list(range(base, base + PIXELS))
+        return list(range(base, base + N_PIXELS))
 
     def name(self, number: int) -> str:
         return f"{number // 100}x{number % 100}" if self.is_grid else f"{self.prefix}{number}"
@@ -287,7 +283,7 @@ def _label_by_name(
         if column not in index and column not in like and column != label:
             hint = "delete the column, or name the label with --label-column"
             found = "a column that is neither pixel, label nor index"
-            expected = f"{PIXELS} pixels and at most one label"
+            expected = f"{N_PIXELS} pixels and at most one label"
             faults.append(Fault("E025", found, expected, hint, column + 1))
     if label is None:
         decisions.append("no label column: the images are unlabelled")
@@ -302,19 +298,19 @@ def _by_position(path: str, lines: list[bytes], line: int) -> Layout:
     """Count the columns; one damaged line does not decide, the sample's commonest width does."""
     rows = [cells for raw in lines if isinstance(cells := split_line(raw), list)]
     widths = Counter(len(cells) for cells in rows)
-    width = max((PIXELS + 1, PIXELS), key=lambda width: widths[width])
+    width = max((N_PIXELS + 1, N_PIXELS), key=lambda width: widths[width])
     if not widths[width]:
         found = len(rows[0])
-        code = "E018" if found < PIXELS else "E019"
+        code = "E018" if found < N_PIXELS else "E019"
         hint = "a comma at the end of each line?" if not rows[0][-1] else ""
-        if found > PIXELS + 1 and not hint:
+        if found > N_PIXELS + 1 and not hint:
             hint = "an index column can be dropped only where a header names it"
-        expected = f"{PIXELS} pixels, with or without a label"
+        expected = f"{N_PIXELS} pixels, with or without a label"
         raise _layout_error(path, line, [Fault(code, f"{found} fields", expected, hint)])
     decisions = [f"no header: line {line} is the first image"]
-    if width == PIXELS:
+    if width == N_PIXELS:
         decisions.append("no label column: the images are unlabelled")
-        return Layout(None, None, width, None, tuple(range(PIXELS)), line, tuple(decisions))
+        return Layout(None, None, width, None, tuple(range(N_PIXELS)), line, tuple(decisions))
     rows = [cells for cells in rows if len(cells) == width]
     only_last = sum(
         isinstance(pixel_value(cells[0]), int)
@@ -324,7 +320,7 @@ def _by_position(path: str, lines: list[bytes], line: int) -> Layout:
     )
     if 2 * only_last > len(rows):
         decisions.append(f"the label is the last column, {width}: it cannot be a pixel")
-        return Layout(None, None, width, PIXELS, tuple(range(PIXELS)), line, tuple(decisions))
+        return Layout(None, None, width, N_PIXELS, tuple(range(N_PIXELS)), line, tuple(decisions))
     decisions.append("the label is column 1 (a header can name another)")
     columns = tuple(range(1, width))
     return Layout(None, None, width, 0, columns, line, tuple(decisions))

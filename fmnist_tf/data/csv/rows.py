@@ -1,11 +1,10 @@
 """Blocks of whole lines -> rows of uint8 pixels and label codes, and every fault with its place.
 
-In: a `Layout` and the blocks in file order. Out: arrays block by block. A block that is plain
-digits, commas and line ends is read by NumPy at once; any other block is read cell by cell, which
-accepts the tolerant forms of `cells` or says what is wrong. Both give the same rows. This module
-must not know where the bytes come from or where the arrays go.
+A block of plain digits, commas and line ends is parsed by NumPy at once; any other block is read
+cell by cell, which accepts the tolerant forms of `cells` or says what is wrong. Both give the same
+rows.
 
-Shape letters: R rows of a block, W columns of the file, 784 pixels.
+R rows of a block, W columns of the file, 784 pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.csv.cells import (
     LINE_BYTES,
     Fault,
@@ -24,7 +24,7 @@ from fmnist_tf.data.csv.cells import (
     pixel_value,
     split_line,
 )
-from fmnist_tf.data.csv.layout import PIXELS, Layout
+from fmnist_tf.data.csv.layout import Layout
 from fmnist_tf.errors import DataError, Problem, printable
 
 MAX_CLASSES = 1000
@@ -58,9 +58,11 @@ class RowReader:
         order = np.argsort(layout.pixel_columns, kind="stable")
         self._columns = [layout.pixel_columns[i] for i in order]
         first = self._columns[0]
-        is_run = self._columns == list(range(first, first + PIXELS))
-        self._fields: slice | list[int] = slice(first, first + PIXELS) if is_run else self._columns
-        is_ordered = bool((order == np.arange(PIXELS)).all())
+        is_run = self._columns == list(range(first, first + N_PIXELS))
+        self._fields: slice | list[int] = (
+            slice(first, first + N_PIXELS) if is_run else self._columns
+        )
+        is_ordered = bool((order == np.arange(N_PIXELS)).all())
         self._order = None if is_ordered else np.argsort(order, kind="stable")
         self._others = sorted(set(range(layout.width)) - set(self._columns))
         self._pixel_memo: dict[bytes, int | Fault] = dict(_PLAIN_PIXELS)
@@ -194,7 +196,7 @@ class RowReader:
             if row is not None:
                 good.append(row[0])
                 codes.append(row[1])
-        pixels = np.frombuffer(b"".join(good), np.uint8).reshape(len(good), PIXELS)
+        pixels = np.frombuffer(b"".join(good), np.uint8).reshape(len(good), N_PIXELS)
         return pixels, np.array(codes, np.int32)
 
     def _read_line(self, raw: bytes, line: int, is_open: bool) -> tuple[bytes, int] | None:

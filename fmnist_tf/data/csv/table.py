@@ -1,9 +1,4 @@
-"""A CSV of 28x28 images -> validated uint8 pixels and labels, every fault with file, line, column.
-
-In: a path and a folder for the parsed store. Out: a `CsvTable`, memory-mapped, or `DataError` with
-all faults of the file. Kept apart: `decode` (disk and gzip), `cells` (one line, one cell),
-`layout` (header and columns), `rows` (blocks of rows), `data.store` (the store) and
-`data.checks` (warnings). This module must not know where CSVs come from, nor labels as 0..K-1.
+"""A CSV of 28x28 images -> a `Table` of uint8 pixels and labels, or `DataError` with all faults.
 
 What is accepted: `label,pixel1..pixel784` and its relatives (`pixel0..`, `1x1..28x28`, any shared
 prefix numbered 0..783 or 1..784), no header, the label first, last or named, an index column,
@@ -11,7 +6,7 @@ no label at all; gzip; LF or CR LF, also mixed; a UTF-8 byte-order mark; no line
 quotes and spaces around a cell, a sign, leading zeros, `12.0` for 12. Labels are whole numbers of
 any value or names, not both in one file.
 
-Codes, by what was met. (a) = accepted, and told in `CsvTable.decisions`.
+Codes; (a): accepted, and said in `Table.decisions`.
 
     E001 no such file                       E023 a pixel column is missing
     E002 directory, pipe, socket, device    E024 (a) pixel columns permuted: put in order by name
@@ -32,7 +27,7 @@ Codes, by what was met. (a) = accepted, and told in `CsvTable.decisions`.
          refused if the last line is short  E037 number beyond 64 bits
     E016 separator ';', tab, '|' or space   E038 line over 64 KiB; quote not closed in its line
     E017 decimal comma                      E039 header again, blank or comment line
-    E018 line too short                     W040 see `find_pixel_warnings`
+    E018 line too short                     W040 see `summary`
     E019 line too long                      E041 file changed while it was read
     E020 header without 784 pixels          E042 one file as train and as test
     E021 --label-column without a header;   E043 pattern matches nothing; loop of symbolic links
@@ -48,49 +43,19 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fmnist_tf.data.checks import find_warnings
-from fmnist_tf.data.csv.cells import is_whole
+from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.csv.decode import CsvBytes, file_error
-from fmnist_tf.data.csv.layout import PIXELS, Layout, plan_layout
+from fmnist_tf.data.csv.layout import Layout, plan_layout
 from fmnist_tf.data.csv.rows import RowReader
+from fmnist_tf.data.images import Table
 from fmnist_tf.data.store import StoredPixels, StoreWriter, read_store
-from fmnist_tf.errors import DataError, Problem, printable
+from fmnist_tf.errors import DataError
 
 MAX_BYTES = 64 << 30
 READER_VERSION = 1
 """Part of a store's name: raise it whenever the same bytes would be read in another way."""
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """One CSV file, validated.
-
-    Attributes:
-        pixels: (N, 784), row-major, read-only memory map.
-        label_index: (N,) places in `label_values`, read-only memory map; None if unlabelled.
-        label_values: the K distinct labels as text, ordered by value if all are whole numbers,
-            else by text; empty if unlabelled.
-        path: the file as the user named it.
-        sha256: of the file's bytes as they lie on disk.
-        first_line: line of row 0, so row i stands in line `first_line + i`.
-        decisions: what was decided, one sentence each.
-        label_field: the label's 1-based field, or None.
-    """
-
-    pixels: NDArray[np.uint8]
-    label_index: NDArray[np.int32] | None
-    label_values: tuple[str, ...]
-    path: str
-    sha256: str
-    first_line: int
-    decisions: tuple[str, ...]
-    label_field: int | None = None
 
 
 def read_csv(
@@ -99,10 +64,10 @@ def read_csv(
     *,
     label_column: str | None = None,
     max_bytes: int = MAX_BYTES,
-) -> CsvTable:
-    """Read and check a CSV once; later calls open the store that the first one left.
+) -> Table:
+    """Read and check a CSV, or open the store that an earlier call wrote.
 
-    Memory stays bounded whatever the size: the text passes in blocks of 256 KiB.
+    Memory is bounded: the text is read in blocks of 256 KiB.
 
     Args:
         path: the CSV, perhaps gzipped.
@@ -112,7 +77,7 @@ def read_csv(
 
     Raises:
         DataError: E001..E041, E043 (a loop), E044, all faults of the file at once.
-        OSError: the disk is full or fails; nothing half-written stays behind.
+        OSError: the disk is full or fails; nothing incomplete is left.
     """
     path = os.fspath(path)
     with CsvBytes(path, max_bytes) as file:
@@ -125,12 +90,14 @@ def read_csv(
             stored = _write_parsed(file, directory, label_column)
         file.check_unchanged()
     facts = stored.facts
-    return CsvTable(
+    return Table(
         pixels=stored.pixels,
         label_index=stored.label_index,
         label_values=tuple(facts["label_values"]),
         path=path,
         sha256=sha256,
+        digest=stored.digest,
+        label_digest=stored.label_digest,
         first_line=facts["first_line"],
         decisions=tuple(facts["decisions"]),
         label_field=facts["label_field"],
@@ -138,11 +105,11 @@ def read_csv(
 
 
 def _write_parsed(file: CsvBytes, directory: Path, label_column: str | None) -> StoredPixels:
-    """Parse the file into a new store; nothing is published unless the file is without fault."""
+    """Parse the file into a new store, which is published only if the file has no fault."""
     try:
         return _parse(file, directory, label_column)
     except DataError:
-        file.check_unchanged()  # the faults of a half-written file are not worth telling
+        file.check_unchanged()  # faults of a half-written file would mislead
         raise
 
 
@@ -154,7 +121,7 @@ def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredP
     layout, rest = _split_header(file.path, block, label_column)
     _check_room(file, layout, len(block) - len(rest), rest, directory.parent)
     reader = RowReader(file.path, layout)
-    with StoreWriter(directory, PIXELS, layout.label_column is not None) as writer:
+    with StoreWriter(directory, layout.label_column is not None) as writer:
         block = rest
         ends_line = True
         while True:
@@ -187,7 +154,7 @@ def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredP
 
 
 def _split_header(path: str, block: bytes, label_column: str | None) -> tuple[Layout, bytes]:
-    """Plan the layout by the first block; return it and the block without the header."""
+    """Return the layout, planned by the first block, and the block without the header."""
     lines = block.split(b"\n")
     if len(lines) > 1:
         lines.pop()  # empty, or the start of a line that the block cuts
@@ -204,18 +171,18 @@ def _check_room(
     """Compare the estimated size of the store with the free space; E044."""
     line_bytes = len(sample) / max(sample.count(b"\n"), 1)
     rows = int((file.estimate_text_bytes() - header_bytes) / max(line_bytes, 1))
-    needed = rows * (PIXELS + (0 if layout.label_column is None else 8))
+    needed = rows * (N_PIXELS + (0 if layout.label_column is None else 8))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        found = f"about {rows} images, which need {needed} bytes in {printable(str(folder))}"
+        found = f"about {rows} images, which need {needed} bytes in {folder}"
         hint = "free some space, or put the run directory elsewhere"
         raise file_error("E044", file.path, found, f"at most the {free} bytes that are free", hint)
 
 
 def expand_path(pattern: str | os.PathLike[str]) -> Path:
-    """Return the one file or folder a path or shell pattern stands for; an exact name wins.
+    """Return the one file or folder that a path or shell pattern means; an exact name wins.
 
     A path without `*`, `?` or `[` is returned as it is, whether it exists or not.
 
@@ -234,7 +201,7 @@ def expand_path(pattern: str | os.PathLike[str]) -> Path:
         return Path(text)
     paths = [] if "\0" in text else sorted(glob.glob(text))
     if len(paths) != 1:
-        shown = ", ".join(printable(path) for path in paths[:3])
+        shown = ", ".join(paths[:3])
         found = f"the pattern matches {len(paths)} files: {shown}" if paths else "no file matches"
         raise file_error("E043", text, found, "a pattern of one file", "check folder and pattern")
     return Path(paths[0])
@@ -249,78 +216,8 @@ def check_paths(train_path: str | os.PathLike[str], test_path: str | os.PathLike
     try:
         same = os.path.samefile(train_path, test_path)
     except (OSError, ValueError):
-        return  # `read_csv` tells what is wrong with either
+        return  # `read_csv` says what is wrong
     if same:
-        shown = printable(os.fspath(train_path), 200)
-        found = f"the same file as the training data {shown}"
-        hint = "a test on the training images measures memory: give other images"
+        found = f"the same file as the training data {os.fspath(train_path)}"
+        hint = "accuracy on the training images says nothing about new ones: give other images"
         raise file_error("E042", os.fspath(test_path), found, "another file", hint)
-
-
-def find_pixel_warnings(train: CsvTable, test: CsvTable | None = None) -> tuple[str, ...]:
-    """Return W040 sentences on images and labels that are readable but probably not meant.
-
-    See `checks.find_warnings` for what is looked at.
-    """
-    return find_warnings(
-        train.pixels,
-        train.label_index,
-        train.label_values,
-        None if test is None else test.pixels,
-    )
-
-
-def check_label_map(train: CsvTable, test: CsvTable | None = None) -> None:
-    """Refuse labels that cannot be learnt, or tested against what was learnt.
-
-    Raises:
-        DataError: E026 (no label column), E028 (a label that train lacks), E029 (names here,
-            numbers there), E030 (fewer than 2 classes); one problem for each such label, at the
-            first line that has it.
-    """
-    for table in (train, test):
-        if table is not None and table.label_index is None:
-            hint = "name it with --label-column"
-            raise file_error("E026", table.path, "no label column", "labelled images", hint)
-    if len(train.label_values) < 2:
-        found = f"one class only, {printable(train.label_values[0])}"
-        hint = "is this the label column? name it with --label-column"
-        raise DataError([_label_problem(train, 0, "E030", found, "2 classes or more", hint)])
-    if test is None:
-        return
-    known = set(train.label_values)
-    unknown = [place for place, text in enumerate(test.label_values) if text not in known]
-    is_number = is_whole(train.label_values[0])
-    shown = ", ".join(printable(text, 20) for text in train.label_values[:10])
-    expected = f"a label of {printable(train.path, 200)}: {shown}"
-    expected += ", ..." if len(train.label_values) > 10 else ""
-    problems = []
-    for place in unknown:
-        text = test.label_values[place]
-        found = f"the label {printable(text)}"
-        if is_whole(text) != is_number:
-            hint = "write names in both files, or numbers in both"
-            problems.append(_label_problem(test, place, "E029", found, expected, hint))
-        else:
-            hint = _shift_hint(train, test) if is_number else "another spelling?"
-            problems.append(_label_problem(test, place, "E028", found, expected, hint))
-    if problems:
-        raise DataError(sorted(problems, key=lambda problem: problem.line or 0))
-
-
-def _label_problem(
-    table: CsvTable, place: int, code: str, found: str, expected: str, hint: str
-) -> Problem:
-    index = table.label_index
-    row = 0 if index is None else int(np.argmax(index == place))
-    line = table.first_line + row
-    return Problem(code, table.path, line, table.label_field, None, found, expected, hint)
-
-
-def _shift_hint(train: CsvTable, test: CsvTable) -> str:
-    ours, theirs = [int(x) for x in train.label_values], [int(x) for x in test.label_values]
-    if min(ours) == 0 and min(theirs) == 1 and max(theirs) == max(ours) + 1:
-        return "one-based labels here, zero-based in training? subtract 1"
-    if min(ours) == 1 and min(theirs) == 0 and max(theirs) == max(ours) - 1:
-        return "zero-based labels here, one-based in training? add 1"
-    return "the model has never seen this class"

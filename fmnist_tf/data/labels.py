@@ -1,0 +1,97 @@
+"""Labels as text -> class indices.
+
+N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tf.data.csv.cells import is_whole
+from fmnist_tf.data.csv.decode import file_error
+from fmnist_tf.data.images import Table
+from fmnist_tf.errors import DataError, Problem, printable
+
+FASHION_MNIST = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+"""The class names of labels 0..9, https://github.com/zalandoresearch/fashion-mnist#labels."""
+
+
+def index_classes(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the class index of each text that stands for a class in a label column.
+
+    That is the class name, and for Fashion-MNIST's class names also the number.
+    """
+    index = {name: k for k, name in enumerate(class_names)}
+    # The class names of a file are in alphabetical order, which this is not.
+    if tuple(class_names) == FASHION_MNIST:
+        index |= {str(k): k for k in range(len(FASHION_MNIST))}
+    return index
+
+
+def map_labels(
+    table: Table, class_names: Sequence[str], where: str = "the run"
+) -> NDArray[np.int64]:
+    """Return the labels (N,) of a table as indices into `class_names`.
+
+    Args:
+        table: its labels may be a part of the classes.
+        class_names: K names, at least one.
+        where: whose classes they are, for the message.
+
+    Raises:
+        DataError: E026, no labels; E028, a label that is no class; E029, a name where classes are
+            numbers or the reverse. One problem for each such label, at its first line.
+    """
+    require_labels(table)
+    index = index_classes(class_names)
+    shown = ", ".join(printable(text, 20) for text in list(index)[:10])
+    expected = f"a class of {where}: {shown}{', ...' if len(index) > 10 else ''}"
+    kinds = {is_whole(text) for text in index}
+    problems = []
+    for value, text in enumerate(table.label_values):
+        if text not in index:
+            code, hint = "E028", _hint(table.label_values, class_names)
+            if is_whole(text) not in kinds:
+                code, hint = "E029", "write names in both files, or numbers in both"
+            problems.append(_problem(table, value, code, expected, hint))
+    if problems:
+        raise DataError(sorted(problems, key=lambda problem: problem.line or 0))
+    of_value = np.array([index[text] for text in table.label_values], np.int64)
+    return of_value[np.asarray(table.label_index)]
+
+
+def require_labels(table: Table, minimum: int = 1) -> None:
+    """Check that a table is labelled, with at least `minimum` classes.
+
+    Raises:
+        DataError: E026, no labels; E030, too few classes.
+    """
+    if table.label_index is None:
+        hint = "name it with --label-column"
+        raise file_error("E026", table.path, "no label column", "labelled images", hint)
+    if len(table.label_values) < minimum:
+        hint = "is this the label column? name it with --label-column"
+        raise DataError([_problem(table, 0, "E030", f"{minimum} classes or more", hint)])
+
+
+def _problem(table: Table, value: int, code: str, expected: str, hint: str) -> Problem:
+    line = table.first_line + int(np.argmax(np.asarray(table.label_index) == value))
+    only = "only " if len(table.label_values) == 1 else ""
+    found = f"{only}the label {printable(table.label_values[value])}"
+    return Problem(code, table.path, line, table.label_field, None, found, expected, hint)
+
+
+def _hint(found: Sequence[str], expected: Sequence[str]) -> str:
+    if all(map(is_whole, (*found, *expected))):
+        ours, theirs = sorted(map(int, expected)), sorted(map(int, found))
+        if (ours[0], theirs[0], theirs[-1]) == (0, 1, ours[-1] + 1):
+            return "labels that count from 1 where the classes count from 0? subtract 1"
+        if (ours[0], theirs[0], theirs[-1]) == (1, 0, ours[-1] - 1):
+            return "labels that count from 0 where the classes count from 1? add 1"
+    return "no training image has this class; another spelling?"
