@@ -51,7 +51,7 @@ class ArrayRows:
 
     Attributes:
         array: (N, ...).
-        known_digest: SHA-256 of the array's bytes, or None to compute it when it is needed.
+        known_digest: of the content, or None for the SHA-256 of the array's bytes.
     """
 
     array: np.ndarray
@@ -59,7 +59,7 @@ class ArrayRows:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the array's bytes."""
+        """Identifies the content."""
         return self.known_digest or _sha256(self.array)
 
     @property

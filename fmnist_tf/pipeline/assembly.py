@@ -106,7 +106,8 @@ def open_source(
     from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, StackedRows
     from fmnist_tf.training import feature_store, features
 
-    pixels = PickedRows(ArrayRows(run.dataset.train.pixels), pool)
+    train = run.dataset.train
+    pixels = PickedRows(ArrayRows(train.pixels, train.digest), pool)
     both: tuple[RowSource, ...] = (pixels, FlippedRows(pixels))
     views = both[: plan.n_views]
     precision, why = run.precision
