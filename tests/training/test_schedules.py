@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,62 +22,37 @@ def rates(plan: RatePlan, val_losses: tuple[float, ...] = ()) -> list[float]:
     return [rate_at(plan, step, val_losses) for step in range(plan.total_steps)]
 
 
-def test_constant() -> None:
-    assert rates(RatePlan("constant", 0.3, steps_per_epoch=3, epochs=1)) == [0.3, 0.3, 0.3]
+BY_HAND = {
+    "constant": (RatePlan("constant", 0.3, 3, 1), [0.3, 0.3, 0.3]),
+    # A quarter of the way in the first step, the peak when the warm-up is over.
+    "constant, warm-up": (
+        RatePlan("constant", 0.4, 3, 2, warmup_steps=3),
+        [0.1, 0.2, 0.3, 0.4, 0.4, 0.4],
+    ),
+    "warm-up only": (RatePlan("constant", 1.0, 3, 1, warmup_steps=3), [0.25, 0.5, 0.75]),
+    # (1 + cos(k * 45 degrees)) / 2
+    "cosine": (RatePlan("cosine", 1.0, 2, 2), [1.0, 0.8535533906, 0.5, 0.1464466094]),
+    # 1 + 8 * (1 + cos(k * 60 degrees)) / 2 after the warm-up
+    "cosine, warm-up, minimum": (
+        RatePlan("cosine", 9.0, 3, 2, warmup_steps=3, minimum=1.0),
+        [3.0, 5.0, 7.0, 9.0, 7.0, 3.0],
+    ),
+    # The second top is half as high above the minimum, the third a quarter.
+    "triangular2": (
+        RatePlan("triangular2", 9.0, 5, 2, minimum=1.0, cycle_steps=4),
+        [1.0, 5.0, 9.0, 5.0, 1.0, 3.0, 5.0, 3.0, 1.0, 2.0],
+    ),
+    "one step": (RatePlan("cosine", 1.0, 1, 1, minimum=0.25), [1.0]),
+    "one step of triangular2": (
+        RatePlan("triangular2", 1.0, 1, 1, minimum=0.25, cycle_steps=2),
+        [0.25],
+    ),
+}
 
 
-def test_constant_with_warmup() -> None:
-    plan = RatePlan("constant", 0.4, steps_per_epoch=3, epochs=2, warmup_steps=3)
-    table = [
-        0.1,  # a quarter of the way: the first step moves already
-        0.2,
-        0.3,
-        0.4,  # the warm-up is over: the peak
-        0.4,
-        0.4,
-    ]
-    assert rates(plan) == pytest.approx(table)
-
-
-def test_cosine() -> None:
-    table = [
-        1.0,  # the peak
-        0.8535533906,  # (1 + cos 45 degrees) / 2
-        0.5,  # half way
-        0.1464466094,  # (1 + cos 135 degrees) / 2; zero would be the step after
-    ]
-    assert rates(RatePlan("cosine", 1.0, steps_per_epoch=2, epochs=2)) == pytest.approx(table)
-    assert rates(RatePlan("cosine", 1.0, steps_per_epoch=4, epochs=1)) == pytest.approx(table)
-
-
-def test_cosine_with_warmup_and_a_minimum() -> None:
-    plan = RatePlan("cosine", 9.0, steps_per_epoch=3, epochs=2, warmup_steps=3, minimum=1.0)
-    table = [
-        3.0,  # a quarter of the way from 1 to 9
-        5.0,
-        7.0,
-        9.0,  # the peak: the cosine begins
-        7.0,  # three quarters: (1 + cos 60 degrees) / 2
-        3.0,  # one quarter; step 6 would have the minimum
-    ]
-    assert rates(plan) == pytest.approx(table)
-
-
-def test_triangular2() -> None:
-    plan = RatePlan("triangular2", 9.0, steps_per_epoch=5, epochs=2, minimum=1.0, cycle_steps=4)
-    table = [
-        1.0,  # minimum
-        5.0,
-        9.0,  # the peak
-        5.0,
-        1.0,  # the second cycle: half as high
-        3.0,
-        5.0,
-        3.0,
-        1.0,  # the third cycle: a quarter, cut off by the end of the run
-        2.0,
-    ]
-    assert rates(plan) == pytest.approx(table)
+@pytest.mark.parametrize(("plan", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_rates_by_hand(plan: RatePlan, expected: list[float]) -> None:
+    assert rates(plan) == pytest.approx(expected)
 
 
 def test_triangular2_is_smiths_formula() -> None:
@@ -198,28 +172,6 @@ def test_rates_are_between_minimum_and_peak(plan: RatePlan, losses: list[float])
     for rate in rates(plan, tuple(losses)):
         assert plan.minimum * (1 - 1e-9) <= rate <= plan.peak * (1 + 1e-9)
         assert rate >= 0
-
-
-@few
-@given(plans().filter(lambda plan: plan.warmup_steps > 0))
-def test_warmup_rises_by_a_constant_amount_up_to_the_peak(plan: RatePlan) -> None:
-    step = (plan.peak - plan.minimum) / (plan.warmup_steps + 1)
-    warm = [plan.minimum, *rates(plan)[: plan.warmup_steps + 1]]
-    assert np.diff(warm) == pytest.approx(step, rel=1e-6, abs=1e-9 * plan.peak)
-    if plan.warmup_steps < plan.total_steps:
-        assert warm[-1] == pytest.approx(plan.peak)
-
-
-def test_warmup_may_last_the_whole_run() -> None:
-    for schedule in WITH_WARMUP:
-        plan = RatePlan(schedule, 1.0, steps_per_epoch=3, epochs=1, warmup_steps=3)
-        assert rates(plan) == pytest.approx([0.25, 0.5, 0.75])
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_run_of_one_step(schedule: str) -> None:
-    plan = RatePlan(schedule, 1.0, 1, 1, minimum=0.25, cycle_steps=2)
-    assert rates(plan) == [0.25 if schedule == "triangular2" else 1.0]
 
 
 @pytest.mark.parametrize("step", [-1, 4])
