@@ -1,4 +1,4 @@
-"""What several test files share: optional real data, and the toy backbone."""
+"""Shared fixtures: optional real data, the toy backbone, compute precisions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# The tests are for the processor, several at a time; a GPU rounds otherwise and is full at once.
+# Several tests run at a time and would fill a GPU. Without bfloat16 kernels `--precision auto` is
+# float32 on every processor, here and in subprocesses; ONEDNN_MAX_CPU_ISA=ALL allows them.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 
 SHARED = Path(os.environ.get("FMNIST_TF_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -31,9 +33,29 @@ def resnet50_weights() -> Path:
     pytest.skip("no pretrained ResNet50 weights beside the checkout")
 
 
+@pytest.fixture(scope="session")
+def bfloat16_kernels() -> None:
+    """Skip where TensorFlow cannot compute in bfloat16."""
+    from fmnist_tf.errors import UsageError
+    from fmnist_tf.model.precision import choose_precision
+
+    try:
+        choose_precision("bfloat16")
+    except UsageError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    """Each compute precision that works here."""
+    if request.param == "bfloat16":
+        request.getfixturevalue("bfloat16_kernels")
+    return request.param
+
+
 @pytest.fixture
 def toy_spec(monkeypatch: pytest.MonkeyPatch):
-    """The toy backbone's spec, registered as `--backbone toy`."""
+    """The toy backbone's spec, registered for `--backbone toy`."""
     from toy import build_toy_spec
 
     from fmnist_tf.model import backbones
@@ -45,7 +67,7 @@ def toy_spec(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def toy_classifier(toy_spec):
-    """A toy classifier of three classes whose BatchNorm statistics are not the initial ones."""
+    """A toy classifier of three classes with random BatchNorm weights and statistics."""
     import keras
     import numpy as np
 
@@ -56,7 +78,7 @@ def toy_classifier(toy_spec):
     rng = np.random.default_rng(1)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # Variances must be positive; no value is the one a fresh layer has.
+            # Positive, as variances must be, and unlike the initial values.
             layer.set_weights([rng.uniform(0.5, 3, w.shape) for w in layer.weights])
     return build_classifier(
         backbone, toy_spec, head="flatten", units=5, dropout=0.5, n_classes=3, seed=1

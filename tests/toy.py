@@ -1,9 +1,7 @@
-"""A backbone that builds and trains in a blink, in place of ResNet50.
+"""A backbone that trains in seconds, in place of ResNet50.
 
-It has what ResNet50 has: convolutions with and without bias, BatchNorm, a residual addition, and
-two stages with a single tensor between them.
-
-Run as a program it is `fmnist_tf.train` with `--backbone toy` added.
+It has convolutions with and without bias, BatchNorm, a residual addition, and two stages with one
+tensor between them. As a program it is `fmnist_tf.train` with `--backbone toy` available.
 """
 
 from __future__ import annotations

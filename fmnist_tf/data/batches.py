@@ -1,16 +1,16 @@
 """Rows -> tf.data batches, in an order that is a pure function of (seed, epoch).
 
-In: a source of rows (raw pixels, or a network's stored features) and labels. Out: a `tf.data`
-dataset of known cardinality. Nothing is hidden in an iterator: epoch `e` of seed `s` can be made
-again anywhere. Sources are read a batch at a time and nest: the flipped view of some rows of a
-mapped file is three of them, and no copy of it. This module must not know what the rows mean.
+Row sources are read a batch at a time and nest: the flipped view of some rows of a memory-mapped
+file is three sources and no copy of the file.
 
 Shape letters: N rows, B batch, V views.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +18,16 @@ import tensorflow as tf
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 
-# Keeps the draw of views apart from the orders, which are drawn from (seed, epoch).
+# Keeps the random numbers of views apart from those of orders, which come from (seed, epoch).
 _VIEW_STREAM = (0, 0x76696577)
 
 
 class RowSource(Protocol):
-    """Anything that yields rows by number, 0..N-1."""
+    """Rows that are read by number, 0..N-1."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: equal digests mean equal rows."""
 
     @property
     def n_rows(self) -> int:
@@ -43,9 +47,20 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """The rows of an array in memory or mapped from disk."""
+    """The rows of an array in memory or mapped from disk.
+
+    Attributes:
+        array: (N, ...).
+        known_digest: of the content, or None for the SHA-256 of the array's bytes.
+    """
 
     array: np.ndarray
+    known_digest: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the content."""
+        return self.known_digest or _sha256(self.array)
 
     @property
     def n_rows(self) -> int:
@@ -68,8 +83,8 @@ class ArrayRows:
 
 
 @dataclass(frozen=True)
-class _RowsOfAnother:
-    """What a source has in common with the one it is made of."""
+class _Derived:
+    """A source that reads another one."""
 
     source: RowSource
 
@@ -90,10 +105,15 @@ class _RowsOfAnother:
 
 
 @dataclass(frozen=True)
-class PickedRows(_RowsOfAnother):
+class PickedRows(_Derived):
     """Some rows of another source: row r is row `picked[r]` there."""
 
     picked: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the other source's digest and the row numbers."""
+        return _sha256(f"picked {self.source.digest}", np.asarray(self.picked, np.int64))
 
     @property
     def n_rows(self) -> int:
@@ -106,8 +126,13 @@ class PickedRows(_RowsOfAnother):
 
 
 @dataclass(frozen=True)
-class FlippedRows(_RowsOfAnother):
-    """The images of another source, (784,) uint8 a row, left and right exchanged when taken."""
+class FlippedRows(_Derived):
+    """The mirror images of another source with rows of (784,) uint8."""
+
+    @property
+    def digest(self) -> str:
+        """Of the other source's digest."""
+        return _sha256(f"flipped {self.source.digest}")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these images, (B, 784), flipped."""
@@ -116,7 +141,7 @@ class FlippedRows(_RowsOfAnother):
 
 @dataclass(frozen=True)
 class StackedRows:
-    """V views of the same N things, one above the other: row v*N + r is row r of view v.
+    """V views of the same N images, one after the other: row v*N + r is row r of view v.
 
     Raises:
         ValueError: no view, or views of different length, row shape or dtype.
@@ -128,6 +153,11 @@ class StackedRows:
         kinds = [(source.n_rows, source.row_shape, source.dtype) for source in self.sources]
         if len(set(kinds)) != 1:
             raise ValueError(f"expected views of one length, row shape and dtype, found {kinds}")
+
+    @property
+    def digest(self) -> str:
+        """Of the views' digests."""
+        return _sha256(" ".join(source.digest for source in self.sources))
 
     @property
     def n_rows(self) -> int:
@@ -147,7 +177,7 @@ class StackedRows:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape), each from its view."""
         if len(self.sources) == 1:
-            return self.sources[0].take(rows)  # rows are large: one copy less
+            return self.sources[0].take(rows)  # saves a copy of large rows
         taken = np.empty((len(rows), *self.row_shape), self.dtype)
         views, rows_within = np.divmod(rows, self.sources[0].n_rows)
         for view in np.unique(views):
@@ -156,35 +186,44 @@ class StackedRows:
         return taken
 
 
-def flip_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Return a copy of these images, (B, 784), with left and right exchanged.
+def _sha256(*parts: str | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        # bfloat16 has no buffer of its own: viewed as bytes.
+        digest.update(
+            part.encode()
+            if isinstance(part, str)
+            else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        )
+    return digest.hexdigest()
 
-    For more of them than memory should hold there is `FlippedRows`.
-    """
+
+def flip_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Return a copy of these images, (B, 784), with left and right exchanged."""
     return pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)[:, :, ::-1].reshape(-1, N_PIXELS)
 
 
 def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return `rows` in the order of this epoch: a permutation that (seed, epoch) alone decide."""
+    """Return the permutation of `rows` for this epoch, a pure function of (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def pick_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: int) -> np.ndarray:
     """Return the numbers in `StackedRows` of these rows' views in this epoch.
 
-    Each row's first view is drawn; from then on its views take turns, so that after V epochs it
-    was seen in each of them. With a flip as second view this is alternating flip (Jordan 2024, "94%
-    on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
+    Each row starts with a random view; then its views alternate, so that V epochs show each of
+    them once. With a flip as second view this is alternating flip (Jordan 2024, "94% on CIFAR-10 in
+    3.29 Seconds on a Single GPU", section 3.6).
 
     Args:
-        rows: row numbers 0..N-1; a row's view does not depend on the others here.
+        rows: row numbers 0..N-1; a row's view does not depend on the other rows.
         n_rows: N.
         n_views: V.
-        seed: of the draw.
+        seed: of the first views.
         epoch: 1-based.
     """
-    drawn = np.random.default_rng([seed, *_VIEW_STREAM]).integers(n_views, size=n_rows)
-    return (drawn[rows] + epoch) % n_views * n_rows + rows
+    first = np.random.default_rng([seed, *_VIEW_STREAM]).integers(n_views, size=n_rows)
+    return (first[rows] + epoch) % n_views * n_rows + rows
 
 
 def make_batches(
@@ -193,13 +232,13 @@ def make_batches(
     """Return batches of (x, y) over `rows` in the given order; the last may be smaller.
 
     Args:
-        source: where x comes from.
+        source: of x.
         labels: (N,) int64, indexed by row number.
         rows: row numbers, each used once.
         batch_size: B.
 
     Returns:
-        A dataset of (B, *row_shape) and (B,) int64, its cardinality known, read ahead of use.
+        A dataset of (B, *row_shape) and (B,) int64 with known cardinality, prefetched.
     """
     dtype = tf.as_dtype(source.dtype)
 

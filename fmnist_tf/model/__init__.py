@@ -1,1 +1,1 @@
-"""Raw pixels -> class probabilities. Knows nothing of files of data, loops or runs."""
+"""Raw pixels -> class probabilities."""

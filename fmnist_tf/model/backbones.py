@@ -1,7 +1,4 @@
-"""One spec per backbone: how to build it, what it eats, its stages, where its weights come from.
-
-In: a spec's name and a choice of weights. Out: a Keras model without top, with verified weights,
-and a record of where they came from. This module must not know data, heads, phases or runs.
+"""One `BackboneSpec` per backbone: its network, input, stages and published weights.
 
 Shape letters: B batch, S side of the input, H W C feature map.
 """
@@ -10,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 
-from fmnist_tf.data.downloads import DownloadError, find_or_fetch, keras_home
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.networks import (
     applications_builder,
     build_mlp,
     build_resnet6,
     build_small_resnet,
-    copy_weights,
     label_convnext,
     label_efficientnet,
     label_inception,
@@ -29,18 +23,16 @@ from fmnist_tf.model.networks import (
     rebuild,
 )
 from fmnist_tf.model.preprocessing import CAFFE, TORCH, UNIT, UNIT_SIGNED, ValueRange
-from fmnist_tf.model.weightsfile import read_weights_file
-from fmnist_tf.system.files import file_digest
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A published weights file in Keras' layout without top.
+    """A published weights file in Keras' layout, without top.
 
     Attributes:
-        url: where it is published.
-        digest: as its publisher states it, for `downloads.find_or_fetch`.
-        trained_on: the data it was trained on.
+        url: its address.
+        digest: SHA-256, or MD5 with the prefix `md5:`, as its publisher states it.
+        trained_on: the name of the training data.
         licence: its licence.
     """
 
@@ -52,21 +44,21 @@ class PretrainedWeights:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """All that must be known to use one backbone.
+    """One backbone.
 
     Attributes:
         name: what `--backbone` calls it.
-        build: side in pixels -> Keras model (B, S, S, channels of `value_range`) float32 ->
-            (B, H, W, C) float32 without top, with fresh random weights; the names of its layers
-            with weights do not depend on what the process built before.
-        min_size: smallest input side in pixels that the network accepts.
-        default_size: the side it was trained at, or is meant for.
+        build: S -> Keras model without top, (B, S, S, channels of `value_range`) float32 ->
+            (B, H, W, C) float32, with random weights. The names of its layers with weights do not
+            depend on the models built before.
+        min_size: smallest S that the network accepts, in pixels.
+        default_size: the S it was trained at, in pixels.
         value_range: grey 0..255 -> the input that its weights expect.
-        stages: stage name -> prefixes of its layers' names, from the stem to the deepest; one
-            tensor passes from each stage to the next.
+        stages: stage name -> prefixes of its layers' names, from input to output; one tensor
+            passes from each stage to the next.
         pretrained: the published weights, or None.
-        build_published: the network in the layout of its weights files, where `build` rebuilds
-            that one; else None.
+        build_published: S -> the network in the layout of its weights file, where `build` rebuilds
+            it from plain layers; else None.
     """
 
     name: str
@@ -79,34 +71,14 @@ class BackboneSpec:
     build_published: Callable[[int], keras.Model] | None = None
 
     def stage_of(self, layer_name: str) -> str:
-        """Return the stage that a layer of this backbone belongs to; its input is of the stem."""
+        """Return the stage of one of the backbone's layers; the input belongs to the stem."""
         for stage, prefixes in self.stages.items():
             if layer_name.startswith(prefixes):
                 return stage
         return next(iter(self.stages))
 
 
-@dataclass(frozen=True)
-class WeightsSource:
-    """Where a backbone's weights came from, for provenance.json.
-
-    Attributes:
-        kind: imagenet, file or random.
-        path: the file read, or None.
-        sha256: of that file, or None.
-        trained_on: what its spec says of it; unknown for a file of the user's.
-        warning: what a person must be told, or None.
-    """
-
-    kind: str
-    path: str | None = None
-    sha256: str | None = None
-    trained_on: str | None = None
-    warning: str | None = None
-
-
-# keras.applications states the digests below, MD5 where it states nothing stronger; the SHA-256 of
-# the file that was read goes into provenance.json.
+# Digests as keras.applications states them, MD5 where it states no SHA-256.
 _PUBLISHED = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 RESNET50 = BackboneSpec(
@@ -137,7 +109,7 @@ VGG16 = BackboneSpec(
     default_size=224,
     value_range=CAFFE,
     stages={
-        "stem": ("block1_",),  # the first two convolutions: the paper has no other stem
+        "stem": ("block1_",),  # the first two convolutions; the paper names no stem
         "block2": ("block2_",),
         "block3": ("block3_",),
         "block4": ("block4_",),
@@ -186,7 +158,7 @@ INCEPTIONV3 = BackboneSpec(
     min_size=75,
     default_size=299,
     value_range=UNIT_SIGNED,
-    # One stage for each size of the map: 35, 17 and 8 pixels of the usual side.
+    # One stage for each size of the feature map: 35, 17 and 8 pixels at the default size.
     stages={
         "stem": ("stem_",),
         "mixed0-2": ("mixed0_", "mixed1_", "mixed2_"),
@@ -201,8 +173,7 @@ INCEPTIONV3 = BackboneSpec(
     ),
 )
 
-# For small machines: the small one of the two, a quarter of the large one's work. EfficientNetV2-B0
-# takes the place that the large one would have.
+# MobileNetV3-Small: a quarter of the operations of MobileNetV3-Large.
 _build_mobilenet = applications_builder(
     keras.applications.MobileNetV3Small, "mobilenetv3", include_preprocessing=False
 )
@@ -213,7 +184,7 @@ MOBILENETV3 = BackboneSpec(
     min_size=32,
     default_size=224,
     value_range=UNIT_SIGNED,
-    # One stage for each size of the map.
+    # One stage for each size of the feature map.
     stages={
         "stem": ("stem_",),
         "block0": ("block0_",),
@@ -254,9 +225,7 @@ CONVNEXT_TINY = BackboneSpec(
     ),
 )
 
-# The specs below are for training from scratch on the images as they are, 28x28 and grey. None has
-# published weights: keras.applications has no such network, and KerasHub's ResNet-18 is the
-# ImageNet network of 224 pixels, behind an installation of 300 MB.
+# Networks to train from scratch on 28x28 grey images; none has published weights.
 
 RESNET8 = BackboneSpec(
     name="resnet8",
@@ -277,8 +246,7 @@ RESNET8 = BackboneSpec(
 
 RESNET18 = BackboneSpec(
     name="resnet18",
-    # Depth of He et al. 2016, table 1, at half its widths, and the stem of its section 4.2: 28
-    # pixels are few, and maps of twice the side cost what twice the width does.
+    # Depth of He et al. 2016, table 1, at half its widths, with the stem of its section 4.2.
     build=lambda side: build_small_resnet("resnet18", side, widths=(32, 64, 128, 256), blocks=2),
     min_size=8,
     default_size=28,
@@ -305,7 +273,7 @@ RESNET6 = BackboneSpec(
 
 MLP = BackboneSpec(
     name="mlp",
-    # No weights: the head is the network. It gives no feature map, so its head is `flatten`.
+    # No weights and no feature map: the head is the network, and `flatten` its only choice.
     build=build_mlp,
     min_size=1,
     default_size=28,
@@ -332,10 +300,10 @@ BACKBONES = {
 
 
 def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
-    """Return a backbone's spec and the side to use.
+    """Return a backbone's spec, and the side in pixels to use (None: its default).
 
     Raises:
-        UsageError: the name is unknown, or the side is below the network's least.
+        UsageError: the name is unknown, or the side is below `min_size`.
     """
     spec = BACKBONES.get(name)
     if spec is None:
@@ -346,74 +314,3 @@ def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
             f"--image-size {side}: {name} needs at least {spec.min_size} pixels a side"
         )
     return spec, side
-
-
-def read_backbone_weights(
-    backbone: keras.Model,
-    spec: BackboneSpec,
-    choice: str,
-    *,
-    download_dir: Path,
-    say: Callable[[str], None],
-) -> WeightsSource:
-    """Load weights into `backbone`, in place, and say where they came from.
-
-    Args:
-        backbone: as `spec.build` returned it.
-        spec: its spec.
-        choice: auto, imagenet, random or a path; only auto falls back (to random).
-        download_dir: where published weights go that Keras' cache lacks.
-        say: receives one line about a download.
-
-    Raises:
-        UsageError: the file is missing, damaged, or of another network.
-        DownloadError: the published weights were named and could not be had.
-    """
-    if choice == "random":
-        return WeightsSource("random")
-    if choice not in ("auto", "imagenet"):
-        path = Path(choice)
-        _load(backbone, spec, path)
-        return WeightsSource("file", str(path), file_digest(path))
-    if spec.pretrained is None:
-        if choice == "imagenet":
-            raise UsageError(f"--weights imagenet: none are published for {spec.name}")
-        if not backbone.weights:
-            return WeightsSource("random")
-        return WeightsSource(
-            "random",
-            warning=f"The {spec.name} backbone has RANDOM weights: none are published for it. "
-            "Frozen they are of little use: --phase scratch trains them, and --weights PATH names "
-            "a file of others.",
-        )
-    try:
-        path = find_or_fetch(
-            spec.pretrained.url,
-            spec.pretrained.digest,
-            cache_dir=keras_home() / "models",
-            download_dir=download_dir,
-            say=say,
-        )
-    except DownloadError as error:
-        if choice == "imagenet":
-            raise
-        return WeightsSource("random", warning=_random_warning(spec, error))
-    _load(backbone, spec, path)
-    return WeightsSource("imagenet", str(path), file_digest(path), spec.pretrained.trained_on)
-
-
-def _random_warning(spec: BackboneSpec, why: DownloadError) -> str:
-    return (
-        f"The {spec.name} backbone has RANDOM weights: its pretrained weights could not be had "
-        f"({why}). This run shows that the machinery works; its accuracy is not that of transfer "
-        "learning. With a network, or with --weights PATH, it is."
-    )
-
-
-def _load(backbone: keras.Model, spec: BackboneSpec, path: Path) -> None:
-    if spec.build_published is None:
-        read_weights_file(backbone, path, spec.name)
-    else:
-        published = spec.build_published(backbone.input_shape[1])
-        read_weights_file(published, path, spec.name)
-        copy_weights(published, backbone)

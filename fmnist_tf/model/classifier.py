@@ -1,9 +1,7 @@
-"""Preprocessing, backbone and head as one plain Keras Sequential; and the same cut in two.
+"""Preprocessing, backbone and head as one plain Keras Sequential, and its two parts.
 
-In: a backbone with its spec, and the head's settings. Out: the classifier that is saved, and a
-`SplitClassifier` that reads its variables, so that what never trains can be computed once and what
-trains is computed fast. This
-module must not know phases, data or training.
+`split_classifier` cuts it below the lowest trainable stage: the output of the frozen layers can be
+cached, and the trained layers are folded. Both parts read the classifier's variables.
 
 Shape letters: B batch, H W C feature map, K classes.
 """
@@ -15,13 +13,14 @@ from typing import Any
 
 import keras
 
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BackboneSpec
 from fmnist_tf.model.folding import fold_model
-from fmnist_tf.model.preprocessing import SOURCE_SIDE, build_preprocessing
+from fmnist_tf.model.preprocessing import build_preprocessing
 
 HEAD = "head"
-"""The name of the part above the backbone, where a stage is asked for."""
+"""The stage above the backbone's own stages."""
 
 
 def build_classifier(
@@ -38,7 +37,7 @@ def build_classifier(
     """Return the whole network, (B, 28, 28) uint8 -> (B, K) float32 probabilities.
 
     Args:
-        backbone: as `spec.build` returned it.
+        backbone: the result of `spec.build`.
         spec: its spec; gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
         units: width of the hidden layer; 0 for none.
@@ -48,11 +47,11 @@ def build_classifier(
         name: of the Keras model.
 
     Raises:
-        UsageError: a backbone without a feature map is asked for one.
+        UsageError: the head is gap and the backbone has no feature map.
     """
     if head == "gap" and len(backbone.output_shape) != 4:
         raise UsageError(
-            f"--head gap: expected flatten, for {spec.name} has no feature map to average over"
+            f"--head gap: expected flatten, since {spec.name} has no feature map to average"
         )
     side = backbone.input_shape[1]
     pooling = {
@@ -62,7 +61,7 @@ def build_classifier(
     glorot = keras.initializers.GlorotUniform
     return keras.Sequential(
         [
-            keras.Input((SOURCE_SIDE, SOURCE_SIDE), dtype="uint8", name="pixels"),
+            keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8", name="pixels"),
             *build_preprocessing(spec.value_range, side),  # (B, S, S, 3), or of one channel
             backbone,  # (B, H, W, C)
             pooling,  # (B, H*W*C) or (B, C)
@@ -91,38 +90,38 @@ def find_backbone(classifier: keras.Sequential) -> keras.Model:
 
 @dataclass(frozen=True)
 class SplitClassifier:
-    """A classifier cut below its lowest trained layer; both parts read its variables.
+    """A classifier cut below its lowest trainable stage.
 
     Attributes:
-        prefix: (B, 28, 28) uint8 -> (B, H, W, C), or (B, F) of a backbone without a feature map;
-            nothing in it trains.
-        pools: whether the body takes the mean over H and W, (B, C), in place of the map: so much
-            smaller that the mean is what is stored.
-        has_frozen_layers: whether the prefix reaches into the backbone, so that its output is worth
-            storing; else it is the preprocessing alone.
-        body: what the prefix gives, or its mean -> (B, units) in the compute dtype, up to the last
-            layer; the folded twin.
-        output: the last layer; its kernel and bias give the logits.
+        feature_extractor: the frozen layers: (B, 28, 28) uint8 -> (B, H, W, C), or (B, F) of a
+            backbone without a feature map.
+        pools_features: whether the features are the mean over H and W of the feature extractor's
+            output: (B, C), so much smaller that the mean is cached.
+        has_frozen_layers: whether the feature extractor has layers of the backbone, so that its
+            output is worth caching; else it is the preprocessing only.
+        trained_layers: features -> (B, units) in the compute dtype, up to the last layer; the
+            folded twin.
+        output_layer: the last layer; its kernel and bias give the logits.
     """
 
-    prefix: keras.Model
-    pools: bool
+    feature_extractor: keras.Model
+    pools_features: bool
     has_frozen_layers: bool
-    body: keras.Model
-    output: keras.layers.Dense
+    trained_layers: keras.Model
+    output_layer: keras.layers.Dense
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of what the body takes of one image."""
-        return tuple(self.body.inputs[0].shape[1:])
+    def feature_shape(self) -> tuple[int, ...]:
+        """The shape of one image's features."""
+        return tuple(self.trained_layers.inputs[0].shape[1:])
 
     def logits(self, features: Any, *, training: bool) -> Any:
         """Return (B, K) float32 logits; their softmax is the classifier's output.
 
-        Loss is computed from these: the logarithm of a rounded probability is not exact.
+        The loss is computed from logits: the logarithm of a rounded probability is not exact.
         """
-        hidden = keras.ops.cast(self.body(features, training=training), "float32")
-        return keras.ops.matmul(hidden, self.output.kernel) + self.output.bias
+        hidden = keras.ops.cast(self.trained_layers(features, training=training), "float32")
+        return keras.ops.matmul(hidden, self.output_layer.kernel) + self.output_layer.bias
 
 
 def split_classifier(
@@ -131,15 +130,13 @@ def split_classifier(
     lowest_stage: str,
     precision: str = "float32",
 ) -> SplitClassifier:
-    """Cut `classifier` below `lowest_stage` (a stage's name or `HEAD`).
-
-    Everything below the cut is the prefix.
+    """Cut `classifier` below `lowest_stage`.
 
     Args:
-        classifier: its phase's plan is applied: what trains and what does not shapes the body.
+        classifier: its phase's plan is applied; the folding depends on its trainable flags.
         spec: its backbone's spec.
-        lowest_stage: the lowest that trains.
-        precision: float32 or bfloat16, in which the body computes; its variables stay float32.
+        lowest_stage: the lowest trainable stage, or `HEAD`.
+        precision: float32 or bfloat16, the compute dtype of the trained layers.
 
     Raises:
         ValueError: more than one tensor crosses the cut.
@@ -157,10 +154,12 @@ def split_classifier(
 
     first_trained = list(spec.stages).index(lowest_stage) if lowest_stage != HEAD else None
     has_frozen_layers = bool(backbone.weights) and first_trained != 0
-    pools = False
+    pools_features = False
     if first_trained is None:
-        pools = has_frozen_layers and isinstance(above[0], keras.layers.GlobalAveragePooling2D)
-        layers_below, layers_above = [*below, backbone], above[1:] if pools else above
+        pools_features = has_frozen_layers and isinstance(
+            above[0], keras.layers.GlobalAveragePooling2D
+        )
+        layers_below, layers_above = [*below, backbone], above[1:] if pools_features else above
     elif first_trained == 0:
         layers_below, layers_above = below, [backbone, *above]
     else:
@@ -168,14 +167,14 @@ def split_classifier(
         lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
         upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
         layers_below, layers_above = [*below, lower], [upper, *above]
-    prefix = chain(layers_below, (SOURCE_SIDE, SOURCE_SIDE), "uint8", "prefix")
-    row_shape = prefix.output_shape[3:] if pools else prefix.output_shape[1:]
-    body = chain(layers_above, row_shape, "float32", "body")
+    extractor = chain(layers_below, (IMAGE_SIZE, IMAGE_SIZE), "uint8", "feature_extractor")
+    feature_shape = extractor.output_shape[3:] if pools_features else extractor.output_shape[1:]
+    trained_layers = chain(layers_above, feature_shape, "float32", "trained_layers")
     return SplitClassifier(
-        prefix,
-        pools,
+        extractor,
+        pools_features,
         has_frozen_layers,
-        fold_model(body, precision),
+        fold_model(trained_layers, precision),
         classifier.layers[-1],
     )
 

@@ -1,18 +1,14 @@
-"""A network -> the same function, cheaper to compute.
+"""Fold BatchNorm and zero padding into convolutions: the same function, cheaper to compute.
 
-In: a functional Keras model, the precision to compute in. Out: its folded twin, a Keras model of
-the same inputs and outputs that reads the very same variables. A BatchNorm that stands still is
-folded into the convolution before it, zero padding into the still convolution behind it, and
-everything computes in the asked precision, while the variables stay float32. What does not train is
-computed once and, unless told otherwise, stands in the graph as a constant, which lets the kernels
-keep their own layout of it; what trains is folded anew in each step, so that gradients reach it,
-and the gradient for a wide kernel on a small map is one product. Where grey images are enlarged for
-a wide convolution and nothing trains, both are one small convolution. This module must not know
-which network it is given.
+`fold_model` returns a twin of a Keras model that reads the same variables:
 
-Keras' BatchNorm in inference is four unfused operations in float32, whatever the model's dtype.
-Folding (Jacob et al. 2018, section 3.2): with s = gamma / sqrt(variance + epsilon),
-`BN(conv(x, w) + b) = conv(x, w * s) + (b - mean) * s + beta`.
+- A frozen BatchNorm is fused into the convolution before it (Jacob et al. 2018, section 3.2): with
+  s = gamma / sqrt(variance + epsilon), BN(conv(x, w) + b) = conv(x, w * s) + (b - mean) * s + beta.
+  Keras computes BatchNorm in inference as four float32 operations, whatever the model's dtype.
+- Zero padding is fused into the frozen convolution after it.
+- Every layer computes in the requested precision; variables stay float32.
+- Frozen weights are folded once, by default into constants, so that kernels can keep their own
+  layout of them. Trainable weights are folded anew in each step, so that gradients reach them.
 
 Shape letters: B batch, H W C feature map.
 """
@@ -20,113 +16,66 @@ Shape letters: B batch, H W C feature map.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-
-from fmnist_tf.model.stem import N_CHANNELS, axis_weights, channel_masks, compose_kernel
-from fmnist_tf.system.cpu import read_cpu_features
-
-
-def choose_precision(setting: str) -> tuple[str, str]:
-    """Return the compute dtype for `--precision`, and why in one clause."""
-    if setting != "auto":
-        return setting, "as asked"
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        capability = tf.config.experimental.get_device_details(gpus[0]).get(
-            "compute_capability", (0, 0)
-        )
-        if capability >= (8, 0):
-            return "bfloat16", f"GPU of compute capability {capability[0]}.{capability[1]}"
-        return "float32", "the GPU has no bfloat16 units"
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":  # with which bfloat16 is computed
-        return "float32", "TF_ENABLE_ONEDNN_OPTS is 0"
-    features = read_cpu_features()
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in features:
-            return "bfloat16", f"the processor has {flag}"
-    return "float32", "the processor has no bfloat16 units"
 
 
 def fold_model(
     model: keras.Model, precision: str, *, frozen: bool = False, constant: bool = True
 ) -> keras.Model:
-    """Return the folded twin of `model`.
+    """Return the folded twin of `model`, which stays as it is.
 
     Args:
-        model: functional or sequential, with one input; models nested in it are folded too. It is
-            left as it is.
-        precision: float32 or bfloat16, of the arithmetic. Layers with weights that this module
-            does not know keep to float32, and so does what turns a model's uint8 input into floats,
-            unless it becomes one with the network's first convolution.
+        model: functional or sequential, with one input; nested models are folded too.
+        precision: float32 or bfloat16, the compute dtype. Layers with weights that this module does
+            not know compute in float32, and so does the conversion of a uint8 input to floats.
         frozen: nothing trains, whatever the layers' `trainable` flags say.
-        constant: what does not train stands in the graph that calls the twin, where TensorFlow
-            copies it several times before the first batch. Otherwise the graph reads it, and the
-            kernels lay it out anew in every batch: for few batches that is sooner done.
+        constant: frozen weights become constants of the graph that calls the twin; TensorFlow
+            copies them several times before the first batch. Otherwise the graph reads them and
+            the kernels lay them out anew in each batch, which is faster for few batches.
 
     Returns:
-        A model of the same input and output shapes. A variable that trains is the model's own; of
-        one that does not, the twin holds a copy of its value now, if a convolution, a BatchNorm or
-        a cast dense layer has it.
+        A model of the same input and output shapes. Trainable variables are the model's own. Of
+        frozen convolutions, BatchNorms and cast dense layers it holds copies of the weights.
     """
-    return _fold_graph(model, precision, frozen, constant, None)
-
-
-def _fold_graph(
-    model: keras.Model, precision: str, frozen: bool, constant: bool, stem: _Stem | None
-) -> keras.Model:
-    """Return the folded twin; it takes the grey image if it is a stem's backbone."""
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
     own_precision = "float32" if takes_integers else precision
-    norm_of, padding_of = _foldable_pairs(model, frozen)
-    gone = [*norm_of.values(), *padding_of.values()]
-    if stem and stem.relu:
-        gone.append(stem.relu)
-    inner_stem = _find_stem(model) if frozen else None
-    if inner_stem:
-        gone += [inner_stem.resize, inner_stem.value_range]
-    dissolved = {id(layer) for layer in gone}
+    norm_of, padding_of = _fusable_pairs(model, frozen)
+    fused = {id(layer) for layer in (*norm_of.values(), *padding_of.values())}
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            of_layer = inner_stem if inner_stem and layer is inner_stem.backbone else None
-            return _fold_graph(layer, precision, frozen, constant, of_layer)
-        trains = layer.trainable and not frozen
-        if id(layer) in dissolved:
+            return fold_model(layer, precision, frozen=frozen, constant=constant)
+        if id(layer) in fused:
             return keras.layers.Identity(name=layer.name)
-        norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
-        if stem and layer is stem.convolution:
-            return _GreyConvolution(stem, own_precision, constant, norm)
-        if _is_plain_convolution(layer):
+        trains = layer.trainable and not frozen
+        if _is_depthwise(layer) or _is_full(layer):
+            norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
             return _FoldedConvolution(layer, own_precision, trains, constant, norm, padding)
         if type(layer) is keras.layers.Dense and own_precision != layer.compute_dtype:
             return _FoldedDense(layer, own_precision, trains, constant)
         if type(layer) is keras.layers.BatchNormalization:
-            fold_norm = _FusedNorm if trains else _FoldedNorm
-            return fold_norm(layer, own_precision, trains, constant)
+            folded_norm = _TrainableNorm if trains else _FrozenNorm
+            return folded_norm(layer, own_precision, trains, constant)
         if layer.weights:
             return layer  # in float32; Keras casts its input
         return type(layer).from_config({**layer.get_config(), "dtype": own_precision})
 
-    def call(layer: Any, *inputs: Any, **words: Any) -> Any:
+    def call(layer: Any, *inputs: Any, **options: Any) -> Any:
         if isinstance(layer, keras.layers.Identity):
-            return inputs[0]  # what was folded away leaves no trace in the graph
+            return inputs[0]  # a fused layer leaves no operation
         if isinstance(layer, _Folded):
-            words.pop("mask", None)  # BatchNorm's; images have none
-        return layer(*inputs, **words)
+            options.pop("mask", None)  # BatchNorm's; images have none
+        return layer(*inputs, **options)
 
     inputs = keras.Input(
-        batch_shape=stem.source_shape if stem else model.input_shape,
+        batch_shape=model.input_shape,
         dtype=model.inputs[0].dtype if takes_integers else own_precision,
     )
     return keras.models.clone_model(
@@ -135,10 +84,10 @@ def _fold_graph(
 
 
 def _is_depthwise(layer: Any) -> bool:
-    """Return whether each input channel is convolved alone."""
+    """Return whether the layer convolves each input channel by itself."""
     if type(layer) is keras.layers.DepthwiseConv2D:
         return True
-    # So does a Conv2D of as many groups as filters, whose kernel is (h, w, 1, C).
+    # So does a Conv2D with as many groups as filters, whose kernel is (h, w, 1, C).
     return (
         type(layer) is keras.layers.Conv2D
         and layer.groups == layer.filters > 1
@@ -151,58 +100,45 @@ def _is_full(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups == 1
 
 
-def _is_plain_convolution(layer: Any) -> bool:
-    """Return whether `_FoldedConvolution` can stand for the layer."""
-    return _is_depthwise(layer) or _is_full(layer)
-
-
-def _foldable_pairs(
+def _fusable_pairs(
     model: keras.Model, frozen: bool
 ) -> tuple[dict[str, keras.layers.BatchNormalization], dict[str, keras.layers.ZeroPadding2D]]:
-    """Return which layers take in another.
+    """Return which layers can be fused.
 
     Returns:
-        Convolution's name -> the still BatchNorm that alone consumes its output, and convolution's
-        name -> the padding that it alone consumes.
+        Convolution's name -> the frozen BatchNorm that is the only consumer of its output, and
+        convolution's name -> the padding whose only consumer it is.
     """
-    sole_consumer = _sole_consumers(model)
     norm_of, padding_of = {}, {}
+    sole_consumer = _sole_consumers(model)
     for layer in model.layers:
         after = sole_consumer.get(layer.name)
-        if after is None:
+        if after is None or (after.trainable and not frozen):
             continue
-        is_frozen = frozen or not after.trainable
         if (
-            _is_plain_convolution(layer)
+            (_is_depthwise(layer) or _is_full(layer))
             and layer.activation is keras.activations.linear
             and type(after) is keras.layers.BatchNormalization
-            and is_frozen
         ):
             norm_of[layer.name] = after
-        # With explicit padding TensorFlow 2.21 has oneDNN's kernels for the forward pass of a full
-        # convolution alone: not for gradients, not for pooling, and a depthwise one aborts.
+        # With explicit padding TensorFlow 2.21 has oneDNN kernels for the forward pass of a full
+        # convolution only: none for gradients or pooling, and a depthwise one aborts.
         if (
             type(layer) is keras.layers.ZeroPadding2D
             and _is_full(after)
             and after.padding == "valid"
-            and is_frozen
         ):
             padding_of[after.name] = layer
     return norm_of, padding_of
 
 
-def _calls(model: keras.Model) -> Iterable[Any]:
-    """Return each call of a layer in this model: Keras' nodes."""
-    return chain.from_iterable(model._nodes_by_depth.values())
-
-
 def _sole_consumers(model: keras.Model) -> dict[str, Any]:
-    """Return a layer's name -> the layer that alone takes what it gives, and takes nothing else."""
+    """Return a layer's name -> its only consumer, where that consumes nothing else."""
     consumers: dict[str, list[Any]] = {}
     n_calls: Counter[str] = Counter()
-    for node in _calls(model):
+    for node in chain.from_iterable(model._nodes_by_depth.values()):
         n_calls[node.operation.name] += 1
-        # The `input` of a model in this one is its own, not what it is called on here.
+        # Not `operation.input`: a nested model's is its own input, not what it is called on here.
         for tensor in node.input_tensors:
             consumers.setdefault(tensor._keras_history.operation.name, []).append(node.operation)
     ends = {tensor._keras_history.operation.name for tensor in model.outputs}
@@ -211,97 +147,6 @@ def _sole_consumers(model: keras.Model) -> dict[str, Any]:
         for name, following in consumers.items()
         if len(following) == 1 and name not in ends and n_calls[following[0].name] == 1
     }
-
-
-@dataclass(frozen=True)
-class _Stem:
-    """What one convolution of the grey image can stand for.
-
-    Attributes:
-        resize: (B, H, W, 1) -> (B, S, S, 1), bilinear, by a whole factor.
-        value_range: what follows, a 1x1 convolution to C colours.
-        backbone: what follows; it begins with what is below.
-        convolution: wide; zero padding may stand before it.
-        relu: what alone follows it and its still BatchNorm, or None.
-        source_shape: (None, H, W, 1).
-        axes: `axis_weights` of rows and of columns.
-    """
-
-    resize: Any
-    value_range: Any
-    backbone: keras.Model
-    convolution: Any
-    relu: Any
-    source_shape: tuple[Any, ...]
-    axes: tuple[np.ndarray, np.ndarray]
-
-
-def _find_stem(model: keras.Model) -> _Stem | None:
-    """Return what of a model that stands still is cheaper as one convolution of the grey image."""
-    following = _sole_consumers(model)
-    resize: Any = next(filter(_is_bilinear, model.layers), None)
-    value_range: Any = resize and following.get(resize.name)
-    backbone: Any = value_range and following.get(value_range.name)
-    if not (
-        isinstance(backbone, keras.Model)
-        and not isinstance(backbone, keras.Sequential)
-        and _is_full(value_range)
-        and value_range.kernel.shape[:3] == (1, 1, 1)
-        and value_range.strides == (1, 1)
-        and value_range.use_bias
-        and value_range.activation is keras.activations.linear
-    ):
-        return None
-    following = _sole_consumers(backbone)
-    convolution: Any = following.get(backbone.inputs[0]._keras_history.operation.name)
-    zeros, padded_shape = [0, 0], backbone.input_shape
-    if type(convolution) is keras.layers.ZeroPadding2D:
-        zeros = [first for first, _ in convolution.padding]
-        padded_shape = convolution.compute_output_shape(padded_shape)
-        convolution = following.get(convolution.name)
-    if not (
-        _is_full(convolution)
-        and convolution.padding == "valid"
-        and convolution.dilation_rate == (1, 1)
-        # Each output alone; others, softmax for one, would see a whole row of them.
-        and convolution.activation in (keras.activations.linear, keras.activations.relu)
-        # As many multiplications in an output, or fewer.
-        and 9 * N_CHANNELS <= math.prod(convolution.kernel.shape[:3])
-    ):
-        return None
-    # Not `resize.input`, which may be of a call in another model.
-    source_shape = next(
-        call.input_tensors[0].shape for call in _calls(model) if call.operation is resize
-    )
-    output_shape = convolution.compute_output_shape(padded_shape)
-    axes = []
-    for axis, (stride, size) in enumerate(
-        zip(convolution.strides, convolution.kernel_size, strict=True)
-    ):
-        source, side = source_shape[1 + axis], backbone.input_shape[1 + axis]
-        if source is None or side % source or side // source % stride:
-            return None
-        if output_shape[1 + axis] != side // stride:
-            return None
-        weights = axis_weights(side // source, stride, size, zeros[axis])
-        if weights is None:
-            return None
-        axes.append(weights)
-    rows, columns = axes
-    norm_of, _ = _foldable_pairs(backbone, frozen=True)
-    relu: Any = following.get(norm_of.get(convolution.name, convolution).name)
-    if not (type(relu) is keras.layers.Activation and relu.activation is keras.activations.relu):
-        relu = None
-    return _Stem(resize, value_range, backbone, convolution, relu, source_shape, (rows, columns))
-
-
-def _is_bilinear(layer: Any) -> bool:
-    """Return whether the layer is bilinear resizing and nothing else."""
-    return (
-        type(layer) is keras.layers.Resizing
-        and layer.interpolation == "bilinear"
-        and not (layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
-    )
 
 
 def _scale_and_shift(
@@ -318,7 +163,7 @@ def _scale_and_shift(
 
 
 class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Stands for a layer, and reads its weights; once, unless they train."""
+    """Computes what another layer computes, from its weights; read once unless they train."""
 
     def __init__(
         self,
@@ -331,20 +176,20 @@ class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     ) -> None:
         super().__init__(name=source.name, dtype=precision)
         self._source, self._norm, self._zero_padding = source, norm, padding
-        self._still_weights: list[Any] | None = None
+        self._frozen_weights: list[Any] | None = None
         if not trains:
-            # Folded once, in float64; copies, so that the twin stands when the source moves.
+            # Copies, folded in float64: a later change of the source does not reach the twin.
             weights = [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float64)]
-            # A graph takes arrays in, as constants, and keeps tensors outside, as inputs.
-            self._still_weights = [weight.numpy() for weight in weights] if constant else weights
+            # In a graph arrays become constants, and tensors become inputs.
+            self._frozen_weights = [weight.numpy() for weight in weights] if constant else weights
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """Return the weights to compute with, in `dtype`."""
+        """Return the folded weights in `dtype`."""
         raise NotImplementedError
 
     def _weights_now(self) -> list[tf.Tensor]:
-        if self._still_weights is not None:
-            return [tf.convert_to_tensor(weight) for weight in self._still_weights]
+        if self._frozen_weights is not None:
+            return [tf.convert_to_tensor(weight) for weight in self._frozen_weights]
         return [tf.cast(weight, self.compute_dtype) for weight in self._fold(tf.float32)]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -354,7 +199,7 @@ class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
 
 
 class _FoldedConvolution(_Folded):
-    """Padding, convolution, still BatchNorm: one convolution and one addition per channel."""
+    """Padding, convolution and frozen BatchNorm as one convolution with a bias."""
 
     @property
     def _padding(self) -> Any:
@@ -385,72 +230,17 @@ class _FoldedConvolution(_Folded):
             convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
         else:
             convolve, strides = tf.nn.conv2d, source.strides
-            if self._still_weights is None and _is_faster_by_product(inputs, source):
+            if self._frozen_weights is None and _is_faster_by_product(inputs, source):
                 convolve = _convolve_by_product
         outputs = convolve(inputs, kernel, strides, self._padding, dilations=source.dilation_rate)
         if bias:
-            # TensorFlow fuses this form with the convolution, and an activation and addition after.
+            # TensorFlow fuses this with the convolution, and with an activation or addition after.
             outputs = tf.nn.bias_add(outputs, bias[0])
         return source.activation(outputs)
 
 
-class _GreyConvolution(_FoldedConvolution):
-    """Resize, value range, padding, convolution, still BatchNorm and ReLU, of the grey image."""
-
-    def __init__(
-        self,
-        stem: _Stem,
-        precision: str,
-        constant: bool,
-        norm: keras.layers.BatchNormalization | None,
-    ) -> None:
-        self._stem = stem  # before the weights are folded, which happens there
-        super().__init__(stem.convolution, precision, False, constant, norm)
-        _, height, width, _ = stem.source_shape
-        # In bfloat16 too these and the grey values, whole numbers to 255, are exact.
-        self._masks = [
-            tf.cast(mask, self.compute_dtype).numpy() for mask in channel_masks(height, width)
-        ]
-
-    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """Return a kernel for each row of a source pixel's outputs, and the bias of each."""
-        stem = self._stem
-        kernel, *biases = super()._fold(dtype)
-        bias = biases[0] if biases else tf.zeros(stem.convolution.filters, dtype)
-        scale, offset = (weight.numpy().reshape(-1) for weight in stem.value_range.weights)
-        kernels = compose_kernel(kernel.numpy(), scale, offset, *stem.axes)
-        n_rows, n_columns = (weights.shape[1] for weights in stem.axes)
-        by_row = kernels.reshape(n_rows, 1, 1, 9 * N_CHANNELS, -1)
-        return [*map(tf.constant, by_row), tf.tile(bias, [n_columns])]
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        *kernels, bias = self._weights_now()
-        activation = (self._stem.relu or self._source).activation
-        continued = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-        of_grey, of_ones = self._masks
-        channels = continued * of_grey + of_ones
-        _, height, width, _ = inputs.shape
-        # Each pixel's neighbourhood as channels: for so few of them oneDNN's wide kernels are slow.
-        patches = tf.concat(
-            [channels[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], -1
-        )
-        # Activated before they lie side by side: TensorFlow fuses it with the convolution.
-        rows = [
-            activation(tf.nn.bias_add(tf.nn.conv2d(patches, kernel, 1, "VALID"), bias))
-            for kernel in kernels
-        ]  # (B, H, W, a pixel's outputs in one row)
-        outputs = tf.stack(rows, axis=2)  # (B, H, P, W, Q * F)
-        return tf.reshape(outputs, (-1, *self.compute_output_shape(inputs.shape)[1:]))
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        n_rows, n_columns = (weights.shape[1] for weights in self._stem.axes)
-        batch, height, width, _ = input_shape
-        return (batch, height * n_rows, width * n_columns, self._source.filters)
-
-
-# Measured in float32 on a processor with AVX2 alone (runs/LOG.md, 2026-11-25): where a kernel reads
-# so many channels and makes so small a map, oneDNN's gradient for it takes up to six times as long
-# as one product of matrices.
+# Measured in float32 with AVX2 (runs/LOG.md, 2026-11-25): from so many input channels to so small a
+# map, oneDNN's kernel gradient takes up to six times as long as one matrix product.
 _WIDE_CHANNELS, _SMALL_MAP = 256, 7 * 7
 
 
@@ -469,7 +259,7 @@ def _is_faster_by_product(inputs: tf.Tensor, source: keras.layers.Conv2D) -> boo
 def _convolve_by_product(
     inputs: tf.Tensor, kernel: tf.Tensor, strides: Any, padding: str, dilations: Any
 ) -> tf.Tensor:
-    """Return `tf.nn.conv2d` of undilated kernels, whose gradient for the kernel is one product."""
+    """Return `tf.nn.conv2d` without dilation, whose kernel gradient is one matrix product."""
     del dilations
     height, width, n_in, n_out = kernel.shape
 
@@ -509,8 +299,8 @@ class _FoldedDense(_Folded):
         return self._source.activation(outputs)
 
 
-class _FoldedNorm(_Folded):
-    """A still BatchNorm that no convolution takes in: one product and one addition."""
+class _FrozenNorm(_Folded):
+    """A frozen BatchNorm that is not fused: one product and one addition."""
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
         return list(_scale_and_shift(self._source, dtype))
@@ -520,8 +310,8 @@ class _FoldedNorm(_Folded):
         return inputs * scale + shift
 
 
-class _FusedNorm(_Folded):
-    """A BatchNorm that trains, by TensorFlow's one fused operation; statistics in float32."""
+class _TrainableNorm(_Folded):
+    """A trainable BatchNorm as TensorFlow's one fused operation; statistics in float32."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         source = self._source

@@ -1,4 +1,4 @@
-"""A saved model's outputs for many images, batch by batch, computed as its folded float32 twin.
+"""A saved model's outputs for many images, computed batch by batch by its folded float32 twin.
 
 Shape letters: N images, B batch, K classes.
 """
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmnist_tf.data import IMAGE_SIZE
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -17,19 +19,22 @@ if TYPE_CHECKING:
 _PIXELS_PER_BATCH = 32 * 224 * 224  # after resizing; bounds the memory of a forward pass
 _LARGEST_BATCH = 1024
 
-RunBatches = Callable[[np.ndarray, Callable[[int, int], None] | None], Iterator[list[np.ndarray]]]
-"""Images and a progress callback -> a list of outputs for each batch."""
+Progress = Callable[[int, int], None]
+"""Called with (images done, N) after each batch."""
+
+RunBatches = Callable[[np.ndarray, Progress | None], Iterator[list[np.ndarray]]]
+"""(N, 784) or (N, 28, 28) uint8 images, progress -> a list of outputs for each batch."""
 
 
 def run_model(
-    model: keras.Model, images: np.ndarray, show: Callable[[int, int], None] | None = None
+    model: keras.Model, images: np.ndarray, show: Progress | None = None
 ) -> list[np.ndarray]:
     """Return each output of the model for all images; see `compile_model`."""
     return run_all(compile_model(model), images, show)
 
 
 def run_all(
-    run_batches: RunBatches, images: np.ndarray, show: Callable[[int, int], None] | None = None
+    run_batches: RunBatches, images: np.ndarray, show: Progress | None = None
 ) -> list[np.ndarray]:
     """Return each output for all images, the batches joined."""
     parts = list(run_batches(images, show))
@@ -37,16 +42,12 @@ def run_all(
 
 
 def compile_model(model: keras.Model) -> RunBatches:
-    """Return a function that yields each output of the model, batch after batch, for inference.
+    """Return a function that yields the model's outputs batch by batch, in inference mode.
 
-    The model computes as its folded twin in float32: what differs is the order of roundings.
+    The folded twin rounds in another order than the model; else it computes the same.
 
     Args:
         model: (B, 28, 28) uint8 -> one or more tensors (B, ...).
-
-    Returns:
-        A function of images, (N, 784) or (N, 28, 28) uint8, maybe mapped from disk; and of what
-        hears (done, N) after each batch, or None.
     """
     import tensorflow as tf
 
@@ -55,20 +56,19 @@ def compile_model(model: keras.Model) -> RunBatches:
 
     side = find_backbone(model).input_shape[1]
     size = min(_LARGEST_BATCH, max(1, _PIXELS_PER_BATCH // side**2))
-    # As constants ResNet50's weights would cost over a gigabyte, and several seconds before the
-    # first image, and spare a twelfth of a batch's time at 224 pixels after it (runs/LOG.md).
+    # As constants ResNet50's weights would cost over a gigabyte and several seconds before the
+    # first image, to make a batch at 224 pixels 8 % faster (runs/LOG.md).
     folded = fold_model(model, "float32", frozen=True, constant=False)
+    spec = tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE), tf.uint8)
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, 28, 28), tf.uint8)])
+    @tf.function(autograph=False, input_signature=[spec])
     def predict(batch: tf.Tensor) -> list[tf.Tensor]:
         # Without `training` Keras 3.15 may run nested layers in training mode.
         return tf.nest.flatten(folded(batch, training=False))
 
-    def run_batches(
-        images: np.ndarray, show: Callable[[int, int], None] | None
-    ) -> Iterator[list[np.ndarray]]:
+    def run_batches(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
         for first in range(0, len(images), size):
-            batch = np.reshape(images[first : first + size], (-1, 28, 28))
+            batch = np.reshape(images[first : first + size], (-1, IMAGE_SIZE, IMAGE_SIZE))
             yield [output.numpy() for output in predict(tf.constant(batch))]
             if show:
                 show(first + len(batch), len(images))
@@ -79,13 +79,12 @@ def compile_model(model: keras.Model) -> RunBatches:
 def average_flips(run_batches: RunBatches) -> RunBatches:
     """Return a function whose first output is the mean over each image and its mirror image.
 
-    That output is the probabilities; what else the model gives stays that of the image itself.
+    The first output is the probabilities; the others stay those of the image itself.
     """
 
-    def run_both(
-        images: np.ndarray, show: Callable[[int, int], None] | None
-    ) -> Iterator[list[np.ndarray]]:
-        mirrored = np.reshape(images, (-1, 28, 28))[:, :, ::-1]  # a view: what is mapped stays so
+    def run_both(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
+        # A view: images mapped from disk stay there.
+        mirrored = np.reshape(images, (-1, IMAGE_SIZE, IMAGE_SIZE))[:, :, ::-1]
         both = zip(run_batches(images, show), run_batches(mirrored, None), strict=True)
         for (probabilities, *others), (of_mirrored, *_) in both:
             yield [(probabilities + of_mirrored) / 2, *others]

@@ -1,11 +1,8 @@
 """Networks without top: our own, and those of keras.applications rebuilt from plain named layers.
 
-In: a side in pixels. Out: a functional Keras model with fresh random weights. This module must not
-know stages, weights files or data.
-
-Why rebuilt: some networks of keras.applications number their layers on from what the process built
-before, hide operators (`x + y`) and whole models among their layers, and draw random numbers. A
-rebuilt network has one kind of part, a layer, and its names depend on nothing but its graph.
+Some networks of keras.applications name their layers by a counter of the process, contain operators
+(`x + y`) and nested models, and draw random numbers. A rebuilt network consists of layers only, and
+their names depend on nothing but its graph.
 
 Shape letters: B batch, S side of the input, H W C feature map.
 """
@@ -21,11 +18,11 @@ import keras
 from keras import layers
 
 Label = Callable[[Sequence[str]], Iterator[tuple[str, str]]]
-"""Names of a network's operations, in order -> block and own name; "" where Keras numbered it."""
+"""Names of a network's operations, in order -> block and own name; "" if Keras made the name."""
 
 
 def build_mlp(side: int) -> keras.Model:
-    """Return (B, S, S, 1) -> (B, S*S): the pixels themselves, for a head that is the network."""
+    """Return (B, S, S, 1) -> (B, S*S): the pixels; the head is the network."""
     inputs = keras.Input((side, side, 1), name="stem_input")
     return keras.Model(inputs, layers.Flatten(name="stem_flatten")(inputs), name="mlp")
 
@@ -35,9 +32,9 @@ def build_small_resnet(
 ) -> keras.Model:
     """Return a residual network for small images, (B, S, S, 1) -> (B, H, W, widths[-1]).
 
-    He et al. 2016, section 4.2 and table 6: a stem of 3x3, basic blocks of two 3x3 convolutions,
-    half the side and the next width from stage to stage. Where the shape changes, the shortcut is a
-    1x1 convolution (option B of section 3.3). Layers are named as ResNet50's.
+    He et al. 2016, section 4.2 and table 6: a 3x3 stem, then stages of basic blocks of two 3x3
+    convolutions; each stage halves the side. Where the shape changes, the shortcut is a 1x1
+    convolution (option B of section 3.3). Layers are named as ResNet50's.
 
     Args:
         name: of the Keras model.
@@ -57,9 +54,9 @@ def build_small_resnet(
 def build_resnet6(side: int) -> keras.Model:
     """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, 128).
 
-    After Page 2018 ("How to Train Your ResNet"): each convolution of the trunk doubles the width,
-    maxima of 2x2 halve the side, and a residual block of two convolutions ends it. His ResNet-9 has
-    one stage more, two such blocks and twice the width.
+    A small version of ResNet-9 of Page 2018 ("How to Train Your ResNet"), which has one stage and
+    one residual block more and twice the width: each convolution outside the residual block doubles
+    the width, and max pooling halves the side.
     """
     inputs = x = keras.Input((side, side, 1), name="stem_input")
     for name, width in (("stem", 32), ("conv2", 64)):
@@ -89,18 +86,18 @@ def _conv_norm(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:
         kernel,
         stride,
         padding="same",
-        use_bias=False,  # BatchNorm would take it away again
+        use_bias=False,  # BatchNorm would subtract it
         kernel_initializer="he_normal",
         name=f"{name}_conv",
     )(x)
-    # Keras' momentum of 0.99 needs hundreds of steps; a run on few images has tens an epoch.
+    # Keras' momentum of 0.99 needs hundreds of steps; few images give tens of steps an epoch.
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
 def applications_builder(
     application: Callable[..., keras.Model], name: str, **options: Any
 ) -> Callable[[int], keras.Model]:
-    """Return side -> (B, S, S, 3) -> (B, H, W, C), a network of keras.applications as it is."""
+    """Return S -> a network of keras.applications, (B, S, S, 3) -> (B, H, W, C)."""
 
     def build(side: int) -> keras.Model:
         return application(
@@ -111,19 +108,18 @@ def applications_builder(
 
 
 def rebuild(network: keras.Model, label: Label) -> keras.Model:
-    """Return the same function of plain, labelled layers, with fresh weights.
+    """Return the same function of plain, labelled layers, with random weights.
 
-    Operators become layers, a model among the layers becomes its layers, Dropout is left out:
-    inference is unchanged, and training draws no random numbers that the loop does not seed (the
-    networks then train without stochastic depth). A convolution with a group for each channel
-    becomes a depthwise one, which TensorFlow computes 50 times as fast on a processor, and so does
-    ConvNeXt's factor for each channel.
+    Operators become layers, and nested models become their layers. Dropout is left out, so training
+    draws no random numbers that the loop does not seed; the networks train without stochastic
+    depth. A convolution with a group for each channel, and ConvNeXt's factor for each channel,
+    become depthwise convolutions, which are 50 times as fast on a processor.
 
-    A layer is called `block_name` where its label has a name, else `block_kind_number`.
+    A layer's name is `block_name` if its label has a name, else `block_kind_number`.
 
     Args:
         network: functional; each of its layers is called once.
-        label: gives a label to each operation, in the order of `network.operations`.
+        label: labels the operations in the order of `network.operations`.
     """
     operations = network.operations
     names = [operation.name for operation in operations]
@@ -137,7 +133,7 @@ def rebuild(network: keras.Model, label: Label) -> keras.Model:
             counts[prefix] += not name
             own = f"{block}_{name}" if name else f"{prefix}_{counts[prefix]}"
             layer = kind.from_config({**settings, "name": own})
-            # An operator takes its tensors one by one, the layer of that name takes a list.
+            # An operator takes several tensors, a layer takes a list.
             tensors = [x for x in inputs if isinstance(x, keras.KerasTensor)]
             inputs = (layer(tensors if len(tensors) > 1 else inputs[0]),)
         return inputs[0]
@@ -153,7 +149,7 @@ def rebuild(network: keras.Model, label: Label) -> keras.Model:
 def _plain_layers(
     operation: Any, inputs: tuple[Any, ...]
 ) -> list[tuple[type[keras.Layer], dict[str, Any]]]:
-    """Return class and settings of the layers that stand for one operation."""
+    """Return class and settings of the layers that replace one operation."""
     if isinstance(operation, keras.Model):
         return [(type(layer), layer.get_config()) for layer in operation.layers]
     if isinstance(operation, layers.Dropout):
@@ -187,9 +183,9 @@ def _depthwise_settings(conv: layers.Conv2D) -> dict[str, Any]:
 
 
 def copy_weights(network: keras.Model, rebuilt: keras.Model) -> None:
-    """Give a rebuilt network the weights of the network it was rebuilt from."""
-    # Same order; a depthwise kernel (h, w, C, 1) holds the numbers of a grouped one (h, w, 1, C),
-    # and with h = w = 1 those of a factor (C).
+    """Give a rebuilt network the weights of the original."""
+    # The order is the same. A depthwise kernel (h, w, C, 1) holds the numbers of a grouped one
+    # (h, w, 1, C), and with h = w = 1 those of a factor (C,).
     rebuilt.set_weights(
         [
             weight.numpy().reshape(own.shape)
@@ -199,14 +195,14 @@ def copy_weights(network: keras.Model, rebuilt: keras.Model) -> None:
 
 
 def label_efficientnet(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Label stem, block1a, ..., block6h, top: all names are Keras' own."""
+    """Label stem, block1a, ..., block6h, top; each name is in Keras' name."""
     for name in names:
         block, _, own = name.partition("_")
         yield block, own
 
 
 def label_mobilenet(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Label stem, block0, ..., block10, top: activations and operators have no own names."""
+    """Label stem, block0, ..., block10, top; activations and operators have no names."""
     block = "stem"
     for name in names:
         if match := re.fullmatch(r"expanded_conv_(?:(\d+)_)?(.+)", name):
@@ -220,7 +216,7 @@ def label_mobilenet(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def label_inception(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Label stem, mixed0, ..., mixed10: each of these ends with the concatenation of that name."""
+    """Label stem, mixed0, ..., mixed10; each block ends with the concatenation of its name."""
     block, n_pools = "stem", 0
     for name in names:
         yield block, ""
@@ -232,7 +228,7 @@ def label_inception(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def label_convnext(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Label stem, stage0, ..., stage3; what halves the side belongs to the stage that follows."""
+    """Label stem, stage0, ..., stage3; downsampling belongs to the stage after it."""
     block = "stem"
     for name in names:
         if match := re.fullmatch(r".+_stage_(\d)_(.+)", name):

@@ -1,12 +1,9 @@
-"""A phase -> which weight trains, for every weight -> applied to the model, and proved.
-
-In: a classifier, its spec, a phase. Out: a `TrainablePlan` naming each weight and the rule that
-decided; the model with exactly those weights trainable. This module must not know data, optimizers
-or runs.
+"""Which weights train in a phase: planned for every weight, applied to the model, verified.
 
 Setting `backbone.trainable` is not enough in Keras 3: a parent's flag overrides its children's or
-is ignored, depending on order, and a BatchNorm layer left trainable moves its statistics whatever
-`training=False` its model was called with. So every leaf is set, and the outcome is compared.
+is ignored, depending on the order, and a BatchNorm layer left trainable updates its statistics even
+if its model is called with `training=False`. So every layer's flag is set, and Keras' resulting
+trainable weights are compared with the plan.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ TRAINED, UPDATED, FROZEN = "trained", "updated", "frozen"
 
 
 class PlanBrokenError(FmnistError):
-    """A weight that was to stay still has moved, or the model refused the plan."""
+    """A frozen weight has changed, or Keras does not follow the plan."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,9 @@ class PlannedWeight:
     Attributes:
         path: its name in the model, e.g. `conv5_block1_1_conv/kernel`.
         shape: its shape.
-        stage: the backbone's stage it belongs to, or `head`, or `preprocessing`.
+        stage: its stage in the backbone, `head` or `preprocessing`.
         status: trained (by gradient), updated (a moving statistic) or frozen.
-        rule: why.
+        rule: the reason for the status.
     """
 
     path: str
@@ -51,7 +48,7 @@ class PlannedWeight:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """The number of its parameters."""
         return math.prod(self.shape)
 
 
@@ -63,11 +60,11 @@ class TrainablePlan:
     lowest_stage: str
 
     def count(self, status: str) -> int:
-        """Return how many numbers have this status."""
+        """Return the number of parameters with this status."""
         return sum(weight.size for weight in self.weights if weight.status == status)
 
     def count_stages(self) -> dict[str, dict[str, int]]:
-        """Return how many numbers of each stage are trained, updated and frozen."""
+        """Return the number of trained, updated and frozen parameters of each stage."""
         counts: dict[str, dict[str, int]] = {}
         for weight in self.weights:
             of_stage = counts.setdefault(weight.stage, {TRAINED: 0, UPDATED: 0, FROZEN: 0})
@@ -75,7 +72,7 @@ class TrainablePlan:
         return counts
 
     def to_text(self, title: str = "") -> str:
-        """Return the table that becomes trainable.txt, one weight a line."""
+        """Return the content of trainable.txt, one weight a line."""
         lines = [f"# {title}"] if title else []
         lines += [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
         lines += ["# path\tshape\tstatus\trule"]
@@ -101,7 +98,7 @@ def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> 
     unknown = [stage for stage in unfreeze if stage not in stages]
     if unknown:
         raise UsageError(
-            f"--unfreeze {','.join(unfreeze)}: {', '.join(unknown)} is no stage of {spec.name}; "
+            f"--unfreeze {','.join(unfreeze)}: {spec.name} has no stage {', '.join(unknown)}; "
             f"expected some of {','.join(stages)}, or all"
         )
     return tuple(stage for stage in stages if stage in unfreeze)
@@ -115,17 +112,17 @@ def plan_phase(
     *,
     train_batch_norm: bool = False,
 ) -> TrainablePlan:
-    """Decide for every weight of `classifier` whether it trains. Changes nothing.
+    """Return which weights of `classifier` train; the classifier stays as it is.
 
     Args:
-        classifier: as `build_classifier` returned it.
+        classifier: the result of `build_classifier`.
         spec: its backbone's spec.
         phase: frozen, finetune or scratch.
-        unfreeze: stages named by the person; see `plan_unfreeze`.
-        train_batch_norm: in finetune, let BatchNorm of unfrozen stages move too.
+        unfreeze: stages that the user named; see `plan_unfreeze`.
+        train_batch_norm: in finetune, train the BatchNorm of unfrozen stages too.
     """
     stages = plan_unfreeze(spec, phase, unfreeze)
-    norm_moves = phase == "scratch" or train_batch_norm
+    norm_trains = phase == "scratch" or train_batch_norm
     planned, covered = [], set()
     for named in _named_weights(classifier, spec):
         covered.add(id(named.weight))
@@ -138,7 +135,7 @@ def plan_phase(
             status, rule = TRAINED, "the head always trains"
         elif named.stage not in stages:
             status, rule = FROZEN, f"stage {named.stage} is frozen"
-        elif is_norm and not norm_moves:
+        elif is_norm and not norm_trains:
             status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
         elif is_norm and any(
             named.weight is statistic
@@ -151,15 +148,15 @@ def plan_phase(
         planned.append(PlannedWeight(named.path, shape, stage, status, rule))
     missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
     if missed or len({weight.path for weight in planned}) != len(planned):
-        raise PlanBrokenError(f"the plan does not cover each weight once; missed: {missed[:5]}")
+        raise PlanBrokenError(f"the plan does not list each weight once; missing: {missed[:5]}")
     return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
 
 
 def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: TrainablePlan) -> None:
-    """Set the trainable flag of every layer as planned and compare the outcome.
+    """Set the trainable flag of every layer as planned.
 
     Raises:
-        PlanBrokenError: the model's trainable weights are not the planned ones.
+        PlanBrokenError: Keras' trainable weights are not the planned ones.
     """
     status = {weight.path: weight.status for weight in plan.weights}
     # Parents first: setting a parent reaches its children, and a frozen parent hides a trainable
@@ -178,37 +175,36 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
         if (status[named.path] == TRAINED) != (id(named.weight) in actual)
     ]
     if differing:
-        raise PlanBrokenError(f"Keras did not take the plan; differing: {differing[:5]}")
+        raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")
 
 
 def digest_weights(classifier: keras.Sequential, spec: BackboneSpec) -> dict[str, str]:
-    """Return path -> SHA-256 of every weight's bytes, to see later which have moved."""
+    """Return path -> SHA-256 of every weight's bytes."""
     return {
         named.path: hashlib.sha256(np.ascontiguousarray(named.weight.numpy()).data).hexdigest()
         for named in _named_weights(classifier, spec)
     }
 
 
-def prove_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Compare digests from before and after some steps with the plan.
+def verify_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Compare digests of the weights before and after some steps with the plan.
 
     Returns:
-        The paths that were to move and did not; a layer whose units are all dead does that.
+        The paths of weights that should have changed and did not, as in a layer of dead units.
 
     Raises:
-        PlanBrokenError: a frozen weight has moved.
+        PlanBrokenError: a frozen weight has changed.
     """
-    strayed = [
-        w.path for w in plan.weights if w.status == FROZEN and before[w.path] != after[w.path]
-    ]
-    if strayed:
-        raise PlanBrokenError(f"frozen weights have moved: {', '.join(strayed[:5])}")
-    return [w.path for w in plan.weights if w.status != FROZEN and before[w.path] == after[w.path]]
+    changed = {path for path in before if before[path] != after[path]}
+    wrong = [w.path for w in plan.weights if w.status == FROZEN and w.path in changed]
+    if wrong:
+        raise PlanBrokenError(f"frozen weights have changed: {', '.join(wrong[:5])}")
+    return [w.path for w in plan.weights if w.status != FROZEN and w.path not in changed]
 
 
 @dataclass(frozen=True)
 class _NamedWeight:
-    """A variable with the layer and the stage (`HEAD` outside the backbone) it belongs to."""
+    """A variable with its layer and its stage (`HEAD` outside the backbone)."""
 
     path: str
     weight: Any
@@ -224,7 +220,7 @@ def _named_weights(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator
 
 
 def _leaves(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:
-    """Yield every layer that is no model, with its stage (`HEAD` outside the backbone)."""
+    """Yield every layer with its stage (`HEAD` outside the backbone), nested models unpacked."""
     backbone = find_backbone(classifier)
     for layer in classifier.layers:
         if layer is backbone:

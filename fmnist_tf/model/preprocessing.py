@@ -1,8 +1,6 @@
-"""Raw grey pixels -> what a backbone was trained on, as ordinary Keras layers inside the model.
+"""Raw grey pixels -> a backbone's input, as ordinary Keras layers that are saved with the model.
 
-In: uint8 images as they stand in the CSV. Out: float32 grey, RGB or BGR at the backbone's side and
-value range. Because these layers are saved with the model, training and serving cannot disagree,
-and the saved model loads with Keras alone. This module must not know any particular backbone.
+Training and serving cannot disagree, and the saved model loads with Keras alone.
 
 Shape letters: B batch, S side of the resized image, C channels.
 """
@@ -14,8 +12,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-SOURCE_SIDE = 28
-N_PIXELS = SOURCE_SIDE * SOURCE_SIDE
+from fmnist_tf.data import IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class ValueRange:
 
     Attributes:
         scale: factor per channel, in the backbone's channel order.
-        offset: what is added after scaling, per channel.
+        offset: added after scaling, per channel.
     """
 
     scale: tuple[float, ...]
@@ -32,7 +29,7 @@ class ValueRange:
 
     @property
     def n_channels(self) -> int:
-        """C, the backbone's input channels: 1 or 3."""
+        """C, 1 or 3."""
         return len(self.scale)
 
 
@@ -45,17 +42,16 @@ TORCH = ValueRange(
     scale=tuple(1 / (255 * deviation) for deviation in _DEVIATIONS),
     offset=tuple(-mean / deviation for mean, deviation in zip(_MEANS, _DEVIATIONS, strict=True)),
 )
-# One grey channel, 0..1, for networks without pretrained weights: with black at zero, the zeros
-# that a convolution pads with continue the black around a garment. No constant is of a data set.
+# One grey channel, 0..1, for networks without pretrained weights. Black is zero, so zero padding
+# continues the black around a garment.
 UNIT = ValueRange(scale=(1 / 255,), offset=(0.0,))
 
 
 def build_preprocessing(value_range: ValueRange, side: int) -> list[keras.Layer]:
     """Return the layers from (B, 28, 28) uint8 to (B, S, S, C) float32.
 
-    Grey to colour and the value range are one fixed 1x1 convolution: each channel is
-    `scale * grey + offset`. It follows the resize, so that one channel is resized and not three.
-    At the images' own side nothing is resized.
+    One fixed 1x1 convolution makes the channels, each `scale * grey + offset`. It follows the
+    bilinear resize, so that one channel is resized and not three. At S = 28 nothing is resized.
     """
     n_channels = value_range.n_channels
     value_range_layer = keras.layers.Conv2D(n_channels, 1, name="value_range", trainable=False)
@@ -68,9 +64,9 @@ def build_preprocessing(value_range: ValueRange, side: int) -> list[keras.Layer]
     )
     resize = keras.layers.Resizing(side, side, interpolation="bilinear", name="resize")
     return [
-        keras.layers.Reshape((SOURCE_SIDE, SOURCE_SIDE, 1), name="channel"),
+        keras.layers.Reshape((IMAGE_SIZE, IMAGE_SIZE, 1), name="channel"),
         # Casts to float32; Keras layers leave integers as they are.
         keras.layers.Rescaling(1.0, name="to_float"),
-        *([] if side == SOURCE_SIDE else [resize]),
+        *([] if side == IMAGE_SIZE else [resize]),
         value_range_layer,
     ]

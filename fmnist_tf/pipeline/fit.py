@@ -12,7 +12,7 @@ import numpy as np
 from fmnist_tf.cli.terminal import progress_bar, say
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import split_classifier
-from fmnist_tf.model.phases import digest_weights, prove_plan
+from fmnist_tf.model.phases import digest_weights, verify_plan
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
 from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
 from fmnist_tf.pipeline.rows import open_rows
@@ -84,12 +84,12 @@ def fit(
     train_rows = np.searchsorted(pool, splits.train)
     val_rows = np.searchsorted(pool, splits.val)
     labels = train.labels[pool]
-    pixels = PickedRows(ArrayRows(train.pixels), pool)
+    pixels = PickedRows(ArrayRows(train.pixels, train.digest), pool)
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
     plan = plan_training(config, labels[train_rows], n_classes, dataset.background)
-    source, compute_features = open_rows(config, pixels, split, plan, precision, cache_dir, clock)
+    source, compute_features = open_rows(config, network, pixels, split, plan, cache_dir, clock)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     optimizer = build_optimizer(
@@ -124,7 +124,7 @@ def fit(
 
     def check_plan() -> list[str]:
         after = digest_weights(network.classifier, network.spec)
-        return prove_plan(network.plan, before, after)
+        return verify_plan(network.plan, before, after)
 
     try:
         with clock.stage("training"), progress_bar("training", "batch") as show:

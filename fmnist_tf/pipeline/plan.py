@@ -47,7 +47,7 @@ def plan_training(
             peak=rate or max(1.0, config.min_learning_rate),  # until the finder suggests one
             steps_per_epoch=steps,
             epochs=epochs,
-            least=config.min_learning_rate,
+            minimum=config.min_learning_rate,
             warmup_steps=round(config.warmup_epochs * steps),
             cycle_steps=max(2, round(cycle_epochs * steps)),
             patience=config.plateau_patience,
@@ -118,7 +118,7 @@ def use_suggested_rate(
             f"learning-rate finder: the loss still fell at the largest rate, {rates[-1]:g}: a "
             "larger --learning-rate than the suggestion may do better"
         )
-    peak = given or max(suggestion.rate, plan.rates.least)
+    peak = given or max(suggestion.rate, plan.rates.minimum)
     why = "as set" if given else "the --min-learning-rate"
     say(
         f"learning-rate finder: {len(losses)} steps suggest {suggestion.rate:.3g}; the run uses "

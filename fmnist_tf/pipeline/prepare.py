@@ -23,8 +23,9 @@ from fmnist_tf.system.files import check_folder
 if TYPE_CHECKING:
     import keras
 
-    from fmnist_tf.model.backbones import BackboneSpec, WeightsSource
+    from fmnist_tf.model.backbones import BackboneSpec
     from fmnist_tf.model.phases import TrainablePlan
+    from fmnist_tf.model.weights import WeightsSource
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,10 @@ def build_network(
     """
     import keras
 
-    from fmnist_tf.model.backbones import WeightsSource, find_backbone_spec, read_backbone_weights
-    from fmnist_tf.model.folding import choose_precision
+    from fmnist_tf.model.backbones import find_backbone_spec
     from fmnist_tf.model.phases import apply_plan, plan_phase, plan_unfreeze
+    from fmnist_tf.model.precision import choose_precision
+    from fmnist_tf.model.weights import WeightsSource, read_backbone_weights
 
     spec, image_size = find_backbone_spec(config.backbone, config.image_size)
     plan_unfreeze(spec, config.phase, config.unfreeze)  # refuses a wrong stage before the work

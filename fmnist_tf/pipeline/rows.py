@@ -11,11 +11,12 @@ from typing import Any
 from fmnist_tf.cli.terminal import progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import SplitClassifier
+from fmnist_tf.pipeline.prepare import Network
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
-from fmnist_tf.training import features
-from fmnist_tf.training.features import FeatureStore
+from fmnist_tf.training import feature_store, features
+from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import TrainingPlan
 
 ComputeFeatures = Callable[[Any], Any]
@@ -24,10 +25,10 @@ ComputeFeatures = Callable[[Any], Any]
 
 def open_rows(
     config: RunConfig,
+    network: Network,
     pixels: RowSource,
     split: SplitClassifier,
     plan: TrainingPlan,
-    precision: str,
     cache_dir: Path,
     clock: StageClock,
 ) -> tuple[RowSource, ComputeFeatures | None]:
@@ -39,14 +40,14 @@ def open_rows(
 
     Args:
         config: complete.
+        network: gives compute precision and image size.
         pixels: (N, 784) uint8, the train and val images.
         split: the classifier, cut below its lowest trainable layer.
         plan: gives the number of views and the random augmentations.
-        precision: compute dtype of the frozen layers.
         cache_dir: cached features lie in its folder `features`.
         clock: counts the seconds.
     """
-    views = (pixels, FlippedRows(pixels))[: plan.n_views]
+    views, precision = (pixels, FlippedRows(pixels))[: plan.n_views], network.precision[0]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
         return StackedRows(views), None
@@ -58,64 +59,68 @@ def open_rows(
         )
     elif config.cache != "off":
         with clock.stage("features"):
-            cached = _cache_views(views, split, precision, cache_dir / "features")
+            batch_size = features.rows_per_batch(network.image_size)
+            cached = _cache_views(views, split, precision, batch_size, cache_dir / "features")
         release_memory()
     if cached is not None:
         return StackedRows(cached), None
-    compute = features.build_feature_function(split.prefix, precision, pools=split.pools)
+    compute = features.build_feature_function(
+        split.feature_extractor, precision, pools=split.pools_features
+    )
     return StackedRows(views), compute
 
 
 def _cache_views(
-    views: tuple[RowSource, ...], split: SplitClassifier, precision: str, folder: Path
+    views: tuple[RowSource, ...],
+    split: SplitClassifier,
+    precision: str,
+    batch_size: int,
+    folder: Path,
 ) -> tuple[FeatureStore, ...] | None:
     """Find or compute the features of each view; None where the disk has no room for them."""
-    n_rows, row_shape = views[0].n_rows, split.row_shape
-    keys = [features.feature_key(view, split.prefix, precision) for view in views]
-    names = [f"{key}-mean" if split.pools else key for key in keys]
-    found = [features.read_features(folder, name, n_rows, row_shape) for name in names]
-    for store in filter(None, found):
-        say(f"backbone features: found {n_rows:,} images in {store.path}")
-    if None not in found:
-        return tuple(filter(None, found))
+    keys = [features.feature_key(view, split.feature_extractor, precision) for view in views]
+    suffix = "-mean" if split.pools_features else ""
+    n_rows = views[0].n_rows
+    stores = [FeatureStore(folder / f"{key}{suffix}", n_rows, split.feature_shape) for key in keys]
+    missing = [store for store in stores if not store.is_complete()]
+    for store in stores:
+        if store not in missing:
+            say(f"backbone features: found those of {n_rows:,} images in {store.path}")
     # Room for all views is checked before hours go into the first.
-    n_bytes = found.count(None) * features.stored_bytes(n_rows, row_shape)
-    if not features.fits_on_disk(folder, names[found.index(None)], n_bytes):
+    if missing and not feature_store.fits_on_disk(missing):
+        n_bytes, cached = sum(s.n_bytes for s in missing), feature_store.bytes_on_disk(folder)
         warn(
             f"backbone features: {n_bytes / 1e9:.3g} GB do not fit on the disk of {folder}; they "
-            "are computed in each epoch instead. --cache DIR names another disk; the "
-            f"{features.bytes_there(folder) / 1e9:.3g} GB cached there may be deleted while "
-            "nothing runs"
+            f"are computed in each epoch instead. --cache DIR names another disk; the "
+            f"{cached / 1e9:.3g} GB cached there may be deleted while nothing runs"
         )
         return None
 
-    # This function holds the only reference, so that its graph is freed when it returns.
+    # This function holds the only reference, so that the graph is freed when it returns.
     @functools.cache
     def build_compute() -> ComputeFeatures:
-        return features.build_feature_function(split.prefix, precision, pools=split.pools)
+        return features.build_feature_function(
+            split.feature_extractor, precision, pools=split.pools_features
+        )
 
-    stores = []
-    for key, name, view, known in zip(keys, names, views, found, strict=True):
-        if known is None:
-            # A pooled head averages the feature maps that a run with a Flatten head has cached.
-            map_shape = split.prefix.output_shape[1:]
-            maps = features.read_features(folder, key, n_rows, map_shape) if split.pools else None
-            if maps:
-                say(f"backbone features: averaging the feature maps in {maps.path}")
-            rows: RowSource = maps or view
-            compute = features.average_maps if maps else build_compute()
-            size = split.prefix.input_shape[1]
-            known = _compute(FeatureStore(folder / name, n_rows, row_shape), rows, compute, size)
-        stores.append(known)
+    for key, store, view in zip(keys, stores, views, strict=True):
+        if store not in missing:
+            continue
+        # A pooled head averages the feature maps that a run with a Flatten head has cached.
+        maps = FeatureStore(folder / key, n_rows, split.feature_extractor.output_shape[1:])
+        if split.pools_features and maps.is_complete():
+            say(f"backbone features: averaging the feature maps in {maps.path}")
+            _compute(store, maps, features.average_feature_maps, batch_size)
+        else:
+            _compute(store, view, build_compute(), batch_size)
     return tuple(stores)
 
 
 def _compute(
-    store: FeatureStore, rows: RowSource, compute: ComputeFeatures, image_size: int
-) -> FeatureStore:
+    store: FeatureStore, rows: RowSource, compute: ComputeFeatures, batch_size: int
+) -> None:
     """Compute and cache the features of one view, and print how long that took."""
-    n_bytes = features.stored_bytes(store.n_rows, store.row_shape)
-    say(f"backbone features: computing {store.n_rows:,} images, {n_bytes / 1e9:.3g} GB")
+    say(f"backbone features: computing {store.n_rows:,} images, {store.n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
     already_cached: int | None = None
     with progress_bar("backbone features", "image") as show:
@@ -127,10 +132,8 @@ def _compute(
             show(done, total)
 
         features.cache_features(
-            store.path.parent, store.path.name, rows, compute, store.row_shape, image_size,
-            progress=on_progress, say=say,
-        )  # fmt: skip
+            store, rows, compute, batch_size=batch_size, progress=on_progress, say=say
+        )
     seconds = time.perf_counter() - started
     rate = (store.n_rows - (already_cached or 0)) / seconds
     say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
-    return store

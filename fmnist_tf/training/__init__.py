@@ -1,1 +1,1 @@
-"""A plan -> trained weights. Knows nothing of run directories or trackers."""
+"""A plan -> trained weights."""

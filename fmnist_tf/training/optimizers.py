@@ -1,10 +1,8 @@
-"""Update rules: Keras' SGD, Adam and AdamW, each step of a variable one fused kernel.
+"""Keras' SGD, Adam and AdamW with one fused TensorFlow kernel for each variable.
 
-In: a rule's name and its settings. Out: a `keras.optimizers.Optimizer` to build and apply as any
-other. Keras composes an update of a dozen element-wise operations, each a pass over memory; with
-the 51 million numbers of a dense layer on a flat feature map they take longer than the gradient.
-TensorFlow has the whole update as one kernel. The results are Keras' own to float32 rounding. This
-module must not know schedules, data or the network.
+Keras updates a variable in a dozen element-wise operations, each a pass over memory; for the 51
+million parameters of a dense layer on a flat feature map they take longer than the gradient. The
+results are those of Keras up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ import tensorflow as tf
 
 from fmnist_tf.settings.config import OPTIMIZERS
 
-# What adamw decays by unless told otherwise: Keras' default.
 WEIGHT_DECAY = 0.004
+"""Keras' default for AdamW."""
 
 
 def build_optimizer(
@@ -29,19 +27,16 @@ def build_optimizer(
     clip_norm: float | None = None,
     rate_factors: Mapping[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Return a fresh optimizer; the loop sets its learning rate before each step.
+    """Return an optimizer; the loop sets its learning rate before each step.
 
     Args:
         name: one of `OPTIMIZERS`.
-        momentum: of sgd, 0..1, with Nesterov's look-ahead; 0 for plain gradient descent.
-        weight_decay: share of a weight taken off at each step, times its learning rate (decoupled,
-            Loshchilov and Hutter 2019), from kernels alone; see `_PerVariable`. For adamw (None:
-            `WEIGHT_DECAY`) and sgd (None: 0). adam has none.
-        clip_norm: the gradients of all variables together are scaled down to this norm if theirs
-            is greater (Keras' `global_clipnorm`). None: not clipped. Under several replicas each
-            one clips its own share before the shares are added up.
-        rate_factors: path of a variable -> what its learning rate is multiplied by; 1 for those
-            not named.
+        momentum: of sgd, 0..1, Nesterov's; 0 for plain gradient descent.
+        weight_decay: decoupled (Loshchilov and Hutter 2019), for kernels only; see `_PerVariable`.
+            None: `WEIGHT_DECAY` for adamw, 0 for sgd and adam.
+        clip_norm: upper bound on the norm of all gradients together (Keras' `global_clipnorm`), or
+            None. Each replica clips its own gradients before they are summed.
+        rate_factors: path of a variable -> factor on its learning rate; 1 for all others.
 
     Raises:
         ValueError: the name is unknown, or adam is given a weight decay.
@@ -64,12 +59,11 @@ def build_optimizer(
 
 
 class _PerVariable:
-    """What an optimizer does to each variable apart: a rate of its own, decay, one kernel.
+    """An optimizer with a learning rate, decay and one kernel for each variable.
 
-    Decay takes rate * decay of a variable off it before its step, as Keras' `weight_decay` does,
-    with two differences: the rate is the variable's own, so that a lower rate moves it less in
-    every way; and only variables of two axes or more decay, the kernels of dense and convolution
-    layers. Biases and the scales and offsets of BatchNorm have one axis.
+    Before its step a variable is multiplied by 1 - rate * decay. Unlike Keras' `weight_decay`, this
+    uses the variable's own rate and applies only to variables of two axes or more: the kernels of
+    dense and convolution layers, not biases or BatchNorm's scales and offsets.
 
     Args:
         decay: from 0.
@@ -83,10 +77,10 @@ class _PerVariable:
         self._rate_factors = tuple(rate_factors.items())
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the moments of these variables.
+        """Create the moments of these variables.
 
         Raises:
-            ValueError: a factor's path is none of theirs.
+            ValueError: a factor's path is not that of a variable.
         """
         factors = dict(self._rate_factors)
         if unknown := sorted(set(factors) - {variable.path for variable in variables}):
@@ -96,7 +90,7 @@ class _PerVariable:
         self._decays = tuple(self._decay * (len(variable.shape) > 1) for variable in variables)
 
     def update_step(self, gradient: Any, variable: tf.Variable, learning_rate: Any) -> None:
-        """Change one variable and its moments; under several replicas, one replica's copy."""
+        """Update one variable and its moments, in the current replica."""
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
         rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
         if self._decays[index]:
@@ -110,10 +104,7 @@ class _PerVariable:
 
 
 class _FusedAdam(_PerVariable, keras.optimizers.Adam):  # type: ignore[misc]
-    """`keras.optimizers.Adam` without amsgrad by one kernel a variable; with decay, AdamW.
-
-    The moments are those of Keras' class, under the names that it keeps for itself and its kind.
-    """
+    """`keras.optimizers.Adam` without amsgrad; with decay, AdamW."""
 
     def _apply_kernel(
         self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor, index: int
@@ -135,7 +126,7 @@ class _FusedAdam(_PerVariable, keras.optimizers.Adam):  # type: ignore[misc]
 
 
 class _FusedSGD(_PerVariable, keras.optimizers.SGD):  # type: ignore[misc]
-    """`keras.optimizers.SGD` by one kernel a variable."""
+    """`keras.optimizers.SGD`."""
 
     def _apply_kernel(
         self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor, index: int
@@ -156,19 +147,19 @@ class _FusedSGD(_PerVariable, keras.optimizers.SGD):  # type: ignore[misc]
 def update_averages(
     averages: Sequence[Any], variables: Sequence[Any], decay: float, step: tf.Tensor
 ) -> None:
-    """Move each average towards its variable: average += (1 - d) * (variable - average).
+    """Update exponential moving averages: average += (1 - d) * (variable - average).
 
-    d = min(decay, (1 + step) / (10 + step)) lets the averages of a short run forget its start (the
-    rule of `tf.train.ExponentialMovingAverage`). Graph operations, to be called after the
+    d = min(decay, (1 + step) / (10 + step)), so that the averages of a short run forget its start
+    (the rule of `tf.train.ExponentialMovingAverage`). Graph operations, to be called after the
     optimizer's step and outside `strategy.run`.
 
     Args:
-        averages: changed in place; same shapes as `variables`, and equal to them at the start.
-        variables: what is averaged.
+        averages: changed in place; initially equal to `variables`.
+        variables: to average.
         decay: 0..1, e.g. 0.999.
-        step: updates of the averages before this one, as an integer tensor.
+        step: integer tensor, the updates before this one.
     """
     done = tf.cast(step, tf.float32)
-    share = 1 - tf.minimum(decay, (1 + done) / (10 + done))
+    weight = 1 - tf.minimum(decay, (1 + done) / (10 + done))
     for average, variable in zip(averages, variables, strict=True):
-        average.assign_sub(share * (average - variable))
+        average.assign_sub(weight * (average - variable))

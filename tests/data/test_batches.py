@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -148,3 +150,29 @@ def test_views_are_a_function_of_seed_epoch_and_row_alone() -> None:
     assert (pick_views(rows, 50, 2, 2, 1) // 50 != views).any()
     # A golden draw: resuming and a second machine rely on it.
     assert list(pick_views(np.arange(8), 8, 2, 3, 4)) == [8, 1, 2, 11, 4, 5, 14, 7]
+
+
+def test_digests_identify_the_content() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 784), np.uint8)
+    rows = ArrayRows(pixels)
+    assert rows.digest == hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert ArrayRows(pixels[::-1][::-1]).digest == rows.digest
+    assert ArrayRows(pixels, "known").digest == "known"
+    halves = pixels.view(ml_dtypes.bfloat16)
+    assert ArrayRows(halves).digest == rows.digest
+    changed = pixels.copy()
+    changed[1, 2] ^= 1
+    sources = [
+        rows,
+        ArrayRows(changed),
+        PickedRows(rows, np.array([0, 1])),
+        PickedRows(rows, np.array([1, 0])),
+        PickedRows(ArrayRows(changed), np.array([0, 1])),
+        FlippedRows(rows),
+        FlippedRows(ArrayRows(changed)),
+        StackedRows((rows, FlippedRows(rows))),
+        StackedRows((FlippedRows(rows), rows)),
+    ]
+    assert len({source.digest for source in sources}) == len(sources)
+    again = StackedRows((ArrayRows(pixels.copy()), FlippedRows(ArrayRows(pixels.copy()))))
+    assert again.digest == sources[7].digest

@@ -1,4 +1,4 @@
-"""The network is the one the issue names, its halves compute what the whole computes."""
+"""The classifier and its two parts."""
 
 from __future__ import annotations
 
@@ -28,45 +28,36 @@ def test_layers_in_order(toy_classifier) -> None:
 
 @pytest.mark.parametrize("head", ["flatten", "gap"])
 @pytest.mark.parametrize("lowest", ["head", "deep", "stem"])
-def test_halves_compute_what_the_whole_computes(toy_spec, head: str, lowest: str) -> None:
+def test_both_parts_compute_the_whole(toy_spec, head: str, lowest: str) -> None:
     classifier = build_classifier(
         toy_spec.build(16), toy_spec, head=head, units=5, dropout=0.5, n_classes=3, seed=0
     )
     split = split_classifier(classifier, toy_spec, lowest)
     assert split.has_frozen_layers == (lowest != "stem")
-    assert split.pools == (head == "gap" and lowest == "head")
-    features = split.prefix(PIXELS, training=False)
-    if split.pools:
+    assert split.pools_features == (head == "gap" and lowest == "head")
+    features = split.feature_extractor(PIXELS, training=False)
+    if split.pools_features:
         features = tf.reduce_mean(features, axis=(1, 2))
-    assert split.row_shape == features.shape[1:]
+    assert split.feature_shape == features.shape[1:]
     probabilities = tf.nn.softmax(split.logits(features, training=False))
     expected = classifier(PIXELS, training=False)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
-def test_prefix_holds_no_weight_of_the_body(toy_classifier, toy_spec) -> None:
-    for lowest in ("head", "deep"):
-        split = split_classifier(toy_classifier, toy_spec, lowest)
-        prefix = {weight.path for weight in split.prefix.weights}
-        body = {weight.path for weight in split.body.weights}
-        output = {weight.path for weight in split.output.weights}
-        assert not prefix & body
-        assert prefix | body | output == {weight.path for weight in toy_classifier.weights}
-
-
-def test_the_body_computes_in_the_asked_precision(toy_classifier, toy_spec) -> None:
+def test_the_trained_layers_compute_in_the_given_precision(toy_classifier, toy_spec) -> None:
     for precision in ("float32", "bfloat16"):
         split = split_classifier(toy_classifier, toy_spec, "head", precision)
-        assert split.body.get_layer("hidden").compute_dtype == precision
+        assert split.trained_layers.get_layer("hidden").compute_dtype == precision
 
 
-def test_cut_through_two_tensors_is_refused(toy_classifier, toy_spec, monkeypatch) -> None:
+def test_a_cut_through_two_tensors_is_refused(toy_classifier, toy_spec, monkeypatch) -> None:
     stages = {"low": ("toy_input", "stem_", "deep_conv", "deep_bn"), "high": ("deep_",)}
     monkeypatch.setitem(toy_spec.__dict__, "stages", stages)
     with pytest.raises(ValueError, match=r"found \['deep_bn', 'stem_relu'\]"):
         split_classifier(toy_classifier, toy_spec, "high")
 
 
+@pytest.mark.slow
 def test_saved_model_needs_keras_alone(toy_classifier, tmp_path) -> None:
     toy_classifier.save(tmp_path / "model.keras")
     np.save(tmp_path / "pixels.npy", PIXELS)
@@ -82,7 +73,7 @@ def test_saved_model_needs_keras_alone(toy_classifier, tmp_path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
 
 
-def test_same_seed_same_head(toy_spec) -> None:
+def test_the_seed_decides_the_weights_of_the_head(toy_spec) -> None:
     def head_kernel(seed: int) -> np.ndarray:
         classifier = build_classifier(
             toy_spec.build(16), toy_spec, head="gap", units=5, dropout=0.5, n_classes=3, seed=seed

@@ -1,4 +1,4 @@
-"""The inspector is the model; Grad-CAM finds where a class was seen."""
+"""Inference in batches, penultimate features and Grad-CAM."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_one_pass_gives_probabilities_and_features(toy_classifier, images) -> No
 
 
 def test_rows_and_squares_are_the_same_images(toy_classifier, images) -> None:
-    heard: list[tuple[int, int]] = []
+    seen: list[tuple[int, int]] = []
     squares = run_model(toy_classifier, images)[0]
-    rows = run_model(toy_classifier, images.reshape(5, 784), lambda *x: heard.append(x))[0]
+    rows = run_model(toy_classifier, images.reshape(5, 784), lambda *x: seen.append(x))[0]
     np.testing.assert_array_equal(squares, rows)
-    assert heard == [(5, 5)]
+    assert seen == [(5, 5)]
 
 
 def build_corner_reader() -> keras.Sequential:
@@ -56,7 +56,7 @@ def build_corner_reader() -> keras.Sequential:
     return model
 
 
-def test_grad_cam_lights_what_was_seen() -> None:
+def test_grad_cam_highlights_the_relevant_corner() -> None:
     image = np.zeros((28, 28), np.uint8)
     image[2:8, 2:8] = 255
     maps = run_grad_cam(build_corner_reader(), image[None].repeat(20, 0), np.zeros(20, int))
@@ -70,13 +70,13 @@ def test_grad_cam_lights_what_was_seen() -> None:
 def test_grad_cam_explains_the_class_asked_for() -> None:
     model = build_corner_reader()
     kernel, bias = model.layers[-1].get_weights()
-    model.layers[-1].set_weights([kernel * [1, -1], bias])  # everything speaks against class 1
+    model.layers[-1].set_weights([kernel * [1, -1], bias])  # no pixel raises the score of class 1
     image = np.full((1, 28, 28), 200, np.uint8)
     assert run_grad_cam(model, image, np.array([0])).max() == 255
     assert run_grad_cam(model, image, np.array([1])).max() == 0
 
 
-def test_no_feature_map_no_grad_cam() -> None:
+def test_without_a_feature_map_there_is_no_grad_cam() -> None:
     inputs = keras.Input((28, 28))
     backbone = keras.Model(inputs, keras.layers.Flatten()(inputs))
     model = keras.Sequential([keras.Input((28, 28)), backbone, keras.layers.Dense(2, "softmax")])

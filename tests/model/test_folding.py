@@ -10,9 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from fmnist_tf.model import folding
 from fmnist_tf.model.classifier import split_classifier
-from fmnist_tf.model.folding import choose_precision, fold_model
+from fmnist_tf.model.folding import fold_model
 from fmnist_tf.training.features import build_feature_function
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
@@ -50,10 +49,10 @@ def cosine(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("lowest", ["head", "deep"])
-def test_toy_prefix_in_float32(toy_classifier, toy_spec, lowest: str) -> None:
-    prefix = split_classifier(toy_classifier, toy_spec, lowest).prefix
-    folded = compare(prefix, PIXELS, 1e-5)
-    assert norms(prefix)
+def test_toy_in_float32(toy_classifier, toy_spec, lowest: str) -> None:
+    extractor = split_classifier(toy_classifier, toy_spec, lowest).feature_extractor
+    folded = compare(extractor, PIXELS, 1e-5)
+    assert norms(extractor)
     assert norms(folded) == []
 
 
@@ -64,19 +63,7 @@ def test_resnet50_with_random_statistics() -> None:
     assert norms(compare(model, images, 1e-4)) == []
 
 
-def test_depthwise_and_separable_patterns() -> None:
-    inputs = keras.Input((8, 8, 3))
-    x = layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(inputs)
-    x = layers.BatchNormalization()(x)
-    x = layers.Conv2D(4, 1)(x)
-    x = layers.BatchNormalization()(x)
-    model = keras.Model(inputs, x)
-    randomise(model)
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    assert norms(compare(model, images, 1e-5)) == []
-
-
-def test_a_norm_that_no_convolution_takes_in_is_a_product_and_an_addition() -> None:
+def test_a_norm_that_cannot_be_fused_is_a_product_and_an_addition() -> None:
     inputs = keras.Input((8, 8, 3))
     activated = layers.BatchNormalization(name="after_relu")(
         layers.Conv2D(4, 1, activation="relu")(inputs)
@@ -92,7 +79,7 @@ def test_a_norm_that_no_convolution_takes_in_is_a_product_and_an_addition() -> N
         assert folded.get_layer(name)(np.zeros((1, 4), np.float32)).shape == (1, 4)
 
 
-def test_padding_is_taken_into_full_convolutions_that_stand_still() -> None:
+def test_padding_is_fused_into_frozen_full_convolutions() -> None:
     inputs = keras.Input((9, 9, 3))
     x = layers.ZeroPadding2D(((0, 1), (2, 3)), name="pad_conv")(inputs)
     x = layers.Conv2D(4, 3, 2, use_bias=False, activation="relu")(x)
@@ -105,17 +92,16 @@ def test_padding_is_taken_into_full_convolutions_that_stand_still() -> None:
     def kept(folded: keras.Model) -> set[str]:
         return {layer.name for layer in folded.layers if layer.name.startswith("pad_")}
 
-    # oneDNN has no kernels for the others; on the last TensorFlow may even abort:
-    # tests/test_recipes_run.py, mobilenetv3.
+    # oneDNN has no kernels for the others; on the last TensorFlow may even abort.
     assert kept(compare(model, images, 1e-5)) == {"pad_pool", "pad_depthwise"}
     assert kept(fold_model(model, "float32")) == {"pad_conv", "pad_pool", "pad_depthwise"}
 
 
 def optimized_kinds(function: Any, argument: Any) -> list[tuple[str, list[bytes]]]:
-    """Return each operation's kind, and what it was fused with, as TensorFlow runs the graph."""
+    """Return each operation's kind, and what TensorFlow fused with it."""
     if tf.config.list_physical_devices("GPU"):
-        pytest.skip("a GPU fuses otherwise")
-    # No public API tells what TensorFlow's optimizer makes of a graph.
+        pytest.skip("a GPU fuses differently")
+    # There is no public API for the optimized graph.
     from tensorflow.python.eager import context
 
     context.context().enable_graph_collection()
@@ -125,42 +111,44 @@ def optimized_kinds(function: Any, argument: Any) -> list[tuple[str, list[bytes]
     return [(node.op, list(node.attr["fused_ops"].list.s)) for node in graph.node]
 
 
-def test_tensorflow_fuses_what_was_folded(toy_classifier, toy_spec) -> None:
-    prefix = split_classifier(toy_classifier, toy_spec, "head").prefix
-    compute = build_feature_function(prefix, "float32")
+def test_tensorflow_fuses_bias_and_activation(toy_classifier, toy_spec) -> None:
+    extractor = split_classifier(toy_classifier, toy_spec, "head").feature_extractor
+    compute = build_feature_function(extractor, "float32")
     kinds = optimized_kinds(compute, PIXELS.reshape(-1, 784))
     fused = [kind for op, kind in kinds if op.startswith("_Fused") and kind[0] == b"BiasAdd"]
-    assert len(fused) == 4  # the toy's three convolutions, and what gives pixels their range
+    assert len(fused) == 4  # the toy's three convolutions and the value range
     left = {op for op, _ in kinds}
     assert not {"Conv2D", "BiasAdd", "FusedBatchNormV3"} & left
 
 
-def test_convolution_with_a_group_a_filter() -> None:
-    inputs = keras.Input((8, 8, 4))
-    x = layers.Conv2D(4, 3, groups=4, padding="same")(inputs)
+def test_depthwise_and_grouped_convolutions() -> None:
+    inputs = keras.Input((8, 8, 2))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, padding="same")(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.Conv2D(4, 3, groups=4, padding="same")(x)
     x = layers.BatchNormalization()(x)
     x = layers.Conv2D(8, 3, groups=2)(x)  # neither full nor depthwise: Keras' own
     model = keras.Model(inputs, layers.Conv2D(8, 1, groups=8)(x))
     randomise(model)
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
-    compare(model, images, 1e-5)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 2)).astype(np.float32)
+    assert norms(compare(model, images, 1e-5)) == []
 
 
-def test_what_is_still_is_constant_and_what_trains_is_live() -> None:
+def test_frozen_weights_are_copies_and_trainable_ones_are_not() -> None:
     inputs = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 3, name="still", trainable=False)(inputs)
-    model = keras.Model(inputs, layers.Conv2D(2, 3, name="live")(x))
+    x = layers.Conv2D(4, 3, name="frozen", trainable=False)(inputs)
+    model = keras.Model(inputs, layers.Conv2D(2, 3, name="trained")(x))
     folded = fold_model(model, "float32")
     image = np.ones((1, 8, 8, 3), np.float32)
     before = np.asarray(folded(image, training=False))
-    model.get_layer("still").kernel.assign(model.get_layer("still").kernel * 2)
+    model.get_layer("frozen").kernel.assign(model.get_layer("frozen").kernel * 2)
     np.testing.assert_array_equal(folded(image, training=False), before)
-    model.get_layer("live").kernel.assign(model.get_layer("live").kernel * 2)
+    model.get_layer("trained").kernel.assign(model.get_layer("trained").kernel * 2)
     np.testing.assert_allclose(folded(image, training=False), before * 2, rtol=1e-5)
 
 
 def build_trained_norms(*, norm_trains: bool) -> keras.Model:
-    """Return two convolutions that train, each before a BatchNorm that does or does not."""
+    """Return two trainable convolutions, each before a BatchNorm that trains or is frozen."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, use_bias=False, padding="same", name="first")(inputs)
@@ -186,7 +174,6 @@ def run_step(
 
 
 @pytest.mark.parametrize("norm_trains", [False, True])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_gives_the_same_gradients_and_statistics(
     norm_trains: bool, precision: str
 ) -> None:
@@ -201,7 +188,7 @@ def test_training_gives_the_same_gradients_and_statistics(
     loose = precision == "bfloat16"
     np.testing.assert_allclose(found, expected, atol=0.1 if loose else 1e-5)
     assert len(gradients) == len(model.trainable_variables) > 0
-    # A bias before a norm that trains has no gradient but rounding: compared on one scale.
+    # A bias before a trainable norm has no gradient but rounding: compared on one scale.
     scale = max(np.linalg.norm(gradient) for gradient in expected_gradients)
     for gradient, of_keras in zip(gradients, expected_gradients, strict=True):
         assert np.linalg.norm(gradient - of_keras) < (0.05 if loose else 1e-5) * scale
@@ -212,9 +199,7 @@ def test_training_gives_the_same_gradients_and_statistics(
 @pytest.mark.parametrize(
     ("size", "strides", "padding"), [(3, 1, "same"), (3, 2, "valid"), (1, 2, "same")]
 )
-def test_wide_kernels_on_small_maps_have_their_gradient_from_a_product(
-    size: int, strides: int, padding: str
-) -> None:
+def test_the_gradient_from_a_product_is_the_gradient(size: int, strides: int, padding: str) -> None:
     keras.utils.set_random_seed(4)
     inputs = keras.Input((6, 5, 256))
     x = layers.Conv2D(256, 1)(inputs)
@@ -235,18 +220,18 @@ def test_wide_kernels_on_small_maps_have_their_gradient_from_a_product(
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_where_still_weights_stand(toy_classifier, toy_spec, constant: bool) -> None:
-    prefix = split_classifier(toy_classifier, toy_spec, "head").prefix
-    folded = fold_model(prefix, "float32", frozen=True, constant=constant)
+def test_frozen_weights_are_constants_or_inputs(toy_classifier, toy_spec, constant: bool) -> None:
+    extractor = split_classifier(toy_classifier, toy_spec, "head").feature_extractor
+    folded = fold_model(extractor, "float32", frozen=True, constant=constant)
     function = tf.function(folded, autograph=False)
     graph = function.get_concrete_function(tf.TensorSpec((None, 28, 28), tf.uint8)).graph
     kernels = [op.inputs[1] for op in graph.get_operations() if op.type == "Conv2D"]
-    # TensorFlow makes constants of small tensors of its own accord.
+    # TensorFlow makes small tensors constants in any case.
     large = [kernel for kernel in kernels if kernel.shape.num_elements() > 128]
     assert large
     assert {kernel.op.type == "Const" for kernel in large} == {constant}
-    expected = np.asarray(prefix(PIXELS, training=False))
-    prefix.set_weights([np.zeros_like(weight) for weight in prefix.get_weights()])  # copies stay
+    expected = np.asarray(extractor(PIXELS, training=False))
+    extractor.set_weights([np.zeros_like(w) for w in extractor.get_weights()])  # the copies stay
     np.testing.assert_allclose(np.asarray(function(PIXELS)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -272,7 +257,7 @@ def count_kernel_gradients(function: keras.Model, images: tf.Tensor) -> int:
         (7, 256, "bfloat16", 1),
     ],
 )
-def test_where_a_product_was_measured_to_be_faster(
+def test_the_product_replaces_the_gradient_where_it_is_faster(
     side: int, channels: int, precision: str, n_own: int
 ) -> None:
     if tf.config.list_physical_devices("GPU"):
@@ -283,10 +268,10 @@ def test_where_a_product_was_measured_to_be_faster(
     assert count_kernel_gradients(fold_model(model, precision), images) == n_own
 
 
-def test_bfloat16_points_the_same_way(toy_classifier, toy_spec) -> None:
-    prefix = split_classifier(toy_classifier, toy_spec, "head").prefix
-    expected = np.asarray(prefix(PIXELS, training=False)).ravel()
-    folded = fold_model(prefix, "bfloat16", frozen=True)
+def test_bfloat16_points_the_same_way(toy_classifier, toy_spec, bfloat16_kernels: None) -> None:
+    extractor = split_classifier(toy_classifier, toy_spec, "head").feature_extractor
+    expected = np.asarray(extractor(PIXELS, training=False)).ravel()
+    folded = fold_model(extractor, "bfloat16", frozen=True)
     assert folded.get_layer("toy").get_layer("stem_conv").compute_dtype == "bfloat16"
     assert folded.get_layer("resize").compute_dtype == "float32"
     output = folded(PIXELS, training=False)
@@ -294,34 +279,3 @@ def test_bfloat16_points_the_same_way(toy_classifier, toy_spec) -> None:
     found = np.asarray(keras.ops.cast(output, "float32")).ravel()
     assert cosine(found, expected) >= 0.999
     assert (found != expected).any()
-
-
-def test_the_person_overrules_the_machine(monkeypatch) -> None:
-    assert choose_precision("bfloat16") == ("bfloat16", "as asked")
-    monkeypatch.setattr(folding, "read_cpu_features", lambda: {"amx_bf16"})
-    assert choose_precision("float32") == ("float32", "as asked")
-
-
-@pytest.mark.parametrize(
-    ("units", "precision", "why"),
-    [
-        ({"amx_bf16"}, "bfloat16", "the processor has amx_bf16"),
-        ({"avx512_bf16"}, "bfloat16", "the processor has avx512_bf16"),
-        ({"avx2", "avx512f"}, "float32", "the processor has no bfloat16 units"),
-        ((8, 0), "bfloat16", "GPU of compute capability 8.0"),
-        ((7, 5), "float32", "the GPU has no bfloat16 units"),
-        (None, "float32", "the GPU has no bfloat16 units"),
-    ],
-)
-def test_auto_is_what_the_device_computes_in(monkeypatch, units, precision: str, why: str) -> None:
-    is_processor = isinstance(units, set)
-    devices = [] if is_processor else ["GPU:0"]
-    details = {} if units is None else {"compute_capability": units}
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    monkeypatch.setattr(folding, "read_cpu_features", lambda: units if is_processor else {"avx2"})
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices)
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    assert choose_precision("auto") == (precision, why)
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # which says nothing of a GPU
-    expected = ("float32", "TF_ENABLE_ONEDNN_OPTS is 0") if is_processor else (precision, why)
-    assert choose_precision("auto") == expected

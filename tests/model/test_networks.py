@@ -1,4 +1,4 @@
-"""A rebuilt network is the same function of plain layers whose names depend on its graph alone."""
+"""A rebuilt network is the same function of plain layers, named by its graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
 
 
 class LayerScale(layers.Layer):
-    """As keras.applications.convnext has it: a weight without a name."""
+    """As in keras.applications.convnext: a weight without a name."""
 
     def __init__(self, init_values: float, projection_dim: int, **options) -> None:
         super().__init__(**options)
@@ -34,7 +34,7 @@ class LayerScale(layers.Layer):
 
 
 def build_awkward(side: int = 8) -> keras.Model:
-    """Return a network with each thing that a rebuilt one has not."""
+    """Return a network with everything that `rebuild` replaces."""
     inputs = keras.Input((side, side, 4))
     x = layers.Conv2D(4, 3, padding="same", groups=4, strides=2, name="a_grouped")(inputs)
     x = layers.BatchNormalization()(x)
@@ -59,7 +59,7 @@ def draw_weights(network: keras.Model) -> None:
     network.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in network.weights])
 
 
-def test_every_part_is_a_plain_layer_with_its_label() -> None:
+def test_every_operation_becomes_a_plain_labelled_layer() -> None:
     rebuilt = rebuild(build_awkward(), label_awkward)
     assert rebuilt.operations == rebuilt.layers
     assert {(type(layer).__name__, layer.name) for layer in rebuilt.layers} == {
@@ -78,7 +78,7 @@ def test_every_part_is_a_plain_layer_with_its_label() -> None:
     }
 
 
-def test_names_are_the_same_whatever_was_built_before() -> None:
+def test_names_do_not_depend_on_what_was_built_before() -> None:
     def names() -> tuple[list[str], list[str]]:
         rebuilt = rebuild(build_awkward(), label_awkward)
         return [layer.name for layer in rebuilt.layers], [w.path for w in rebuilt.weights]
@@ -99,7 +99,7 @@ def test_it_computes_what_the_original_computes() -> None:
     assert not {id(w) for w in rebuilt.variables} & {id(w) for w in original.variables}
 
 
-def test_weights_start_fresh_and_as_the_original_starts_them() -> None:
+def test_initial_weights_are_random_as_in_the_original() -> None:
     original = build_awkward()
     draw_weights(original)
     kernels = [
@@ -111,7 +111,7 @@ def test_weights_start_fresh_and_as_the_original_starts_them() -> None:
     np.testing.assert_array_equal(rebuilt.get_layer("a_batchnormalization_1").gamma, 1)
 
 
-def test_training_draws_nothing() -> None:
+def test_training_draws_no_random_numbers() -> None:
     rebuilt = rebuild(build_awkward(), label_awkward)
     once, again = (np.asarray(rebuilt(IMAGES, training=True)) for _ in "ab")
     np.testing.assert_array_equal(once, again)
@@ -127,8 +127,8 @@ def test_groups_of_several_channels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("widths", "blocks", "weighted", "trained"),
     [
-        # MLPerf Tiny's has 78,666 with three channels, ten classes, moving statistics, biases that
-        # BatchNorm makes idle, and shortcuts with a bias in place of BatchNorm.
+        # MLPerf Tiny's has 78,666 with three channels, ten classes, moving statistics, biases
+        # before BatchNorm, and shortcuts with a bias in place of BatchNorm.
         ((16, 32, 64), 1, 7, 78_666 - 2 * 9 * 16 - 650 - 480 - 240 - 96 + 192),
         # The usual CIFAR version of ResNet-18 has 11,173,962 with three channels and ten classes.
         ((64, 128, 256, 512), 2, 17, 11_173_962 - 2 * 9 * 64 - 512 * 10 - 10),

@@ -1,4 +1,4 @@
-"""Which weight trains: decided for every weight, applied, and proved by what moves."""
+"""Which weights train in a phase, compared with what one step changes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fmnist_tf.model.phases import (
     digest_weights,
     plan_phase,
     plan_unfreeze,
-    prove_plan,
+    verify_plan,
 )
-from fmnist_tf.training.features import FEATURE_DTYPE
+from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
@@ -60,7 +60,7 @@ def case(request):
     return request.param
 
 
-def test_plan_is_the_literal_one(case, toy_classifier, toy_spec) -> None:
+def test_the_plan_lists_every_weight(case, toy_classifier, toy_spec) -> None:
     phase, unfreeze, train_batch_norm, trained, updated = case
     plan = plan_phase(toy_classifier, toy_spec, phase, unfreeze, train_batch_norm=train_batch_norm)
     by_status = {
@@ -73,17 +73,17 @@ def test_plan_is_the_literal_one(case, toy_classifier, toy_spec) -> None:
     assert len(plan.weights) == len(EVERYTHING)
 
 
-def test_one_step_moves_exactly_the_planned_weights(case, toy_classifier, toy_spec) -> None:
+def test_one_step_changes_exactly_the_planned_weights(case, toy_classifier, toy_spec) -> None:
     phase, unfreeze, train_batch_norm, trained, updated = case
     plan = plan_phase(toy_classifier, toy_spec, phase, unfreeze, train_batch_norm=train_batch_norm)
-    # The worst order for Keras' recursive flags: all on, then the plan.
+    # The hardest order for Keras' recursive flags: all on, then the plan.
     toy_classifier.trainable = True
     apply_plan(toy_classifier, toy_spec, plan)
     split = split_classifier(toy_classifier, toy_spec, plan.lowest_stage)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 784), np.uint8)
     source = pixels
     if split.has_frozen_layers:
-        source = split.prefix(pixels.reshape(-1, 28, 28), training=False).numpy()
+        source = split.feature_extractor(pixels.reshape(-1, 28, 28), training=False).numpy()
         source = source.astype(FEATURE_DTYPE)
     before = digest_weights(toy_classifier, toy_spec)
     trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
@@ -95,21 +95,21 @@ def test_one_step_moves_exactly_the_planned_weights(case, toy_classifier, toy_sp
     next(one_step)
     after = digest_weights(toy_classifier, toy_spec)
     assert {path for path in before if before[path] != after[path]} == trained | updated
-    assert prove_plan(plan, before, after) == []
+    assert verify_plan(plan, before, after) == []
 
 
-def test_a_frozen_weight_that_moves_is_an_error(toy_classifier, toy_spec) -> None:
+def test_a_changed_frozen_weight_is_an_error(toy_classifier, toy_spec) -> None:
     plan = plan_phase(toy_classifier, toy_spec, "frozen")
     before = digest_weights(toy_classifier, toy_spec)
     kernel = toy_classifier.get_layer("toy").get_layer("stem_conv").kernel
     kernel.assign(kernel + 1)
     with pytest.raises(PlanBrokenError, match="stem_conv/kernel"):
-        prove_plan(plan, before, digest_weights(toy_classifier, toy_spec))
+        verify_plan(plan, before, digest_weights(toy_classifier, toy_spec))
 
 
 def test_a_plan_that_keras_cannot_follow_is_an_error(toy_classifier, toy_spec) -> None:
     plan = plan_phase(toy_classifier, toy_spec, "frozen")
-    # A layer trains as a whole: its kernel cannot move beside a bias that stands still.
+    # Keras has one flag for a layer: its kernel cannot train while its bias is frozen.
     weights = tuple(
         replace(weight, status="frozen") if weight.path == "hidden/bias" else weight
         for weight in plan.weights
@@ -118,15 +118,13 @@ def test_a_plan_that_keras_cannot_follow_is_an_error(toy_classifier, toy_spec) -
         apply_plan(toy_classifier, toy_spec, replace(plan, weights=weights))
 
 
-def test_a_planned_weight_that_stays_is_named(toy_classifier, toy_spec) -> None:
+def test_trainable_weights_without_change_are_named(toy_classifier, toy_spec) -> None:
     plan = plan_phase(toy_classifier, toy_spec, "frozen")
     digests = digest_weights(toy_classifier, toy_spec)
-    assert set(prove_plan(plan, digests, digests)) == HEAD
+    assert set(verify_plan(plan, digests, digests)) == HEAD
 
 
-def test_snapshot_brings_back_trained_weights_and_moving_statistics(
-    toy_classifier, toy_spec
-) -> None:
+def test_a_snapshot_holds_trained_weights_and_moving_statistics(toy_classifier, toy_spec) -> None:
     plan = plan_phase(toy_classifier, toy_spec, "scratch")
     apply_plan(toy_classifier, toy_spec, plan)
     trainer = Trainer(
@@ -154,7 +152,7 @@ def test_text_lists_every_weight_with_its_rule(toy_classifier, toy_spec) -> None
 
 
 def test_an_unknown_stage_is_refused(toy_spec) -> None:
-    with pytest.raises(UsageError, match="conv9 is no stage of toy; expected some of stem"):
+    with pytest.raises(UsageError, match="--unfreeze deep,conv9"):
         plan_unfreeze(toy_spec, "finetune", ("deep", "conv9"))
 
 

@@ -1,7 +1,4 @@
-"""Every backbone's spec passes the same tests, at the least side of its network.
-
-What is cheap runs for every spec; what takes seconds a spec is marked slow but for the QUICK ones.
-"""
+"""Every backbone's spec passes the same tests at its minimum size; tests of large ones are slow."""
 
 from __future__ import annotations
 
@@ -20,23 +17,24 @@ from fmnist_tf.model.backbones import BACKBONES, BackboneSpec
 from fmnist_tf.model.classifier import HEAD, build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.networks import copy_weights
-from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, prove_plan
+from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, verify_plan
 from fmnist_tf.model.preprocessing import build_preprocessing
-from fmnist_tf.training import features
+from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
+from fmnist_tf.training.features import build_feature_function, cache_features, feature_key
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
 
 
 def draw_images(n: int, seed: int) -> np.ndarray:
-    """Return (n, 28, 28) uint8 of 7x7 grey patches; noise would look alike to a deep network."""
+    """Return (n, 28, 28) uint8 of 7x7 grey patches; to a deep network noise images look alike."""
     patches = np.random.default_rng(seed).integers(0, 256, (n, 4, 4), np.uint8)
     return patches.repeat(7, axis=1).repeat(7, axis=2)
 
 
 PIXELS = draw_images(6, seed=0)
 QUICK = ("resnet8", "resnet6", "mlp")
-# How many numbers each stage holds; the sums are those of keras.applications' own networks.
+# The parameters of each stage; the sums are those of keras.applications' own networks.
 STAGES = {
     "resnet50": {
         "stem": 9_728, "conv2": 220_032, "conv3": 1_230_336, "conv4": 7_129_088,
@@ -67,8 +65,8 @@ STAGES = {
     },
     "mlp": {"stem": 0},
 }  # fmt: skip
-# Height, width and channels of the map at the usual side; what the mlp gives is no map.
-MAPS = {
+# Output shape at the default size.
+OUTPUTS = {
     "resnet50": (7, 7, 2048),
     "vgg16": (7, 7, 512),
     "efficientnetv2-b0": (7, 7, 1280),
@@ -85,7 +83,7 @@ DRAWN = {"gamma": (0.8, 1.2), "beta": (-0.2, 0.2), "bias": (-0.2, 0.2)}
 
 @dataclass(frozen=True)
 class Built:
-    """A spec and what it gives."""
+    """A spec and its classifier."""
 
     spec: BackboneSpec
     classifier: keras.Sequential
@@ -97,7 +95,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(request: pytest.FixtureRequest) -> Built:
-    """The classifier of a spec at its least side."""
+    """The classifier of a spec at its minimum size."""
     spec = BACKBONES[request.param]
     keras.utils.set_random_seed(1)
     backbone = spec.build(spec.min_size)
@@ -109,19 +107,19 @@ def built(request: pytest.FixtureRequest) -> Built:
 
 @pytest.fixture(scope="module")
 def drawn(built: Built) -> Built:
-    """The same, with weights that were drawn."""
+    """The same with random weights of `draw_weights`."""
     draw_weights(built.backbone, built.spec)
     return built
 
 
 def preprocessed(spec: BackboneSpec, pixels: np.ndarray) -> Any:
-    """Return what the spec's backbone is given at its least side."""
+    """Return the input of the spec's backbone at its minimum size."""
     layers = build_preprocessing(spec.value_range, spec.min_size)
     return keras.Sequential(layers)(pixels, training=False)
 
 
 def draw_weights(network: keras.Model, spec: BackboneSpec) -> None:
-    """Draw weights that let the images through and leave no BatchNorm the initial one."""
+    """Draw weights under which images differ and no BatchNorm has its initial weights."""
     rng = np.random.default_rng(1)
     for weight in network.weights:
         if weight.name in DRAWN:
@@ -129,7 +127,7 @@ def draw_weights(network: keras.Model, spec: BackboneSpec) -> None:
         elif np.ptp(weight.numpy()) == 0:  # ConvNeXt's factors for each channel, initially 1e-6
             weight.assign(rng.uniform(*DRAWN["gamma"], weight.shape))
     # Deep in a network of random weights all images look alike unless BatchNorm fits them, and
-    # rounding grows large where it fits them exactly: so statistics of a batch, some way off.
+    # rounding errors grow where it fits them exactly: so about the statistics of a batch.
     norms = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.trainable, norm.momentum = True, 0.0
@@ -140,7 +138,7 @@ def draw_weights(network: keras.Model, spec: BackboneSpec) -> None:
         norm.moving_variance.assign(variance * rng.uniform(1.0, 1.8, mean.shape))
 
 
-def each_card(quick: tuple[str, ...] = QUICK) -> pytest.MarkDecorator:
+def each_spec(quick: tuple[str, ...] = QUICK) -> pytest.MarkDecorator:
     """Run a test for every spec; those not named are slow."""
     return pytest.mark.parametrize(
         "built",
@@ -149,15 +147,12 @@ def each_card(quick: tuple[str, ...] = QUICK) -> pytest.MarkDecorator:
     )
 
 
-every_card = each_card(tuple(STAGES))
-
-
-def test_the_tables_name_every_card() -> None:
-    assert list(STAGES) == list(MAPS) == list(BACKBONES)
+def test_the_tables_name_every_spec() -> None:
+    assert list(STAGES) == list(OUTPUTS) == list(BACKBONES)
     assert all(name == spec.name for name, spec in BACKBONES.items())
 
 
-@every_card
+@each_spec((*QUICK, "resnet50", "mobilenetv3"))
 def test_every_layer_has_its_stage_and_every_stage_its_weights(built: Built) -> None:
     spec, backbone = built.spec, built.backbone
     prefixes = tuple(prefix for stage in spec.stages.values() for prefix in stage)
@@ -171,37 +166,28 @@ def test_every_layer_has_its_stage_and_every_stage_its_weights(built: Built) -> 
     assert sum(counts.values()) == backbone.count_params()
 
 
-@every_card
-def test_parts_are_plain_keras_layers_that_draw_nothing(built: Built) -> None:
+@each_spec((*QUICK, "resnet50", "mobilenetv3"))
+def test_it_has_only_public_keras_layers_without_random_state(built: Built) -> None:
     backbone = built.backbone
-    assert backbone.operations == backbone.layers  # no operator among them
+    assert backbone.operations == backbone.layers  # no operators
     assert not any(isinstance(layer, keras.Model) for layer in backbone.layers)
     assert {id(variable) for variable in backbone.variables} == {id(w) for w in backbone.weights}
-    # A class of ours, or of Keras' inside, would not surely be found by a plain load.
+    # Other classes are not found by a plain `load_model`.
     kinds = {type(layer) for layer in backbone.layers}
     assert all(getattr(keras.layers, kind.__name__, None) is kind for kind in kinds)
 
 
-@every_card
-def test_one_tensor_passes_between_stages(built: Built) -> None:
-    names = [weight.path for weight in built.classifier.weights]
-    for stage in [*list(built.spec.stages)[1:], HEAD]:
-        split = split_classifier(built.classifier, built.spec, stage)
-        parts = [
-            weight.path
-            for part in (split.prefix, split.body, split.output)
-            for weight in part.weights
-        ]
-        assert parts == names
-
-
-@each_card()
-def test_prefix_and_body_compute_what_the_whole_computes(drawn: Built) -> None:
+@each_spec()
+def test_both_parts_compute_the_whole_for_every_cut(drawn: Built) -> None:
     expected = np.asarray(drawn.classifier(PIXELS, training=False))
     assert np.ptp(expected, axis=0).max() > 1e-3  # the images matter
+    names = [weight.path for weight in drawn.classifier.weights]
     for stage in [*list(drawn.spec.stages)[1:], HEAD]:
         split = split_classifier(drawn.classifier, drawn.spec, stage)
-        found = tf.nn.softmax(split.logits(split.prefix(PIXELS, training=False), training=False))
+        parts = (split.feature_extractor, split.trained_layers, split.output_layer)
+        assert [weight.path for part in parts for weight in part.weights] == names
+        extracted = split.feature_extractor(PIXELS, training=False)
+        found = tf.nn.softmax(split.logits(extracted, training=False))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -209,12 +195,11 @@ def to_array(tensor: Any) -> np.ndarray:
     return np.asarray(keras.ops.cast(tensor, "float32"))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@each_card((*QUICK, "mobilenetv3"))
-def test_folded_prefix_is_the_same_function(drawn: Built, precision: str) -> None:
-    prefix = split_classifier(drawn.classifier, drawn.spec, HEAD).prefix
-    expected = to_array(prefix(PIXELS, training=False))
-    found = to_array(fold_model(prefix, precision, frozen=True)(PIXELS, training=False))
+@each_spec((*QUICK, "mobilenetv3"))
+def test_the_folded_twin_is_the_same_function(drawn: Built, precision: str) -> None:
+    extractor = split_classifier(drawn.classifier, drawn.spec, HEAD).feature_extractor
+    expected = to_array(extractor(PIXELS, training=False))
+    found = to_array(fold_model(extractor, precision, frozen=True)(PIXELS, training=False))
     if precision == "float32":
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     else:
@@ -222,24 +207,19 @@ def test_folded_prefix_is_the_same_function(drawn: Built, precision: str) -> Non
         assert (found * expected).sum() / norms >= 0.999
 
 
-@each_card()
-def test_features_come_back_from_the_store(drawn: Built, tmp_path: Path) -> None:
-    prefix = split_classifier(drawn.classifier, drawn.spec, HEAD).prefix
-    compute = features.build_feature_function(prefix, "float32")
+@each_spec()
+def test_cached_features_come_back(drawn: Built, tmp_path: Path) -> None:
+    extractor = split_classifier(drawn.classifier, drawn.spec, HEAD).feature_extractor
+    compute = build_feature_function(extractor, "float32")
     rows = ArrayRows(PIXELS.reshape(-1, 784))
-    shape = prefix.output_shape[1:]
-    key = features.feature_key(rows, prefix, "float32")
-    store = features.cache_features(
-        tmp_path, key, rows, compute, shape, drawn.spec.min_size,
-        progress=lambda done, total: None, say=print,
-    )  # fmt: skip
+    key = feature_key(rows, extractor, "float32")
+    store = FeatureStore(tmp_path / key, 6, extractor.output_shape[1:])
+    cache_features(store, rows, compute, batch_size=8, progress=lambda done, total: None, say=print)
+    assert store.is_complete()
     np.testing.assert_array_equal(store.take(np.arange(6)), compute(rows.array).numpy())
-    again = features.read_features(tmp_path, key, 6, shape)
-    assert again is not None
-    np.testing.assert_array_equal(again.take(np.arange(6)), store.take(np.arange(6)))
 
 
-@each_card()
+@each_spec()
 def test_saved_model_loads_with_keras_alone(drawn: Built, tmp_path: Path) -> None:
     drawn.classifier.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
@@ -251,7 +231,7 @@ def test_saved_model_loads_with_keras_alone(drawn: Built, tmp_path: Path) -> Non
 
 @pytest.fixture
 def eagerly():
-    """Run steps without compiling them: one step is all there is."""
+    """Do not compile the one step of a test."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -263,8 +243,8 @@ def eagerly():
     [("frozen", lambda stages: ()), ("finetune", lambda stages: ()), ("finetune", lambda s: s[:1])],
     ids=["head", "deepest", "stem"],
 )
-@each_card()
-def test_one_step_moves_exactly_the_planned_weights(
+@each_spec()
+def test_one_step_changes_exactly_the_planned_weights(
     built: Built, eagerly: None, phase: str, unfrozen: Callable[[tuple], tuple]
 ) -> None:
     spec, classifier = built.spec, built.classifier
@@ -274,7 +254,7 @@ def test_one_step_moves_exactly_the_planned_weights(
     split = split_classifier(classifier, spec, plan.lowest_stage)
     rows = PIXELS.reshape(-1, 784)
     if split.has_frozen_layers:
-        rows = split.prefix(PIXELS, training=False).numpy().astype(features.FEATURE_DTYPE)
+        rows = split.feature_extractor(PIXELS, training=False).numpy().astype(FEATURE_DTYPE)
     before = digest_weights(classifier, spec)
     one_step = Trainer(classifier, split, build_optimizer("adam")).run_epochs(
         ArrayRows(rows), np.arange(6) % 3, np.arange(6), np.arange(6),
@@ -282,25 +262,25 @@ def test_one_step_moves_exactly_the_planned_weights(
     )  # fmt: skip
     next(one_step)
     after = digest_weights(classifier, spec)
-    assert prove_plan(plan, before, after) == []
+    assert verify_plan(plan, before, after) == []
     moved = {path for path in before if before[path] != after[path]}
     assert moved == {weight.path for weight in plan.weights if weight.status == "trained"}
 
 
-@each_card((*QUICK, "mobilenetv3"))
+@each_spec((*QUICK, "mobilenetv3"))
 def test_names_do_not_depend_on_what_was_built_before(built: Built) -> None:
     def names(backbone: keras.Model) -> list[tuple[str, list[str]]]:
         return [
             (layer.name, [weight.name for weight in layer.weights])
             for layer in backbone.layers
-            if not isinstance(layer, keras.layers.InputLayer)  # Keras numbers it, and it has none
+            if not isinstance(layer, keras.layers.InputLayer)  # Keras numbers its name
         ]
 
     again = built.spec.build(built.spec.min_size)
     assert names(again) == names(built.backbone)
 
 
-@each_card((*QUICK, "mobilenetv3"))
+@each_spec((*QUICK, "mobilenetv3"))
 def test_it_is_the_network_whose_weights_are_published(built: Built) -> None:
     if built.spec.build_published is None:
         assert built.spec.name not in ("efficientnetv2-b0", "inceptionv3", "mobilenetv3")
@@ -316,13 +296,13 @@ def test_it_is_the_network_whose_weights_are_published(built: Built) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MAPS))
-def test_the_map_at_the_usual_side(name: str) -> None:
+@pytest.mark.parametrize("name", list(OUTPUTS))
+def test_the_output_at_the_default_size(name: str) -> None:
     spec = BACKBONES[name]
     backbone = spec.build(spec.default_size)
     n_channels = spec.value_range.n_channels
     assert backbone.input_shape == (None, spec.default_size, spec.default_size, n_channels)
-    assert backbone.output_shape[1:] == MAPS[name]
+    assert backbone.output_shape[1:] == OUTPUTS[name]
     build_classifier(backbone, spec, head="flatten", units=2, dropout=0.5, n_classes=3, seed=0)
 
 
@@ -355,5 +335,5 @@ def test_published_weights_are_those_that_keras_would_fetch(
     assert caught.value.args == (pretrained.url, pretrained.digest.removeprefix("md5:"))
 
 
-def test_our_own_networks_have_no_published_weights() -> None:
+def test_only_networks_of_keras_have_published_weights() -> None:
     assert {name for name, spec in BACKBONES.items() if spec.pretrained} == set(APPLICATIONS)

@@ -1,4 +1,4 @@
-"""Rounding costs no accuracy: the fast path beside plain float32 Keras, on real images."""
+"""Rounding costs no accuracy: bfloat16 features beside plain float32 Keras, on real images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluate(classifier: keras.Sequential, features: np.ndarray, labels: np.ndar
 @pytest.mark.slow
 @pytest.mark.real
 def test_bfloat16_and_the_store_cost_no_accuracy(
-    keras_home_with_data: Path, resnet50_weights: Path
+    keras_home_with_data: Path, resnet50_weights: Path, bfloat16_kernels: None
 ) -> None:
     folder = keras_home_with_data / "datasets/fashion-mnist"
 
@@ -67,8 +67,8 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
             apply_plan(classifier, spec, plan_phase(classifier, spec, "frozen"))
             if way == "plain":
                 if not plain_features:
-                    prefix = split_classifier(classifier, spec, "head").prefix
-                    step = tf.function(lambda x, prefix=prefix: prefix(x, training=False))
+                    extractor = split_classifier(classifier, spec, "head").feature_extractor
+                    step = tf.function(lambda x, model=extractor: model(x, training=False))
                     for name, some in (("train", pixels), ("test", test_pixels)):
                         images = some.reshape(-1, 28, 28)
                         plain_features[name] = compute(step, images)
@@ -82,11 +82,10 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
                     )  # fmt: skip
             else:
                 split = split_classifier(classifier, spec, "head", "bfloat16")
-                assert split.body.get_layer("hidden").compute_dtype == "bfloat16"
+                assert split.trained_layers.get_layer("hidden").compute_dtype == "bfloat16"
                 if fast_features is None:
-                    fast_features = compute(
-                        build_feature_function(split.prefix, "bfloat16"), pixels
-                    )
+                    extract = build_feature_function(split.feature_extractor, "bfloat16")
+                    fast_features = compute(extract, pixels)
                 trainer = Trainer(classifier, split, build_optimizer("adam"))
                 steps = -(-len(rows) // BATCH)
                 plan = TrainingPlan(RatePlan("constant", RATE, steps, EPOCHS), BATCH, seed)
@@ -97,13 +96,10 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
         differences.append(accuracy["fast"] - accuracy["plain"])
     assert min(accuracy.values()) > 0.8
     assert abs(np.mean(differences)) <= 0.003
-    # The fast path's own reading of its network, and the file's: the same classes.
+    # The trainer and the saved network predict the same classes.
     (found,) = run_model(classifier, test_pixels[:500])
-    own = trainer.predict(
-        ArrayRows(compute(build_feature_function(split.prefix, "bfloat16"), test_pixels[:500])),
-        np.arange(500),
-        BATCH,
-    )
+    test_features = compute(extract, test_pixels[:500])
+    own = trainer.predict(ArrayRows(test_features), np.arange(500), BATCH)
     agree = int((found.argmax(axis=1) == own.argmax(axis=1)).sum())
     print(f"the loop in bfloat16 and the float32 network agree on {agree} of 500")
     assert agree >= 490

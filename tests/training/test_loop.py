@@ -1,4 +1,4 @@
-"""The loop counts every example, repeats itself exactly, and stops at NaN."""
+"""The loop counts every example, is reproducible, and stops at NaN."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PIXELS = (LABELS[:, None] * 100 + RNG.integers(0, 50, (23, 784))).astype(np.uint
 
 @pytest.fixture
 def make_trainer(toy_classifier, toy_spec):
-    """Return a function that gives a fresh trainer in the frozen phase on raw pixels."""
+    """Return a function that builds a trainer for the frozen phase on raw pixels."""
     initial = toy_classifier.get_weights()
 
     def make(optimizer: str = "adam") -> Trainer:
         toy_classifier.set_weights(initial)
         apply_plan(toy_classifier, toy_spec, plan_phase(toy_classifier, toy_spec, "frozen"))
         split = split_classifier(toy_classifier, toy_spec, "head")
-        prefix = build_feature_function(split.prefix, "float32")
-        return Trainer(toy_classifier, split, build_optimizer(optimizer), compute_features=prefix)
+        compute = build_feature_function(split.feature_extractor, "float32")
+        return Trainer(toy_classifier, split, build_optimizer(optimizer), compute_features=compute)
 
     return make
 
@@ -60,7 +60,7 @@ def test_evaluation_counts_every_example_once(make_trainer, toy_classifier) -> N
     for batch_size in (3, 7, 23, 64):
         counts = trainer.evaluate(ArrayRows(PIXELS), LABELS, np.arange(23), batch_size)
         assert (counts.correct, counts.total) == (correct, 23)
-        # The frozen part's output is rounded to 16 bits, stored or not.
+        # Backbone features are rounded to 16 bits.
         assert counts.loss_sum == pytest.approx(loss_sum, rel=1e-3)
 
 
@@ -83,15 +83,17 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(
 
 
 def test_dropout_is_a_function_of_seed_and_epoch(make_trainer, toy_classifier) -> None:
-    trainer = make_trainer()
-    state = trainer.split.body.get_layer("dropout").seed_generator.state
+    def states(seed: int) -> list[tuple[int, ...]]:
+        """Return the state of dropout after the first step of each epoch."""
+        trainer = make_trainer()
+        state = trainer.split.trained_layers.get_layer("dropout").seed_generator.state
+        seen = []
+        on_step = lambda step, steps: step == 1 and seen.append(tuple(state.numpy()))  # noqa: E731
+        list(run(trainer, seed=seed, on_step=on_step))
+        return seen
 
-    def seeded(seed: int, epoch: int) -> tuple[int, ...]:
-        trainer._seed_dropout(seed, epoch)
-        return tuple(state.numpy())
-
-    assert seeded(0, 1) == seeded(0, 1)
-    assert len({seeded(0, 1), seeded(0, 2), seeded(1, 1)}) == 3
+    assert states(0) == states(0)
+    assert len({*states(0), *states(1)}) == 4
 
 
 def test_it_learns(toy_spec) -> None:
@@ -101,8 +103,8 @@ def test_it_learns(toy_spec) -> None:
     )
     apply_plan(classifier, toy_spec, plan_phase(classifier, toy_spec, "frozen"))
     split = split_classifier(classifier, toy_spec, "head")
-    prefix = build_feature_function(split.prefix, "float32")
-    trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=prefix)
+    compute = build_feature_function(split.feature_extractor, "float32")
+    trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=compute)
     epochs = list(run(trainer, epochs=30, rate=3e-3))
     assert epochs[-1].train.accuracy > 0.9
     assert epochs[-1].train.loss < 0.5 < epochs[0].train.loss
@@ -115,7 +117,7 @@ def test_schedule_reaches_the_optimizer(make_trainer) -> None:
     assert rates == pytest.approx(expected)
 
 
-def test_plateau_hears_the_validation_losses(make_trainer) -> None:
+def test_plateau_uses_the_validation_losses(make_trainer) -> None:
     epochs = list(run(make_trainer(), epochs=6, rate=1e-7, schedule="plateau"))
     assert epochs[0].learning_rate == pytest.approx(1e-7)
     assert epochs[-1].learning_rate < 1e-8  # so low a rate gains nothing after the first epoch
@@ -138,9 +140,7 @@ def heads_after(trainer: Trainer, classifier: keras.Sequential, **changes) -> np
     ],
     ids=lambda option: next(iter(option)),
 )
-def test_an_option_changes_what_is_learned_and_repeats_itself(
-    make_trainer, toy_classifier, option
-) -> None:
+def test_an_option_changes_the_weights_reproducibly(make_trainer, toy_classifier, option) -> None:
     without = heads_after(make_trainer(), toy_classifier)
     first = heads_after(make_trainer(), toy_classifier, **option)
     assert (first != without).any()
@@ -159,23 +159,23 @@ def test_smoothed_and_weighted_loss_by_hand(make_trainer, toy_classifier) -> Non
     assert epoch.train.loss == pytest.approx(expected, rel=1e-3)
 
 
-def test_averaged_weights_validate_and_are_kept(make_trainer, toy_classifier) -> None:
+def test_averaged_weights_validate_and_are_in_snapshots(make_trainer, toy_classifier) -> None:
     own = heads_after(make_trainer(), toy_classifier)
     trainer = make_trainer()
     epochs = run(trainer, ema_decay=0.9)
     next(epochs)
-    heard = trainer.snapshot()
+    snapshot = trainer.snapshot()
     rows = np.arange(17, 23)
-    while_heard = trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5)
+    averaged = trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5)
     second = next(epochs)
     kernel = toy_classifier.get_layer("probabilities").kernel.numpy()
     assert (kernel != own).any()  # the average trails behind
     assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == second.val
     assert list(epochs) == []
-    # Left alone the network would have gone the same way as without averages.
+    # Averaging does not change the training.
     np.testing.assert_array_equal(toy_classifier.get_layer("probabilities").kernel, own)
-    trainer.restore(heard)
-    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == while_heard
+    trainer.restore(snapshot)
+    assert trainer.evaluate(ArrayRows(PIXELS), LABELS, rows, 5) == averaged
 
 
 def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> None:
@@ -200,17 +200,6 @@ def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> N
     np.testing.assert_array_equal(variance, own[-1])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_every_optimizer_moves_the_head(
-    make_trainer, toy_classifier, toy_spec, optimizer: str
-) -> None:
-    trainer = make_trainer(optimizer)
-    before = digest_weights(toy_classifier, toy_spec)
-    next(run(trainer))
-    after = digest_weights(toy_classifier, toy_spec)
-    assert before["hidden/kernel"] != after["hidden/kernel"]
-
-
 def test_nan_stops_with_epoch_and_step(make_trainer, toy_classifier) -> None:
     trainer = make_trainer()
     kernel = toy_classifier.get_layer("probabilities").kernel
@@ -221,12 +210,12 @@ def test_nan_stops_with_epoch_and_step(make_trainer, toy_classifier) -> None:
         if len(calls) == 6:
             kernel.assign(kernel * np.nan)
 
-    with pytest.raises(NonFiniteLossError, match=r"nan at epoch 2, step 3 of 4.*--learning-rate"):
+    with pytest.raises(NonFiniteLossError, match="nan at epoch 2, step 3 of 4"):
         list(run(trainer, on_step=poison))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 4), (2, 4)]
 
 
-def test_nan_after_the_last_step_stops_too(make_trainer, toy_classifier) -> None:
+def test_nan_after_the_last_step_stops_in_validation(make_trainer, toy_classifier) -> None:
     trainer = make_trainer()
     kernel = toy_classifier.get_layer("probabilities").kernel
 
@@ -234,17 +223,17 @@ def test_nan_after_the_last_step_stops_too(make_trainer, toy_classifier) -> None
         if step == steps:
             kernel.assign(kernel * np.nan)
 
-    with pytest.raises(NonFiniteLossError, match="nan at epoch 1, validation, after step 4"):
+    with pytest.raises(NonFiniteLossError, match="nan at epoch 1, validation"):
         list(run(trainer, epochs=1, on_step=poison))
 
 
-def test_predictions_are_the_classifiers(make_trainer, toy_classifier) -> None:
+def test_predictions_are_those_of_the_classifier(make_trainer, toy_classifier) -> None:
     found = make_trainer().predict(ArrayRows(PIXELS), np.arange(17, 23), 4)
     expected = toy_classifier.predict(PIXELS[17:].reshape(-1, 28, 28), verbose=0)
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-def test_a_step_follows_the_mean_of_its_batch(make_trainer, toy_classifier) -> None:
+def test_a_step_follows_the_mean_gradient(make_trainer, toy_classifier) -> None:
     toy_classifier.get_layer("dropout").rate = 0.0
     start = toy_classifier.get_layer("probabilities").kernel.numpy()
 
@@ -260,41 +249,40 @@ def test_a_step_follows_the_mean_of_its_batch(make_trainer, toy_classifier) -> N
     np.testing.assert_allclose(twice, once, rtol=1e-3, atol=1e-6)
 
 
-def test_every_epoch_has_its_own_order_views_and_draws(make_trainer, monkeypatch) -> None:
-    asked, ordered, drawn, seeded = [], [], [], []
+def test_every_epoch_has_its_own_order_views_and_augmentation(make_trainer, monkeypatch) -> None:
+    asked, ordered, augmented = [], [], []
 
     class Watched(StackedRows):
         def take(self, rows: np.ndarray) -> np.ndarray:
             asked.extend(rows.tolist())
             return super().take(rows)
 
-    def listen(x, targets, seed, kinds, background):
-        def hear(seed: np.ndarray) -> np.float32:
-            drawn.append((*seed.tolist(), kinds, background))
+    def note_augment(x, targets, seed, kinds, background):
+        def note(seed: np.ndarray) -> np.float32:
+            augmented.append((*seed.tolist(), kinds, background))
             return np.float32(0)
 
-        heard = tf.ensure_shape(tf.numpy_function(hear, [seed], tf.float32), ())
-        return x, targets + heard
+        zero = tf.ensure_shape(tf.numpy_function(note, [seed], tf.float32), ())
+        return x, targets + zero
 
     def order(rows, *given):
         ordered.append(given)
         return order_rows(rows, *given)
 
-    monkeypatch.setattr("fmnist_tf.training.loop.augment", listen)
+    monkeypatch.setattr("fmnist_tf.training.loop.augment", note_augment)
     monkeypatch.setattr("fmnist_tf.training.loop.order_rows", order)
-    monkeypatch.setattr(Trainer, "_seed_dropout", lambda self, *given: seeded.append(given))
     views = Watched((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))
     changes = {"n_views": 2, "augment": ("shift-crop",), "background": 7}
     list(run(make_trainer(), source=views, **changes))
-    # Batches are read ahead in any order, but epoch after epoch, and val behind them.
+    # Batches of an epoch are prefetched in any order, then those of val.
     epochs = np.reshape(asked, (2, 23))[:, :17]
     first, second = (dict(zip(x % 23, x // 23, strict=True)) for x in epochs)
     assert all(first[row] != second[row] for row in range(17))
-    assert drawn == [(0, step, ("shift-crop",), 7) for step in range(8)]
-    assert ordered == seeded == [(0, 1), (0, 2)]
+    assert augmented == [(0, step, ("shift-crop",), 7) for step in range(8)]
+    assert ordered == [(0, 1), (0, 2)]
 
 
-def test_lr_finder_stops_where_the_loss_explodes(make_trainer) -> None:
+def test_lr_finder_stops_where_the_loss_diverges(make_trainer) -> None:
     rates = plan_rates(1e-5, 1e30, 40)
     trainer = make_trainer("sgd")
     losses = trainer.run_lr_finder(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
@@ -307,7 +295,7 @@ def test_counts_add_up() -> None:
     assert (total.loss, total.accuracy, total.total) == (0.25, 0.375, 8)
 
 
-def test_lr_finder_puts_everything_back(make_trainer, toy_classifier, toy_spec) -> None:
+def test_lr_finder_restores_everything(make_trainer, toy_classifier, toy_spec) -> None:
     trainer = make_trainer()
     before = digest_weights(toy_classifier, toy_spec)
     rates = plan_rates(1e-5, 10.0, 12)
@@ -315,6 +303,6 @@ def test_lr_finder_puts_everything_back(make_trainer, toy_classifier, toy_spec) 
     assert 2 <= len(losses) <= 12
     assert np.isfinite(losses).all()
     assert digest_weights(toy_classifier, toy_spec) == before
-    # Moments and step count are the fresh ones: training goes as if nothing had been.
+    # The optimizer's moments and step count are restored too.
     after_test = heads_after(trainer, toy_classifier)
     np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier), after_test)

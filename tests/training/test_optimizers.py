@@ -1,11 +1,9 @@
-"""The fused steps are Keras' own; decay, factors and clipping do what they say; averages."""
+"""The fused optimizers give Keras' numbers; decay, rate factors, clipping and averages."""
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +39,14 @@ def rate_of(step: int) -> float:
     return 0.01 * (step + 1)
 
 
-def run_steps(optimizer, variables, steps=range(STEPS), gradients=gradients_of, graph=False):
+def run_steps(optimizer, variables, steps=range(STEPS), gradients=gradients_of):
     """Apply the steps; return the variables' and the optimizer's values."""
     optimizer.build(variables)
 
+    @tf.function(autograph=False)
     def apply(*gradients) -> None:
         optimizer.apply(gradients, variables)
 
-    apply = tf.function(apply, autograph=False) if graph else apply
     for step in steps:
         optimizer.learning_rate.assign(rate_of(step))
         apply(*gradients(step))
@@ -56,7 +54,7 @@ def run_steps(optimizer, variables, steps=range(STEPS), gradients=gradients_of, 
 
 
 def spare_vectors(optimizer: Any, variables: list[keras.Variable]) -> Any:
-    """Tell a stock optimizer which variables we do not decay."""
+    """Exclude the variables that we do not decay."""
     optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) < 2])
     return optimizer
 
@@ -81,16 +79,15 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_same_as_keras(pair: str, graph: bool) -> None:
+def test_same_as_keras(pair: str) -> None:
     settings, build_stock = PAIRS[pair]
     variables = build_variables()
     start = [v.numpy() for v in variables]
-    stock = run_steps(spare_vectors(build_stock(), variables), variables, graph=graph)
-    fused = run_steps(build_optimizer(**settings), build_variables(), graph=graph)
+    stock = run_steps(spare_vectors(build_stock(), variables), variables)
+    fused = run_steps(build_optimizer(**settings), build_variables())
     for ours, keras_, before in zip(fused[0], stock[0], start, strict=True):
-        # The kernel rounds 1 - 0.999 to float32 otherwise than Python: 13 millionths of a moment.
+        # The kernel rounds 1 - 0.999 to float32, Keras does not: 13 millionths of a moment.
         np.testing.assert_allclose(ours - before, keras_ - before, rtol=2e-5, atol=2e-6)
     for ours, keras_ in zip(fused[1], stock[1], strict=True):
         np.testing.assert_allclose(ours, keras_, rtol=2e-5, atol=1e-6)
@@ -115,7 +112,7 @@ def test_adamw_is_the_published_algorithm() -> None:
     np.testing.assert_allclose(ours[0], weight, rtol=2e-6, atol=2e-7)
 
 
-def test_decay_moves_kernels_alone() -> None:
+def test_only_kernels_decay() -> None:
     variables = build_variables()
     start = [v.numpy() for v in variables]
     ours, _ = run_steps(
@@ -132,7 +129,7 @@ def test_decay_moves_kernels_alone() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_factor_is_a_learning_rate_of_its_own(name: str) -> None:
+def test_a_factor_scales_the_learning_rate_of_its_variable(name: str) -> None:
     whole, _ = run_steps(build_optimizer(name), build_variables())
     factors = {"dense/kernel": 0.25, "dense/bias": 0.0}
     mixed, _ = run_steps(build_optimizer(name, rate_factors=factors), build_variables())
@@ -163,7 +160,7 @@ def test_sparse_gradients_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_its_variables_are_its_whole_state(name: str) -> None:
+def test_the_variables_are_the_whole_state(name: str) -> None:
     straight, _ = run_steps(build_optimizer(name), build_variables())
     variables, broken = build_variables(), build_optimizer(name)
     _, state = run_steps(broken, variables, steps=range(3))
@@ -176,15 +173,15 @@ def test_its_variables_are_its_whole_state(name: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_settings_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="'lion'; expected one of adam, adamw, sgd"):
+def test_invalid_settings() -> None:
+    with pytest.raises(ValueError, match="lion"):
         build_optimizer("lion")
-    with pytest.raises(ValueError, match="expected adamw"):
+    with pytest.raises(ValueError, match="weight decay"):
         build_optimizer("adam", weight_decay=0.1)
 
 
 def compare_under_replicas() -> None:
-    """Compare with Keras under `tf.distribute`, in a process whose devices are not yet set up."""
+    """Compare with Keras under `tf.distribute`, in a process without devices yet."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
@@ -234,13 +231,13 @@ def test_same_as_keras_under_one_and_two_replicas() -> None:
         "import sys; sys.path.insert(0, sys.argv[1]); import test_optimizers; "
         "test_optimizers.compare_under_replicas()"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert answer.stdout.count("the same on 2") == 4
 
 
-def test_averages_follow() -> None:
+def test_averages_move_towards_the_variables() -> None:
     variables = [tf.Variable([0.0, 8.0]), tf.Variable([[2.0]])]
     averages = [tf.Variable(variable) for variable in variables]
     update = tf.function(update_averages, autograph=False)
@@ -254,30 +251,3 @@ def test_averages_follow() -> None:
         update(averages, variables, 0.2, tf.constant(step, tf.int64))
         np.testing.assert_allclose(averages[0], [expected, 8], rtol=1e-6)
     np.testing.assert_array_equal(averages[1], [[2.0]])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", ["adam", "adamw", "sgd"])
-def test_fused_steps_are_faster(pair: str) -> None:
-    """On the kernel of 512 units above a flat 7 x 7 x 2048 feature map."""
-    settings, build_stock = PAIRS[pair]
-    shape = (100_352, 512)
-    gradient = tf.random.stateless_normal(shape, (1, 2))
-
-    def compile_step(optimizer: Any) -> Callable[[], None]:
-        variable = keras.Variable(tf.zeros(shape))
-        optimizer.build([variable])
-        step = tf.function(lambda: optimizer.apply([gradient], [variable]), autograph=False)
-        step()
-        return step
-
-    steps = compile_step(build_stock()), compile_step(build_optimizer(**settings))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(15):
-        for step, taken in zip(steps, seconds, strict=True):
-            started = time.perf_counter()
-            step()
-            taken.append(time.perf_counter() - started)
-    stock, fused = (1000 * statistics.median(taken) for taken in seconds)
-    print(f"\n{pair}: Keras {stock:.0f} ms, fused {fused:.0f} ms a step: {stock / fused:.1f} times")
-    assert stock / fused > 2

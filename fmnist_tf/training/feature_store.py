@@ -1,0 +1,204 @@
+"""Backbone features on disk, in checksummed shards that are memory-mapped for reading.
+
+Files of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and `.lock`. A shard has
+`rows_per_shard` rows, the last one the rest, of little-endian bfloat16, followed by a checksum of
+16 bytes: XXH3-128 of the entry's name, the shard's number and its rows. It detects damage, not
+malice, at the speed of memory. A shard with the right checksum is valid whatever else is in the
+folder: an interrupted computation continues after the last shard, and corrupt or foreign shards are
+computed again.
+
+Shape letters: N rows, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ml_dtypes
+import numpy as np
+import xxhash
+
+from fmnist_tf.system import signals
+from fmnist_tf.system.files import write_atomically
+
+FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
+# A kill costs the shard in work, so shards are bounded in bytes and in rows.
+SHARD_BYTES, SHARD_ROWS = 64 << 20, 1024
+READ_BYTES = 1 << 20
+# Threads that compute or verify: one works while another starts, ends or is copied.
+N_THREADS = 2
+# The disk also needs room for the run directory and for other programs.
+FREE_SPACE_MARGIN, FREE_BYTES = 1.1, 10**9
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Features of N rows on disk, complete or not. Implements `batches.RowSource`.
+
+    bfloat16 has the range of float32; features stay 16 bits wide until the device has them.
+
+    Attributes:
+        path: the entry's folder; its name is the entry's key.
+        n_rows: N.
+        row_shape: the shape of one row's features.
+        max_shard_rows: upper bound on the rows of a shard.
+    """
+
+    path: Path
+    n_rows: int
+    row_shape: tuple[int, ...]
+    max_shard_rows: int = SHARD_ROWS
+
+    @property
+    def digest(self) -> str:
+        """The key, which stands for the content."""
+        return self.path.name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the rows."""
+        return FEATURE_DTYPE
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row."""
+        return math.prod(self.row_shape) * FEATURE_DTYPE.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all rows, without the checksums of 16 bytes a shard."""
+        return self.n_rows * self.row_bytes
+
+    @property
+    def rows_per_shard(self) -> int:
+        """A power of two, so that batches divide it, within both bounds."""
+        return power_of_two_below(min(self.max_shard_rows, SHARD_BYTES // self.row_bytes))
+
+    @cached_property
+    def shards(self) -> list[range]:
+        """The row numbers of each shard."""
+        step = self.rows_per_shard
+        return [
+            range(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)
+        ]
+
+    def shard_path(self, number: int) -> Path:
+        """Return the path of one shard."""
+        return self.path / f"shard-{number:05d}.bin"
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        # NumPy copies integers faster than bfloat16.
+        return [
+            np.memmap(
+                self.shard_path(number), np.uint16, "r", shape=(len(rows), *self.row_shape)
+            ).view(np.ndarray)
+            for number, rows in enumerate(self.shards)
+        ]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features of these rows, (B, *row_shape) bfloat16."""
+        taken = np.empty((len(rows), *self.row_shape), np.uint16)
+        for place, row in enumerate(rows.tolist()):
+            number, row_within = divmod(row, self.rows_per_shard)
+            taken[place] = self._arrays[number][row_within]
+        return taken.view(FEATURE_DTYPE)
+
+    def is_complete(self) -> bool:
+        """Return whether every shard is valid. Reads every byte, unless bytes are missing."""
+        return bytes_on_disk(self.path) >= self.n_bytes and not self.find_invalid_shards()
+
+    def find_invalid_shards(self) -> list[int]:
+        """Return the numbers of the shards that are missing or corrupt."""
+        numbers = range(len(self.shards))
+        with closing(map_ahead(self._is_valid, numbers)) as answers:
+            return [number for number, valid in zip(numbers, answers, strict=True) if not valid]
+
+    def _is_valid(self, number: int) -> bool:
+        left, checksum = len(self.shards[number]) * self.row_bytes, self._start_checksum(number)
+        try:
+            with self.shard_path(number).open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != left + checksum.digest_size:
+                    return False
+                while left and (content := file.read(min(left, READ_BYTES))):
+                    checksum.update(content)
+                    left -= len(content)
+                return file.read() == checksum.digest()
+        except OSError:
+            return False
+
+    def write_shard(self, number: int, batches: Iterable[np.ndarray]) -> None:
+        """Write one shard; it appears when it is complete.
+
+        Args:
+            number: of the shard.
+            batches: its rows in order, (B, *row_shape) bfloat16.
+        """
+        checksum = self._start_checksum(number)
+        with write_atomically(self.shard_path(number)) as file:
+            for batch in batches:
+                content = batch.view(np.uint8).data
+                checksum.update(content)
+                file.write(content)
+            file.write(checksum.digest())
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of killed processes; the caller holds the lock."""
+        for path in self.path.glob(".shard-*"):
+            path.unlink(missing_ok=True)
+
+    def _start_checksum(self, number: int) -> xxhash.xxh3_128:
+        return xxhash.xxh3_128(f"{self.path.name} {number} ".encode())
+
+
+def power_of_two_below(number: int) -> int:
+    """Return the largest power of two that is at most `number`; 1 if there is none."""
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the size of all shards in the folder of one entry or of all entries."""
+    return sum(path.stat().st_size for path in folder.rglob("shard-*.bin"))
+
+
+def fits_on_disk(stores: Sequence[FeatureStore]) -> bool:
+    """Return whether what is missing of these entries fits on their disk, with a margin."""
+    folder = stores[0].path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = sum(store.n_bytes - bytes_on_disk(store.path) for store in stores)
+    return shutil.disk_usage(folder).free > missing * FREE_SPACE_MARGIN + FREE_BYTES
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
+    """Yield `function(item)` in the items' order, computed by `N_THREADS` threads.
+
+    At most `N_THREADS` results are computed ahead of the consumer. Closing the generator waits for
+    those and starts no more.
+
+    Raises:
+        StoppedError: a signal stops this process.
+    """
+    waiting: Iterator[Item] = iter(items)
+    with ThreadPoolExecutor(N_THREADS) as threads:
+        running = deque(threads.submit(function, item) for item in islice(waiting, N_THREADS))
+        while running:
+            result = running.popleft().result()
+            running.extend(threads.submit(function, item) for item in islice(waiting, 1))
+            signals.check()
+            yield result

@@ -1,0 +1,410 @@
+"""Stored features come back bit for bit, whatever happened to their files or to the process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows
+from fmnist_tf.system import signals
+from fmnist_tf.system.files import locked
+from fmnist_tf.training import feature_store, features
+from fmnist_tf.training.feature_store import FeatureStore, fits_on_disk
+from fmnist_tf.training.features import cache_features
+
+N_ROWS, SHARD_ROWS, BATCH, ROW_SHAPE = 26, 8, 2, (3, 2)
+N_SHARDS = 4
+PIXELS = np.random.default_rng(0).integers(0, 256, (N_ROWS, 784), np.uint8)
+SHARD_BYTES = SHARD_ROWS * 12 + 16
+MEMORY_DISK = Path("/dev/shm")  # many small files with fsync: fast where there is one
+
+# Examples write files and start processes, so a busy machine must not fail one.
+few = settings(deadline=None, max_examples=6)
+some = settings(deadline=None, max_examples=40)
+
+
+def corner(batch: np.ndarray) -> np.ndarray:
+    """A cheap feature extractor: 0..255 are exact in bfloat16."""
+    return batch[:, 300:306].reshape(-1, *ROW_SHAPE)
+
+
+EXPECTED = corner(PIXELS).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "release_memory", lambda: None)  # takes 0.2 s
+    monkeypatch.setattr(feature_store, "READ_BYTES", 20)  # a shard is read in several pieces
+
+
+class Entry:
+    """An entry in a folder of its own; `fill` counts the rows it computes."""
+
+    def __init__(self, folder: Path, key: str = "key") -> None:
+        self.store = FeatureStore(folder / key, N_ROWS, ROW_SHAPE, SHARD_ROWS)
+        self.path = self.store.path
+        self.rows_computed = 0
+
+    def fill(
+        self,
+        compute: Callable[[np.ndarray], np.ndarray] = corner,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        say: Callable[[str], None] = pytest.fail,
+        pixels: np.ndarray = PIXELS,
+    ) -> None:
+        seen: list[int] = []
+
+        def note(done: int, total: int) -> None:
+            seen.append(done)
+            progress(done, total)
+
+        source = ArrayRows(pixels)
+        cache_features(self.store, source, compute, batch_size=BATCH, progress=note, say=say)
+        self.rows_computed = seen[-1] - seen[0]
+
+    def shard(self, number: int) -> Path:
+        return self.store.shard_path(number)
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir())
+
+    def check(self) -> None:
+        """It is complete and right, and there is nothing else in the folder."""
+        found = FeatureStore(self.path, N_ROWS, ROW_SHAPE, SHARD_ROWS)
+        assert found.is_complete()
+        rows = np.random.default_rng(1).permutation(N_ROWS)
+        assert found.take(rows).dtype == found.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(found.take(rows).astype(np.float32), EXPECTED[rows])
+        assert self.files == files_of(N_SHARDS)
+
+
+def files_of(n_shards: int) -> list[str]:
+    return [".lock", *(f"shard-{number:05d}.bin" for number in range(n_shards))]
+
+
+@contextlib.contextmanager
+def new_entry() -> Iterator[Entry]:
+    where = MEMORY_DISK if MEMORY_DISK.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        yield Entry(Path(folder))
+
+
+@pytest.fixture
+def entry() -> Iterator[Entry]:
+    with new_entry() as made:
+        yield made
+
+
+def test_stored_rows_come_back_and_are_computed_once(entry: Entry) -> None:
+    assert not entry.store.is_complete()
+    entry.fill()
+    assert entry.rows_computed == N_ROWS
+    assert entry.shard(0).stat().st_size == SHARD_BYTES
+    entry.check()
+    entry.fill()
+    assert entry.rows_computed == 0
+
+
+@pytest.mark.parametrize(
+    ("row_shape", "rows"),
+    [((2048,), 1024), ((14, 14, 1024), 128), ((100352,), 256), ((8192, 8192), 1), ((), 1024)],
+)
+def test_shards_are_bounded_in_bytes_and_rows(row_shape: tuple[int, ...], rows: int) -> None:
+    shards = FeatureStore(Path(), 2 * rows + 1, row_shape).shards
+    assert shards == [range(rows), range(rows, 2 * rows), range(2 * rows, 2 * rows + 1)]
+
+
+numbers = st.integers(0, N_SHARDS - 1)
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[Entry], None]:
+    """Damage to one shard or to two."""
+    number, at, bit = draw(numbers), draw(st.integers(0, 10_000)), draw(st.integers(0, 7))
+
+    def flip_a_bit(entry: Entry) -> None:
+        content = bytearray(entry.shard(number).read_bytes())
+        if content:
+            content[at % len(content)] ^= 1 << bit
+        entry.shard(number).write_bytes(content)
+
+    def truncate(entry: Entry) -> None:
+        content = entry.shard(number).read_bytes()
+        entry.shard(number).write_bytes(content[: at % (len(content) + 1)])
+
+    def extend(entry: Entry) -> None:
+        with entry.shard(number).open("ab") as file:
+            file.write(bytes(1 + at % 100))
+
+    def swap(entry: Entry) -> None:
+        one, other = entry.shard(number), entry.shard(at % N_SHARDS)
+        contents = one.read_bytes(), other.read_bytes()
+        other.write_bytes(contents[0])
+        one.write_bytes(contents[1])
+
+    def take_from_another_entry(entry: Entry) -> None:
+        other = Entry(entry.path.parent, "other")
+        other.fill(pixels=255 - PIXELS)
+        shutil.copy(other.shard(number), entry.shard(number))
+
+    def leave_a_temporary_file(entry: Entry) -> None:
+        (entry.path / f".shard-{number:05d}.tmp-{at}.bin").write_bytes(bytes(at))
+
+    return draw(
+        st.sampled_from(
+            [flip_a_bit, truncate, extend, swap, take_from_another_entry, leave_a_temporary_file]
+        )
+    )
+
+
+@some
+@given(st.lists(damages(), max_size=4), st.sets(numbers, max_size=3))
+def test_damaged_shards_are_computed_again_and_no_others(
+    harm: list[Callable[[Entry], None]], lost: set[int]
+) -> None:
+    with new_entry() as entry:
+        entry.fill()
+        before = [entry.shard(number).read_bytes() for number in range(N_SHARDS)]
+        for damage in harm:
+            damage(entry)
+        for number in lost:
+            entry.shard(number).unlink()
+        harmed = [
+            number
+            for number in range(N_SHARDS)
+            if number in lost or entry.shard(number).read_bytes() != before[number]
+        ]
+        assert entry.store.find_invalid_shards() == harmed
+        assert entry.store.is_complete() == (not harmed)
+        entry.fill()
+        assert entry.rows_computed == sum(len(entry.store.shards[n]) for n in harmed)
+        entry.check()
+
+
+def test_every_byte_of_a_shard_is_checked(entry: Entry) -> None:
+    entry.fill()
+    content = entry.shard(1).read_bytes()
+    for place in range(0, 8 * len(content), 7):
+        harmed = bytearray(content)
+        harmed[place // 8] ^= 1 << place % 8
+        entry.shard(1).write_bytes(harmed)
+        assert entry.store.find_invalid_shards() == [1]
+
+
+def test_an_entry_under_another_key_is_invalid(entry: Entry) -> None:
+    entry.fill()
+    renamed = FeatureStore(entry.path.with_name("other"), N_ROWS, ROW_SHAPE, SHARD_ROWS)
+    shutil.move(entry.path, renamed.path)
+    assert renamed.find_invalid_shards() == list(range(N_SHARDS))
+
+
+@some
+@given(st.lists(st.integers(0, N_ROWS // BATCH - 1), max_size=4))
+def test_it_continues_after_any_number_of_interruptions(batches_until_stop: list[int]) -> None:
+    with new_entry() as entry:
+        kept = 0
+        for n_batches in batches_until_stop:
+            stop_at = min(kept * SHARD_ROWS + n_batches * BATCH, N_ROWS - 1)
+
+            def stop(done: int, total: int, stop_at: int = stop_at) -> None:
+                if done >= stop_at:
+                    raise signals.StoppedError(signal.SIGTERM)
+
+            with pytest.raises(signals.StoppedError):
+                entry.fill(progress=stop)
+            # The batch that reached `stop_at` is in a shard that is not finished.
+            reached = -(-stop_at // BATCH) * BATCH
+            kept = max(kept, (reached - 1) // SHARD_ROWS if reached else 0)
+            assert entry.files == files_of(kept)
+        entry.fill()
+        assert entry.rows_computed == N_ROWS - kept * SHARD_ROWS
+        entry.check()
+
+
+def in_child(body: Callable[[], None]) -> multiprocessing.Process:
+    """Run this in a process that must not touch TensorFlow, whose threads do not fork."""
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return process
+
+
+@few
+@given(st.lists(st.floats(0, 0.06), min_size=1, max_size=3), st.integers(1, 2))
+def test_it_continues_after_a_kill_at_any_moment(
+    seconds_until_kill: list[float], n_processes: int
+) -> None:
+    with new_entry() as entry:
+
+        def slow(batch: np.ndarray) -> np.ndarray:
+            time.sleep(0.004)
+            return corner(batch)
+
+        def write() -> None:
+            entry.fill(slow, say=lambda line: None)
+
+        for seconds in seconds_until_kill:
+            processes = [in_child(write) for _ in range(n_processes)]
+            time.sleep(seconds)
+            for process in processes:
+                process.kill()
+                process.join()
+        entry.path.mkdir(exist_ok=True)
+        written = [name for name in entry.files if name.startswith("shard-")]
+        assert written == files_of(len(written))[1:]
+        entry.fill()
+        assert entry.rows_computed == N_ROWS - min(SHARD_ROWS * len(written), N_ROWS)
+        entry.check()
+
+
+def test_it_waits_for_another_process_and_computes_what_is_left(entry: Entry) -> None:
+    said: list[str] = []
+    entry.path.mkdir()
+    with ThreadPoolExecutor(1) as thread:
+        with locked(entry.path):  # as another process holds it
+            filling = thread.submit(entry.fill, say=said.append)
+            while not said:
+                time.sleep(0.005)
+            assert entry.files == files_of(0)
+            entry.store.write_shard(0, [corner(PIXELS[:SHARD_ROWS]).astype(entry.store.dtype)])
+        filling.result()
+    assert len(said) == 1
+    assert str(entry.path) in said[0]
+    assert entry.rows_computed == N_ROWS - SHARD_ROWS
+    entry.check()
+
+
+def test_a_signal_stops_the_computation_at_once(entry: Entry) -> None:
+    computed = []
+
+    def slow(batch: np.ndarray) -> np.ndarray:
+        if len(computed) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        computed.append(len(batch))
+        time.sleep(0.02)
+        return corner(batch)
+
+    with pytest.raises(signals.StoppedError), signals.listening():
+        entry.fill(slow)
+    assert len(computed) <= 6 + 1 + feature_store.N_THREADS
+    assert entry.files == files_of(1)
+
+
+def test_a_signal_that_python_dropped_stops_it_too(entry: Entry) -> None:
+    with signals.listening():
+        with contextlib.suppress(signals.StoppedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(signals.StoppedError):
+            entry.fill()
+    assert entry.files == files_of(0)
+
+
+def test_a_full_disk_keeps_the_stored_shards(entry: Entry) -> None:
+    entry.fill()
+    for number in (2, 3):
+        entry.shard(number).unlink()
+
+    def write_to_a_full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SHARD_BYTES - 1, SHARD_BYTES - 1))
+        with pytest.raises(OSError, match="16 of 26 images") as caught:
+            entry.fill()
+        assert caught.value.errno == errno.EFBIG
+        os._exit(0)
+
+    process = in_child(write_to_a_full_disk)
+    process.join()
+    assert process.exitcode == 0
+    assert entry.files == files_of(2)
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 1100 + feature_store.FREE_BYTES})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    one, other = (FeatureStore(tmp_path / key, 100, (5,)) for key in "ab")
+    assert one.n_bytes == 1000
+    assert not fits_on_disk([one])
+    one.path.mkdir()
+    one.shard_path(0).write_bytes(bytes(500))
+    assert fits_on_disk([one])
+    assert not fits_on_disk([one, other])
+    assert feature_store.bytes_on_disk(tmp_path) == feature_store.bytes_on_disk(one.path) == 500
+
+
+def test_the_first_batch_is_computed_alone_and_then_two_at_once(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(features, "release_memory", lambda: events.append("release"))
+
+    def note(batch: np.ndarray) -> np.ndarray:
+        events.append("begin")
+        time.sleep(0.02 if len(events) % 3 else 0.002)  # not finished in order
+        events.append("end")
+        return corner(batch)
+
+    entry.fill(note)
+    assert events[:5] == ["begin", "end", "release", "begin", "begin"]
+    assert events.count("release") == 1
+    entry.check()
+
+
+def test_computing_does_not_run_ahead_of_writing(entry: Entry) -> None:
+    started = 0
+    ahead = []
+
+    def count(batch: np.ndarray) -> np.ndarray:
+        nonlocal started
+        started += len(batch)
+        return corner(batch)
+
+    def slow_writer(done: int, total: int) -> None:
+        time.sleep(0.01)
+        ahead.append(started - done)
+
+    entry.fill(count, slow_writer)
+    assert max(ahead) <= BATCH * feature_store.N_THREADS
+
+
+def test_progress_starts_at_the_stored_rows_and_ends_at_all(entry: Entry) -> None:
+    entry.fill()
+    for number in (1, 3):
+        entry.shard(number).unlink()
+    seen: list[tuple[int, int]] = []
+    entry.fill(progress=lambda *now: seen.append(now))
+    assert seen == [(done, N_ROWS) for done in (16, 18, 20, 22, 24, 26)]
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    n_rows = 50_000
+    pixels = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=(n_rows, 784))
+    view = FlippedRows(PickedRows(ArrayRows(pixels), np.arange(n_rows)))
+    store = FeatureStore(tmp_path / view.digest, n_rows, (2,))
+    tracemalloc.start()
+    try:
+        cache_features(
+            store, view, lambda batch: batch[:, :2],
+            batch_size=128, progress=lambda *_: None, say=print,
+        )  # fmt: skip
+        assert store.is_complete()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6e6  # all pixels are 39 MB
