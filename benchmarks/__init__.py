@@ -1,0 +1,1 @@
+"""This project beside plain Keras, OpenVINO and torch.compile: `python -m benchmarks`."""

@@ -1,0 +1,165 @@
+"""Measurements -> the rows of the result: medians, ratios, the composed phase, shares of the bound.
+
+Shape letters: N images.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.plan import BACKBONE, N_PHASE, N_TRAIN, PHASE_EPOCHS, System, Task
+
+REFERENCE = "keras_float32"
+# With a lower cosine a system computes something else. In bfloat16 every layer rounds by 0.4 %, and
+# fifty layers with random weights multiply that: Keras' own mixed precision comes to 0.96.
+MIN_COSINE = {"float32": 0.99, "bfloat16": 0.8}
+MIN_PROBABILITY = 1e-30
+KEYS = (
+    "stage", "head", "system", "precision", "backbone", "image_size", "batch_size",
+    "images_per_second", "ratio", "seconds", "peak_mb", "percent_of_bound", "rounds", "cosine",
+    "stored_bytes_per_image", "reason",
+)  # fmt: skip
+"""Of every row; what was not measured is None, and `reason` says why."""
+
+Bounds = Mapping[str, float | None]
+"""Precision -> FLOP/s, None where it is not known."""
+
+
+@dataclass(eq=False)
+class Measurement:
+    """What was measured of one system in one task.
+
+    Attributes:
+        system: which.
+        task: of which stage.
+        batch_size: images in a batch.
+        rates: images a second, one a round.
+        peak_bytes: largest resident memory of the process.
+        clock_mhz: of the processor in the last round, None where it is not known.
+        facts: of the stage.
+        outputs: (N, ...) float32 features, or probabilities where the task has a head.
+        reason: why there is no rate, else None.
+    """
+
+    system: System
+    task: Task
+    batch_size: int
+    rates: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    clock_mhz: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    outputs: np.ndarray | None = None
+    reason: str | None = None
+
+    def comparable(self) -> np.ndarray:
+        """Return the features, or the logarithms of the probabilities: small ones count too."""
+        outputs = np.asarray(self.outputs, np.float64)
+        return np.log(np.maximum(outputs, MIN_PROBABILITY)) if self.task.head else outputs
+
+
+def compare_outputs(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the lowest cosine over the images, after subtraction of the mean expected image.
+
+    Without the subtraction the outputs of any two images would look alike.
+    """
+    mean = expected.mean(axis=0)
+    a, b = ((x - mean).reshape(len(x), -1) for x in (found, expected))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.where(lengths == 0, 1, lengths)
+    return float(np.where(np.all(a == b, axis=1), 1.0, cosines).min())
+
+
+def compose_rows(
+    measurements: Sequence[Measurement], bounds: Bounds, image_size: int
+) -> list[dict[str, Any]]:
+    """Return a row for each measurement and for each frozen phase that they compose to.
+
+    Args:
+        measurements: one for each system in each task that it has. One whose outputs differ from
+            the reference's gets a reason.
+        bounds: what the processor could do.
+        image_size: side in pixels.
+    """
+    reference = {m.task: m for m in measurements if m.system.name == REFERENCE}
+    rows, passes = [], []
+    for measurement in measurements:
+        expected, cosine = reference.get(measurement.task), None
+        if measurement.reason is None and expected and expected.reason is None:
+            cosine = compare_outputs(measurement.comparable(), expected.comparable())
+            if not cosine >= MIN_COSINE[measurement.system.precision]:  # a NaN is wrong too
+                measurement.reason = f"other outputs than {REFERENCE}: cosine {cosine:.3f}"
+        row = _row(measurement.task.stage, [(measurement, 1)], reference, bounds)
+        row |= {"rounds": measurement.rates, "batch_size": measurement.batch_size}
+        row |= {"cosine": cosine}
+        row["stored_bytes_per_image"] = measurement.facts.get("stored_bytes_per_image")
+        rows.append(row)
+        if measurement.task.stage == "feature_pass" and measurement.system.name == "ours":
+            passes.append((measurement, 1))
+    for epoch in measurements:
+        if epoch.task.stage == "frozen_epoch":
+            once = passes if epoch.system.name == "ours" else []
+            parts = [(epoch, PHASE_EPOCHS), *once]
+            rows.append(_row("frozen_phase", parts, reference, bounds))
+    rates = {
+        (r["stage"], r["head"]): r["images_per_second"] for r in rows if r["system"] == REFERENCE
+    }
+    for row in rows:
+        row |= {"backbone": BACKBONE, "image_size": image_size}
+        expected_rate = rates.get((row["stage"], row["head"]))
+        if expected_rate and row["images_per_second"]:
+            row["ratio"] = row["images_per_second"] / expected_rate
+    return rows
+
+
+def _row(
+    stage: str,
+    parts: Sequence[tuple[Measurement, int]],
+    reference: Mapping[Task, Measurement],
+    bounds: Bounds,
+) -> dict[str, Any]:
+    """Return the row of a stage of one system that consists of passes over `N_PHASE` images.
+
+    Args:
+        stage: as the row calls it.
+        parts: measurement and number of its passes; the rate counts those of the first.
+        reference: by task; its facts hold the multiplications.
+        bounds: as in `compose_rows`.
+    """
+    first, times = parts[0]
+    row: dict[str, Any] = dict.fromkeys(KEYS)
+    row |= {"stage": stage, "head": first.task.head, "system": first.system.name}
+    row |= {"precision": first.system.precision}
+    row["reason"] = next((part.reason for part, _ in parts if part.reason), None)
+    if row["reason"]:
+        return row
+    seconds = flop = 0.0
+    bound = bounds.get(first.system.precision)
+    for part, count in parts:
+        seconds += count * N_PHASE / statistics.median(part.rates)
+        counted = reference[part.task].facts if part.task in reference else {}
+        if "multiplications" in counted:
+            flop += count * N_PHASE * _flop(part, counted["multiplications"])
+        else:
+            bound = None
+    return row | {
+        "images_per_second": times * N_PHASE / seconds,
+        "seconds": seconds,
+        "peak_mb": max(part.peak_bytes for part, _ in parts) / 1e6,
+        "percent_of_bound": 100 * flop / bound / seconds if bound else None,
+    }
+
+
+def _flop(measurement: Measurement, multiplications: Mapping[str, int]) -> float:
+    """Return the FLOP that one image costs; in an epoch nine of ten images train.
+
+    Ours caches the frozen part instead of computing it in an epoch.
+    """
+    is_cached = measurement.system.name == "ours" and measurement.task.head is not None
+    frozen = 0 if is_cached else multiplications["frozen"]
+    backward = multiplications["backward"] * N_TRAIN / N_PHASE
+    return 2 * (frozen + multiplications["trained"] + backward)

@@ -1,0 +1,336 @@
+"""The benchmark's arithmetic, its worker processes, and that ours and Keras compute the same."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.bounds import count_multiplications, flop_per_cycle
+from benchmarks.measure import measure_task
+from benchmarks.plan import N_CHECKED, PREPARE, QUICK, TASKS, Job, Settings, System, plan_systems
+from benchmarks.rows import KEYS, MIN_COSINE, Measurement, compare_outputs, compose_rows
+from benchmarks.table import format_result
+
+ROOT = Path(__file__).parents[1]
+PASS, FLATTEN, GAP, FINETUNE = TASKS
+OURS, KERAS, OPENVINO, TORCH = plan_systems("float32", ["avx2"])
+COUNTS = {
+    PASS: {"frozen": 1000, "trained": 0, "backward": 0},
+    FLATTEN: {"frozen": 1000, "trained": 50, "backward": 60},
+    FINETUNE: {"frozen": 800, "trained": 250, "backward": 400},
+}
+OUTPUTS = np.random.default_rng(0).uniform(0.1, 1, (N_CHECKED, 4)).astype(np.float32)
+MACHINE = {
+    "processor": "Test",
+    "cores": 2,
+    "memory_bytes": 2**34,
+    "gpus": [],
+    "physical_cores": 2,
+    "clock_mhz": 2000.0,
+    "flop_per_second_bound": {"float32": 1e6, "bfloat16": None},
+    "precision": "float32",
+    "precision_why": "the processor has no bfloat16 units",
+}
+
+
+def measured(system: System, task, *rates: float, outputs=OUTPUTS, reason=None) -> Measurement:
+    facts = {"multiplications": COUNTS[task]} if system is KERAS else {}
+    facts |= {"stored_bytes_per_image": 7} if system is OURS else {}
+    return Measurement(system, task, 8, list(rates), 2_000_000, 2000.0, facts, outputs, reason)
+
+
+def made_up_rows() -> list[dict]:
+    measurements = [
+        measured(OURS, PASS, 20.0),
+        measured(KERAS, PASS, 10.0),
+        measured(OPENVINO, PASS, outputs=None, reason="openvino is not installed"),
+        measured(TORCH, PASS, 15.0, 14.0, 16.0),
+        measured(OURS, FLATTEN, 600.0),
+        measured(KERAS, FLATTEN, 8.0),
+        measured(OURS, FINETUNE, 12.0),
+        measured(KERAS, FINETUNE, 4.0),
+    ]
+    return compose_rows(measurements, MACHINE["flop_per_second_bound"], 64)
+
+
+def row_of(rows: list[dict], stage: str, system: System) -> dict:
+    (row,) = (row for row in rows if (row["stage"], row["system"]) == (stage, system.name))
+    return row
+
+
+def test_rates_become_rows() -> None:
+    rows = made_up_rows()
+    assert {tuple(row) for row in rows} == {KEYS}
+    assert [row["stage"] for row in rows] == [
+        *["feature_pass"] * 4, *["frozen_epoch"] * 2, *["finetune_epoch"] * 2, *["frozen_phase"] * 2
+    ]  # fmt: skip
+    torch = row_of(rows, "feature_pass", TORCH)
+    assert (torch["images_per_second"], torch["ratio"], torch["seconds"]) == (15.0, 1.5, 4000.0)
+    assert (torch["peak_mb"], torch["cosine"], torch["rounds"]) == (2.0, 1.0, [15.0, 14.0, 16.0])
+    assert (torch["backbone"], torch["image_size"], torch["batch_size"]) == ("resnet50", 64, 8)
+    assert torch["percent_of_bound"] == pytest.approx(100 * 15 * 2 * 1000 / 1e6)
+    openvino = row_of(rows, "feature_pass", OPENVINO)
+    assert (openvino["images_per_second"], openvino["ratio"]) == (None, None)
+    assert openvino["reason"] == "openvino is not installed"
+    # 60,000 / 20 once and 60,000 / 600 ten times; 60,000 / 8 ten times
+    ours, keras = (row_of(rows, "frozen_phase", system) for system in (OURS, KERAS))
+    assert (ours["seconds"], keras["seconds"]) == (4000.0, 75_000.0)
+    assert (ours["images_per_second"], ours["ratio"]) == (150.0, pytest.approx(18.75))
+
+
+def test_the_bound_counts_what_each_system_computes() -> None:
+    rows = made_up_rows()
+    # Nine of ten images go backward; ours has the frozen part in its cache.
+    ours, keras = (row_of(rows, "finetune_epoch", system) for system in (OURS, KERAS))
+    assert ours["percent_of_bound"] == pytest.approx(100 * 12 * 2 * (250 + 0.9 * 400) / 1e6)
+    assert keras["percent_of_bound"] == pytest.approx(100 * 4 * 2 * (1050 + 0.9 * 400) / 1e6)
+    flop = 60_000 * 2000 + 600_000 * 2 * (50 + 0.9 * 60)
+    phase = row_of(rows, "frozen_phase", OURS)
+    assert phase["percent_of_bound"] == pytest.approx(100 * flop / 1e6 / 4000)
+
+
+def test_without_the_reference_there_is_no_ratio() -> None:
+    failed = measured(KERAS, PASS, outputs=None, reason="died")
+    failed.facts = {}
+    row = compose_rows([measured(OURS, PASS, 20.0), failed], {"float32": 1e6}, 64)[0]
+    assert row["images_per_second"] == 20.0
+    assert (row["ratio"], row["cosine"], row["percent_of_bound"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("wrong", [OUTPUTS[::-1], OUTPUTS * np.nan], ids=["other", "nan"])
+def test_a_system_that_computes_something_else_has_no_rate(wrong: np.ndarray) -> None:
+    rows = compose_rows(
+        [measured(OURS, FLATTEN, 9.0, outputs=wrong), measured(KERAS, FLATTEN, 1.0)], {}, 64
+    )
+    assert [row["images_per_second"] for row in rows] == [None, 1.0, None, 1.0]
+    assert "cosine" in rows[0]["reason"]
+
+
+def test_outputs_are_compared_beyond_their_mean() -> None:
+    expected = np.random.default_rng(0).normal(5, 0.1, (8, 20))
+    assert compare_outputs(expected, expected) == 1.0
+    assert compare_outputs(expected + 1e-6, expected) > 0.9999
+    # Plain cosines would all be above 0.99.
+    assert compare_outputs(expected[::-1], expected) < 0.5
+    one_off = expected.copy()
+    one_off[3] = expected[2]
+    assert compare_outputs(one_off, expected) < 0.9
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys) -> None:
+    settings = {"image_size": 64, "rounds": 3, "round_seconds": 1.0}
+    result = {"machine": MACHINE, "settings": settings, "rows": made_up_rows()}
+    asked = []
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(
+        "benchmarks.measure.run_benchmark", lambda settings, **_: asked.append(settings) or result
+    )
+    assert main(["--quick", "--image-size", "96", "--json", str(tmp_path / "x.json")]) == 0
+    assert asked == [Settings(96, QUICK.rounds, QUICK.round_seconds, QUICK.tasks)]
+    assert json.loads((tmp_path / "x.json").read_text()) == result
+    printed = capsys.readouterr().out
+    assert printed == format_result(result, 80) + "\n"
+    assert max(map(len, printed.splitlines())) <= 80
+    cells = [line.split() for line in printed.splitlines()]
+    assert ["torch_compile_float32", "15.0", "7", "1.50x", "66.7", "min", "2", "3.0", "1"] in cells
+    assert any(line[:4] == ["openvino_float32", "not", "measured:", "openvino"] for line in cells)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--json", "."], ["--json", "/dev/null"], ["--image-size", "31"], ["--image-size", "1025"]],
+)
+def test_wrong_flags_end_before_the_work(words: list[str], capsys) -> None:
+    assert main(words) == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_help_imports_little() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "benchmarks", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert not imported & {"tensorflow", "keras", "numpy", "torch", "openvino"}
+    assert "--image-size" in answer.stdout
+
+
+def test_bfloat16_is_measured_where_it_is_fast() -> None:
+    def names(precision: str, *features: str) -> list[str]:
+        return [system.name for system in plan_systems(precision, features)]
+
+    assert names("float32", "avx2") == [
+        "ours", "keras_float32", "openvino_float32", "torch_compile_float32",
+    ]  # fmt: skip
+    assert names("bfloat16", "avx2", "amx_bf16") == [
+        "ours", "keras_float32", "keras_bfloat16", "openvino_bf16", "torch_compile_bf16",
+    ]  # fmt: skip
+    # A GPU has bfloat16 units; the processor, where OpenVINO runs, has none.
+    assert names("bfloat16", "avx512f")[3:] == ["openvino_float32", "torch_compile_bf16"]
+
+
+@pytest.mark.parametrize(
+    ("features", "float32", "bfloat16"),
+    [((), None, None), (("avx2",), 32, None), (("avx2", "avx512f", "amx_bf16"), 64, 1024)],
+)
+def test_flop_per_cycle(features, float32, bfloat16) -> None:
+    assert flop_per_cycle(features, "float32") == float32
+    assert flop_per_cycle(features, "bfloat16") == bfloat16
+
+
+def open_stage(job: Job) -> SimpleNamespace:
+    """Open a stage of a made-up system, in its worker process: see `fakes`."""
+    name = job.system.name
+    if name == "raises":
+        raise ValueError("no\nsuch thing")
+    if name == "missing":
+        importlib.import_module("no_such_package.part")
+    if name == "dies":
+        print("last words", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def measure(units: int) -> int:
+        with (job.folder / "log").open("a") as log:
+            log.write(f"{name} {units} {os.getpid()}\n")
+        time.sleep(100 if name == "hangs" else 0.03 * units)
+        return 10 * units
+
+    return SimpleNamespace(facts={"name": name}, outputs=OUTPUTS, measure=measure)
+
+
+def fakes(folder: Path, *names: str) -> list[Job]:
+    systems = [System(name, "test_benchmarks", "float32") for name in names]
+    return [Job(system, PASS, 8, 32, folder) for system in systems]
+
+
+def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
+    steps: list[int] = []
+    jobs = fakes(tmp_path, "first", "second")
+    measurements = measure_task(jobs, Settings(32, 2, 0.09), lambda: steps.append(1))
+    log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    # The first measurement is warm-up, the second one tells the size of the rounds.
+    assert [name for name, _, _ in log] == [
+        "first", "first", "second", "second", "first", "second", "first", "second",
+    ]  # fmt: skip
+    assert {units for _, units, _ in log[:4]} == {"1"}
+    assert {units for _, units, _ in log[4:]} <= {"2", "3"}
+    assert len({pid for _, _, pid in log} | {str(os.getpid())}) == 3
+    assert len(steps) == 2 * (2 + 2)
+    for measurement in measurements:
+        assert measurement.reason is None
+        assert measurement.facts == {"name": measurement.system.name}
+        assert all(100 < rate < 334 for rate in measurement.rates)
+        assert measurement.peak_bytes > 10e6
+        assert np.array_equal(measurement.outputs, OUTPUTS)
+
+
+def test_a_worker_that_fails_loses_its_own_measurement_alone(tmp_path: Path) -> None:
+    jobs = fakes(tmp_path, "raises", "missing", "dies", "good")
+    raises, missing, dies, good = measure_task(jobs, Settings(32, 1, 0.01))
+    assert raises.reason == "ValueError: no such thing"
+    assert missing.reason.startswith("no_such_package is not installed")
+    assert "SIGKILL" in dies.reason
+    assert "last words" in dies.reason
+    assert (good.reason, len(good.rates)) == (None, 1)
+
+
+def test_a_worker_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    settings = Settings(32, 1, 0.01, timeout_seconds=2)
+    (hangs,) = measure_task(fakes(tmp_path, "hangs"), settings)
+    assert hangs.reason == "no answer within 2 s"
+    assert not multiprocessing.active_children()
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        # A zombie waits for nobody but its parent.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition) -> bool:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    script = (
+        "import sys; from argparse import Namespace; from pathlib import Path\n"
+        "from benchmarks.measure import measure_task; from benchmarks.plan import Settings\n"
+        "from fmnist_tf.cli.command import run_command\n"
+        "from test_benchmarks import fakes\n"
+        "jobs = fakes(Path(sys.argv[1]), 'hangs')\n"
+        "work = lambda flags: measure_task(jobs, Settings(32, 1, 0.01))\n"
+        "sys.exit(run_command(work, Namespace(quiet=False, debug=False)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    log = tmp_path / "log"
+    assert wait_until(lambda: log.is_file() and log.read_text().endswith("\n"))
+    pid = int(log.read_text().split()[2])
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 128 + number
+    assert wait_until(lambda: not is_alive(pid))
+
+
+def test_multiplications() -> None:
+    import keras
+
+    inputs = keras.Input((8, 8, 3))
+    low = keras.layers.Conv2D(4, 3, padding="same", name="low", trainable=False)(inputs)
+    mid = keras.layers.Conv2D(2, 1, name="mid")(low)
+    norm = keras.layers.BatchNormalization(trainable=False)(mid)
+    top = keras.layers.Conv2D(5, 1, name="top", trainable=False)(norm)
+    last = keras.layers.Dense(10)(keras.layers.Flatten()(top))
+    # mid: the gradient of its kernel; top: of its input; the dense layer: of both
+    mid_cost, top_cost, last_cost = 64 * 4 * 2, 64 * 2 * 5, 320 * 10
+    assert count_multiplications(keras.Model(inputs, last)) == {
+        "frozen": 64 * 27 * 4,
+        "trained": mid_cost + top_cost + last_cost,
+        "backward": mid_cost + top_cost + 2 * last_cost,
+    }
+
+
+def test_ours_and_plain_keras_compute_the_same(tmp_path: Path) -> None:
+    from benchmarks import ours, plain_keras, prepare
+
+    facts = prepare.open_stage(Job(PREPARE, PASS, 1, 32, tmp_path)).facts
+    assert facts["feature_batch"] == 128
+    for task in (PASS, FINETUNE):
+        jobs = [Job(system, task, 32, 32, tmp_path) for system in (OURS, KERAS)]
+        found, expected = ours.open_stage(jobs[0]), plain_keras.open_stage(jobs[1])
+        rows = [
+            Measurement(job.system, task, 32, outputs=stage.outputs).comparable()
+            for job, stage in zip(jobs, (found, expected), strict=True)
+        ]
+        assert compare_outputs(*rows) > MIN_COSINE["float32"]
+    assert found.measure(2) == expected.measure(2) == 64 + 7  # of the short finetune epoch
+
+
+@pytest.mark.slow
+def test_quick(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(target)]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr
+    print(answer.stdout)
+    for row in json.loads(target.read_text())["rows"]:
+        if row["reason"] is not None:
+            assert "is not installed" in row["reason"]
+        if row["system"] == "ours":
+            assert row["ratio"] > (5 if row["stage"] == "frozen_phase" else 0.5)
