@@ -253,28 +253,28 @@ def _fit_background(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def _extract_object(
     grey: np.ndarray,
     smooth: np.ndarray,
-    ground: np.ndarray,
+    surface: np.ndarray,
     background: int,
     content_side: int,
 ) -> tuple[np.ndarray, str] | None:
     """Return the object on the run's background, (28, 28); None if nothing stands out."""
     # The blurred picture has little noise, the picture itself has sharp edges.
-    stands_out = np.minimum(np.abs(smooth - ground), np.abs(grey - ground)) > TOLERANCE
+    stands_out = np.minimum(np.abs(smooth - surface), np.abs(grey - surface)) > TOLERANCE
     if not stands_out.any():
         return None
     box = ndimage.find_objects(stands_out.astype(np.uint8))[0]
-    is_brighter = float((smooth - ground)[stands_out].sum()) > 0
+    is_brighter = float((smooth - surface)[stands_out].sum()) > 0
     # Contrast: 0 on the background, 255 at the end of the grey scale on the object's side. If the
     # background is close to that end, stretching what is left would amplify noise.
-    room = np.maximum(255 - ground if is_brighter else ground, 128)
-    contrast = (grey - ground if is_brighter else ground - grey) * 255 / room
+    room = np.maximum(255 - surface if is_brighter else surface, 128)
+    contrast = (grey - surface if is_brighter else surface - grey) * 255 / room
     scaled = _scale(np.clip(contrast[box], 0, 255), content_side)
     sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
     image = _clear_border(_centre(sharp, 0)) / 255
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image
     height, width = np.divide(stands_out[box].shape, grey.shape)
-    level = float(np.median(ground[_border(ground.shape)]))
+    level = float(np.median(surface[_border(surface.shape)]))
     return image, (
         f"cropped to {width:.0%} of its width and {height:.0%} of its height; "
         f"{'bright' if is_brighter else 'dark'} object on a background of {level:.0f} of 255 "

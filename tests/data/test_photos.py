@@ -167,6 +167,11 @@ def test_edges_are_sharpened_and_faint_pixels_outside_cleared(convert) -> None:
     assert convert(paint(shape, "navy on sky", noise=8), "a.jpg")[1:13, :13].max() == 0
 
 
+def test_a_bright_object_on_a_light_background_stays_faint(convert) -> None:
+    levels = np.where(SHAPE > 0, 250, 225).astype(np.uint8)  # stretched to 255 it would be noise
+    assert 40 <= np.median(convert(Image.fromarray(levels))[4:24, 9:19]) <= 60
+
+
 def test_a_large_jpeg_is_decoded_small(convert, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "MAX_PIXELS", 1_000_000)
     picture = paint(SHAPE, "black on white").resize((1800, 1200))
