@@ -1,13 +1,8 @@
-"""`python -m fmnist_tf.sweep`: many trials of one setup -> which settings are best, and how sure.
+"""`python -m fmnist_tf.sweep`: train with many settings, compare them on the validation rows.
 
-In: flags of `fmnist_tf.train`, and a grid of settings to vary. Out: a folder with a trial each, a
-table on stdout, trials.csv and sweep.png. Trials share the data, the split and the stored output of
-the frozen part, unless its weights are random and seeds differ; they are compared on validation
-images, and the test images are left alone. Where
-nothing is varied there is nothing to choose: each seed is then a finished run, tested once.
-
-This module parses, decides the order and hands over; what is tried stands in `trials`, how it is
-trained in `session`.
+Trials share the data, the split and the cached backbone features (unless the backbone's weights are
+random and seeds differ). With --seeds and no --grid nothing is chosen: each seed is then a finished
+run, tested once.
 """
 
 from __future__ import annotations
@@ -16,57 +11,48 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
+import logging
 import shlex
-import shutil
+import statistics
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
+from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.settings.config import RunConfig
-from fmnist_tf.settings.flags import add_flags, to_flags
-from fmnist_tf.system.files import check_target, replacing
+from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.train import Settings, add_recipe, add_where, naming_parent, read_settings
-from fmnist_tf.trials import (
-    Outcome,
-    Result,
-    Space,
-    Trial,
-    describe_for_wandb,
-    describe_spread,
-    plan_points,
-    plan_trials,
-    rank_outcomes,
-    read_space,
-    show_point,
-    show_value,
-    tabulate,
-)
 
 if TYPE_CHECKING:
     from fmnist_tf.data.sources import Dataset
     from fmnist_tf.data.splits import Splits
+    from fmnist_tf.pipeline.study import Claim, Plan, Point, Result, SweepStudy
     from fmnist_tf.results.rundir import RunDir
-    from fmnist_tf.system.memory import MemoryWatch
 
-TABLE, FIGURE = "trials.csv", "sweep.png"
-_LARGEST_SEED = 2**31 - 1
+TABLE = "trials.csv"
+_MAX_SEED = 2**31 - 1
+_MIN_FOR_IMPORTANCES = 8  # complete trials
+_EXAMPLE = 'python -m fmnist_tf.sweep --grid "learning_rate=1e-4,3e-4 units=256,512"'
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags; a setting that is not given is absent from the result."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.sweep",
-        description="Train with many settings and compare them on the validation images. All "
-        "flags of fmnist_tf.train say what the trials have in common.",
-        epilog="Called again with the same --run and settings, a sweep goes on where it was; "
-        "trials that failed are tried again.",
+        description="Train with many settings and compare them on the validation rows. The flags "
+        "of fmnist_tf.train set what the trials have in common.",
+        epilog="The same command with the same --run continues a sweep, and tries failed trials "
+        "again. Several processes, on several machines with a shared disk, may run it at the same "
+        "time.",
         allow_abbrev=False,
     )
     group = parser.add_argument_group("trials")
@@ -75,27 +61,31 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SETTING=VALUE,VALUE SETTING=...",
         default="",
         help="what to vary, e.g. 'learning_rate=1e-4,3e-4 units=0,512 augment=none,flip+erasing'; "
-        "with --random also ranges: 'learning_rate=1e-5..1e-2:log dropout=0..0.7'",
+        "with --random or --tpe also ranges: 'learning_rate=1e-5..1e-2:log dropout=0..0.7'",
     )
-    group.add_argument(
-        "--random", metavar="N", type=int, help="draw N points instead of the whole grid"
+    sampler = group.add_mutually_exclusive_group()
+    sampler.add_argument(
+        "--random",
+        metavar="N",
+        type=int,
+        help="train N random points instead of the whole grid; a trial whose validation accuracy "
+        "is below the median of at least 5 others after the same epoch is pruned, from epoch 2 on",
+    )
+    sampler.add_argument(
+        "--tpe",
+        metavar="N",
+        type=int,
+        help="the same with N points of which all but the first 10 are chosen by the results so "
+        "far (tree-structured Parzen estimator)",
     )
     group.add_argument(
         "--seeds",
         metavar="N",
         type=int,
-        default=1,
-        help="train each point with N seeds from --seed on, and tell mean and standard deviation; "
+        help="train each point with N seeds from --seed on, and give mean and standard deviation; "
         "without --grid each is a finished run, tested once (default: 1)",
     )
-    group.add_argument(
-        "--wandb-file",
-        metavar="FILE.yaml",
-        type=Path,
-        help="write the search for `wandb sweep` and its agents, and run nothing",
-    )
-    group = parser.add_argument_group("settings from a file")
-    add_recipe(group)
+    add_recipe(parser.add_argument_group("settings from a file"))
     add_flags(parser)
     group = parser.add_argument_group("where")
     group.add_argument("--run", metavar="NAME", help="name of the sweep (default: the time)")
@@ -116,509 +106,454 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be done.
+    """What the command is to do.
 
     Attributes:
         flags: of the command.
-        settings: what they say, without the grid.
-        trials: all of them.
-        configs: by a trial's number, complete.
+        settings: what they set, without the grid.
+        plan: of the trials.
+        configs: complete settings of the points that are checked before any work.
         command: the command line without secrets.
-        begun: what an earlier command began under this name, None where there is nothing.
     """
 
     flags: argparse.Namespace
     settings: Settings
-    trials: Sequence[Trial]
-    configs: Mapping[int, RunConfig]
+    plan: Plan
+    configs: Sequence[RunConfig]
     command: str
-    begun: Mapping[str, Any] | None
-
-    @property
-    def config(self) -> RunConfig:
-        """The first trial's settings: but for the varied settings and the seed, those of all."""
-        return self.configs[1]
 
     @property
     def is_tested(self) -> bool:
         """Whether each trial is a finished run: nothing is chosen among points."""
-        return not self.trials[0].point
-
-    def describe(self, trial: Trial) -> str:
-        """Return a trial as people are told of it."""
-        words = [show_point(trial.point), f"seed={trial.seed}" if self.flags.seeds > 1 else ""]
-        said = f"trial {trial.number} of {len(self.trials)}: {' '.join(filter(None, words))}"
-        return said.removesuffix(": ")
+        return not self.plan.space
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
-    space = read_space(flags.grid)
     begun = _read_begun(flags)
     # Another run may be the newest by now.
-    parent = _settings_of(begun).get("parent")
-    settings = read_settings(flags, usual_parent=parent if isinstance(parent, str) else None)
-    sweep = _plan(flags, settings, space, arguments, begun)
-    if flags.wandb_file is not None:
-        _write_wandb_file(sweep, space)
-    else:
-        _run(sweep)
+    settings = read_settings(flags, usual_parent=(begun or {}).get("settings", {}).get("parent"))
+    sweep = _plan(flags, settings, arguments)
+    _run(sweep, begun)
 
 
 def _read_begun(flags: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what the sweep of this name was begun with; None where there is none yet."""
-    from fmnist_tf.results.rundir import SWEEP, RunDir
+    """Return what the sweep of this name was begun with; None if there is none yet."""
+    from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir, check_name
 
-    if flags.run is None or not (flags.runs_dir / flags.run / SWEEP).is_file():
+    if flags.run is None:
         return None
-    return RunDir(flags.runs_dir / flags.run).read_json(SWEEP)
+    directory = RunDir(flags.runs_dir / flags.run)
+    if directory.file(SWEEP).is_file():
+        return directory.read_json(SWEEP)
+    # A process that begins, or was killed in it, has made no more than the lock.
+    if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} != {LOCK}:
+        check_name(flags.runs_dir, flags.run)
+    return None
 
 
-def _settings_of(begun: Mapping[str, Any] | None) -> dict[str, Any]:
-    settings = (begun or {}).get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _plan(
-    flags: argparse.Namespace,
-    settings: Settings,
-    space: Space,
-    arguments: Sequence[str],
-    begun: Mapping[str, Any] | None,
-) -> Sweep:
-    """Return all trials, each with settings that go together.
+def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str]) -> Sweep:
+    """Return the plan, after a check of the settings of each point.
 
     Raises:
-        UsageError: they do not, or the flags contradict one another.
+        UsageError: settings or flags contradict one another.
     """
-    from fmnist_tf.cli.terminal import say
+    from fmnist_tf.pipeline.study import Plan, read_space, show_point
     from fmnist_tf.results.provenance import command_line
 
-    for name, value in (("--random", flags.random), ("--seeds", flags.seeds)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: expected a whole number from 1")
-    if flags.wandb_file is not None and flags.dry_run:
-        raise UsageError("--wandb-file: expected without --dry-run; it runs nothing either")
-    if flags.random is not None and not space:
-        raise UsageError("--random: expected with --grid, which says what to draw")
+    if not flags.grid.strip() and flags.seeds is None:
+        raise UsageError(f"expected --grid, or --seeds N alone. An example: {_EXAMPLE}")
+    for name in ("random", "tpe", "seeds"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise UsageError(f"--{name} {value}: expected a whole number from 1")
+    sampler = "random" if flags.random else "tpe" if flags.tpe else "grid"
+    space, n_points, n_seeds = read_space(flags.grid), flags.random or flags.tpe, flags.seeds or 1
+    if n_points and not space:
+        raise UsageError(f"--{sampler}: expected with --grid, which says what to draw from")
     if clash := next((name for name in space if name in settings.given), None):
-        raise UsageError(f"--{clash.replace('_', '-')}: expected once, and --grid varies it")
-    first_seed = settings.seed
-    if first_seed + flags.seeds - 1 > _LARGEST_SEED:
-        raise UsageError(f"--seeds {flags.seeds}: expected seeds up to {_LARGEST_SEED}")
-    points = plan_points(space, flags.random, first_seed)
-    if flags.random is not None and len(points) < flags.random:
-        say(f"--random {flags.random}: there are {len(points)} different points")
-    trials = plan_trials(points, range(first_seed, first_seed + flags.seeds))
-    configs = {}
-    for trial in trials:
+        raise UsageError(f"--{clash.replace('_', '-')}: expected once, but --grid varies it")
+    if settings.seed + n_seeds - 1 > _MAX_SEED:
+        raise UsageError(f"--seeds {n_seeds}: expected seeds up to {_MAX_SEED}")
+    seeds = range(settings.seed, settings.seed + n_seeds)
+    plan = Plan.make(space, sampler, n_points, seeds)
+    if n_points and plan.n_points < n_points:
+        say(f"--{sampler} {n_points}: there are {plan.n_points} different points")
+    configs: list[RunConfig] = []
+    lines: list[str] = []
+    for point in plan.checked_points:
         try:
-            config, lines = settings.complete(**trial.point)
+            config, lines = _complete(settings, point)
         except UsageError as error:
-            where = show_point(trial.point)
-            raise UsageError(f"{where}: {error}" if where else str(error)) from error
-        # The seed of the split stays: all trials are compared on the same images.
-        configs[trial.number] = config.replace(seed=trial.seed)
-        if trial.number == 1:
-            for line in lines:
-                if line.split(" = ")[0] not in space:
-                    say(line)
-    words = naming_parent(arguments, flags, configs[1])
-    command = command_line("fmnist_tf.sweep", words)
-    return Sweep(flags, settings, trials, configs, command, begun)
+            raise UsageError(f"{show_point(point)}: {error}".removeprefix(": ")) from error
+        configs.append(config)
+    for line in lines:
+        if line.split(" = ")[0] not in space:
+            say(line)
+    command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags, configs[0]))
+    return Sweep(flags, settings, plan, configs, command)
 
 
-def _write_wandb_file(sweep: Sweep, space: Space) -> None:
-    """Write the search as W&B's agents take it, and say how to start them."""
-    flags, settings = sweep.flags, sweep.settings
-    if flags.seeds > 1:
-        raise UsageError("--wandb-file: expected without --seeds, which W&B's search cannot do")
-    if not space:
-        raise UsageError("--wandb-file: expected with --grid, which says what to vary")
-    check_target("--wandb-file", flags.wandb_file)
-    import yaml
+def _complete(settings: Settings, point: Point) -> tuple[RunConfig, list[str]]:
+    from fmnist_tf.pipeline.study import decode
 
-    from fmnist_tf.system.startup import import_tensorflow
-
-    import_tensorflow()
-    _check_backbones(sweep)
-    words = ["--recipe", flags.recipe] if flags.recipe else []
-    words += to_flags(settings.given)
-    words += ["--runs-dir", str(flags.runs_dir), "--wandb", "online"]
-    if settings.parent:
-        words += ["--from", str(settings.parent.directory.path)]
-    content = describe_for_wandb(space, flags.random, words)
-    text = (
-        "# Choose by epoch/val_accuracy: every run reads the test images too, once, at its end.\n"
-        + yaml.safe_dump(content, sort_keys=False)
-    )
-    with replacing(flags.wandb_file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"wandb sweep {shlex.quote(str(flags.wandb_file))}")
+    return settings.complete(**decode(point))
 
 
-def _run(sweep: Sweep) -> None:
-    """Run the trials that have no result yet, and tell what came of all."""
-    from fmnist_tf.cli.terminal import say, warn
+def _run(sweep: Sweep, begun: Mapping[str, Any] | None) -> None:
+    """Train what has no result yet, and print the results of all trials."""
     from fmnist_tf.pipeline.run import StageClock
     from fmnist_tf.pipeline.session import read_data
-    from fmnist_tf.results.provenance import describe_code
-    from fmnist_tf.results.rundir import check_name
-    from fmnist_tf.system.memory import MemoryWatch, release_memory
+    from fmnist_tf.pipeline.study import SweepStudy
     from fmnist_tf.system.startup import import_tensorflow
 
-    flags, code, memory = sweep.flags, describe_code(), MemoryWatch()
-    goes_on = sweep.begun is not None
-    if flags.run is not None and not goes_on:
-        check_name(flags.runs_dir, flags.run)
-    cache_dir = sweep.config.cache_dir(flags.runs_dir)
-    data = read_data(sweep.config, sweep.settings.parent, cache_dir, StageClock())
-    if flags.dry_run or not goes_on:
+    flags, plan, settings = sweep.flags, sweep.plan, sweep.settings
+    cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
+    dataset, splits = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
+    if begun is None:
         import_tensorflow()
-        _check_backbones(sweep)
-        _check_weights(sweep, data[0], cache_dir)
-    if goes_on or not flags.dry_run:
-        directory = _open_sweep(sweep, *data)
+        _check_networks(sweep, dataset, cache_dir)
+    if begun is not None or not flags.dry_run:
+        directory = _open_sweep(sweep, dataset, splits)
     if flags.dry_run:
-        for trial in sweep.trials:
-            print(sweep.describe(trial))
+        for number in range(1, plan.n_trials + 1 if plan.points else 1):
+            print(plan.describe(number, plan.point_of(number)))
+        if not plan.points:
+            print(f"{plan.n_trials} trials, which depend on the results of earlier ones")
         return
-    with directory.locked():
-        say(f"sweep: {directory.path}, {len(sweep.trials)} trials")
-        results: dict[int, Result] = {}
-        for trial in sweep.trials:
-            if (result := _read_result(sweep, directory, trial)) is not None:
-                results[trial.number] = result
-        if results:
-            say(f"{len(results)} of them have their result already")
-        missing = [trial for trial in sweep.trials if trial.number not in results]
-        # What was begun before may have ended the whole process, and may do so again. A pooled head
-        # averages the maps that a Flatten head stored; its own averages would serve nobody else.
-        missing.sort(
-            key=lambda trial: (
-                _trial_dir(directory, trial).path.exists(),
-                sweep.configs[trial.number].head == "gap",
-            )
-        )
-        if missing:
-            import_tensorflow()
-        for trial in missing:
-            say(sweep.describe(trial))
-            memory.restart()
-            result = _run_trial(sweep, trial, directory, *data, code, memory)
-            _forget_networks()
-            release_memory()
-            results[trial.number] = result
-            if result.error:
-                warn(f"trial {trial.number} failed, the others go on: {result.error}")
-            else:
-                say(f"trial {trial.number}: {_tell(result)}, {result.seconds:.0f} s")
-            _write_table(directory, sweep, results)
-        _conclude(sweep, directory, results, is_new=bool(missing))
+    study = SweepStudy(directory, plan)
+    say(f"sweep: {directory.path}, {plan.n_trials} trials, {study.n_finished} finished before")
+    if study.n_finished < plan.n_trials:
+        import_tensorflow()
+        # It warns of functions that are built again and again, as trials do.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    is_new = False
+    with closing(study.claims()) as claims:
+        for claim in claims:
+            is_new = True
+            say(plan.describe(claim.number, claim.point))
+            _run_claim(sweep, study, claim, dataset, splits)
+            _write_table(directory, plan, study.read_results())
+    _conclude(sweep, directory, study, is_new=is_new)
 
 
-def _check_backbones(sweep: Sweep) -> None:
-    """Refuse backbones, sides and stages that there are not, before anything is made.
+def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
+    """Refuse backbones, stages, heads and weights that do not exist before the sweep begins.
 
     Raises:
         UsageError: a trial asks for one.
+        DownloadError: named weights cannot be had.
     """
-    from fmnist_tf.model.backbones import find_backbone_spec
-    from fmnist_tf.model.phases import plan_unfreeze
-
-    for config in sweep.configs.values():
-        spec, _ = find_backbone_spec(config.backbone, config.image_size)
-        plan_unfreeze(spec, config.phase, config.unfreeze)
-
-
-def _check_weights(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
-    """Refuse heads and weights that a backbone has not, before anything is made.
-
-    Raises:
-        UsageError: a trial asks for them.
-        DownloadError: the published weights were named and cannot be had.
-    """
-    from fmnist_tf.pipeline.session import build_network
-
-    first_of = {(c.backbone, c.head, c.weights): c for c in reversed(list(sweep.configs.values()))}
-    parent = sweep.settings.parent
-    for config in first_of.values():
-        # A dense layer that memory cannot hold is for its trial to fail of.
-        small = config if parent else config.replace(units=0)
-        build_network(small, dataset, parent, cache_dir / "downloads")
-        _forget_networks()
-
-
-def _forget_networks() -> None:
     import keras
 
-    keras.backend.clear_session()
+    from fmnist_tf.pipeline.session import build_network
+
+    parent = sweep.settings.parent
+    networks = {
+        # A dense layer that does not fit into memory fails its own trial only.
+        (c.backbone, c.head, c.weights, c.image_size, c.unfreeze): c.replace(
+            units=c.units if parent else 0
+        )
+        for c in sweep.configs
+    }
+    for config in networks.values():
+        build_network(config, dataset, parent, cache_dir / "downloads")
+        keras.backend.clear_session()
 
 
 def _open_sweep(sweep: Sweep, dataset: Dataset, splits: Splits) -> RunDir:
-    """Return the sweep's folder: a new one, or the one that was begun earlier.
+    """Return the sweep's directory, made now or earlier by the same command.
 
     Raises:
-        RunExistsError: what was begun under this name is another sweep.
+        RunExistsError: another sweep or run has this name.
     """
+    from optuna.distributions import distribution_to_json
+
+    from fmnist_tf.pipeline.study import taking_turns
     from fmnist_tf.results.rundir import SWEEP, RunDir
 
-    flags, parent = sweep.flags, sweep.settings.parent
-    here = {
-        "settings": sweep.config.to_json(),
+    flags, plan, parent = sweep.flags, sweep.plan, sweep.settings.parent
+    wanted = {
+        "settings": sweep.configs[0].to_json(),
         "data_sha256": [file.sha256 for file in dataset.files],
         "split_sha256": splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
-        # As they are read back: lists for tuples.
-        "trials": json.loads(json.dumps([dataclasses.asdict(trial) for trial in sweep.trials])),
+        "grid": {name: distribution_to_json(d) for name, d in plan.space.items()},
+        "sampler": plan.sampler,
+        "points": plan.n_points,
+        "seeds": list(plan.seeds),
     }
-    there = sweep.begun
-    if there is None:
-        directory = RunDir.create(flags.runs_dir, flags.run, "sweep", dataset.name)
-        directory.write_json(SWEEP, here)
-        return directory
-    directory = RunDir(flags.runs_dir / flags.run)
-    if there == here:
-        return directory
-    old, new = _settings_of(there), here["settings"]
-    differing = [
-        f"{key} was {old.get(key)!r} and is {value!r}"
-        for key, value in new.items()
-        if old.get(key) != value
-    ] or [f"its {key.replace('_', ' ')} was another" for key in here if there.get(key) != here[key]]
-    raise RunExistsError(
-        f"{printable(str(directory.path), 200)}: expected the sweep that is to go on, found "
-        f"another: {printable(differing[0], 200)}. Choose another --run, or give its settings"
-    )
-
-
-def _trial_dir(directory: RunDir, trial: Trial) -> RunDir:
-    from fmnist_tf.results.rundir import RunDir
-
-    return RunDir(directory.file(f"trial-{trial.number:03d}"))
-
-
-def _read_result(sweep: Sweep, directory: RunDir, trial: Trial) -> Result | None:
-    """Return what a trial's own files say; None where it has not come to its end."""
-    own = _trial_dir(directory, trial)
-    if sweep.is_tested and not own.is_complete:
-        return None
-    try:
-        said, made = own.read_json("evaluation.json"), own.read_json("provenance.json")
-        test = said.get("test", {})
-        return Result(
-            correct=said["val"]["correct"],
-            total=said["val"]["total"],
-            loss=said["val"]["loss"],
-            epoch=said["chosen_epoch"],
-            seconds=round(sum(made["seconds"].values()), 3),
-            test_correct=test.get("correct"),
-            test_total=test.get("total"),
+    if flags.run is None:
+        directory = RunDir.create(flags.runs_dir, None, "sweep", dataset.name)
+    else:
+        directory = RunDir(flags.runs_dir / flags.run)
+        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with taking_turns(directory.path):
+        if not directory.file(SWEEP).is_file():
+            directory.write_json(SWEEP, wanted)
+    begun = directory.read_json(SWEEP)
+    old, new = begun.get("settings", {}) | begun, sweep.configs[0].to_json() | wanted
+    for name in (key for key in new if key != "settings" and old.get(key) != new[key]):
+        raise RunExistsError(
+            f"{directory.path}: expected the sweep that this command began, found another: "
+            f"{name} was {old.get(name)!r} and is {new[name]!r}. Choose another --run, or repeat "
+            "that sweep's flags"
         )
-    except (UsageError, KeyError, TypeError, AttributeError):
-        return None
+    return directory
 
 
-def _run_trial(
-    sweep: Sweep,
-    trial: Trial,
-    directory: RunDir,
-    dataset: Dataset,
-    splits: Splits,
-    code: dict[str, Any],
-    memory: MemoryWatch,
-) -> Result:
-    """Train once; what goes wrong in it is the trial's result, and no end of the sweep.
+def _run_claim(
+    sweep: Sweep, study: SweepStudy, claim: Claim, dataset: Dataset, splits: Splits
+) -> None:
+    """Train one trial and record how it ended; its own errors do not end the sweep.
 
     Raises:
-        OSError: the disk is full or fails, which every trial would meet.
-        DownloadError: so does the network.
+        OSError: the disk is full or fails, as it would for every trial; so does the network.
     """
+    from optuna import TrialPruned
+
     from fmnist_tf.data.downloads import DownloadError
-    from fmnist_tf.pipeline import session
-    from fmnist_tf.pipeline.run import Run, StageClock
+    from fmnist_tf.pipeline.study import read_figures
+    from fmnist_tf.system.memory import release_memory
 
     started = time.perf_counter()
-    flags, parent, config = sweep.flags, sweep.settings.parent, sweep.configs[trial.number]
-    own = _trial_dir(directory, trial)
-    # What an interrupted trial left behind would be neither its old nor its new self.
-    shutil.rmtree(own.path, ignore_errors=True)
-    own.path.mkdir(mode=0o700)
-    clock, cache_dir = StageClock(), config.cache_dir(flags.runs_dir)
+    own, title = claim.directory, f"trial {claim.number}"
     try:
-        config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
-        with own.locked():
-            run = Run(
-                config=config,
-                dataset=dataset,
-                splits=splits,
-                network=network,
-                directory=own,
-                parent=parent,
-                code=code,
-                cache_dir=cache_dir,
-                clock=clock,
-                memory=memory,
-                wandb_mode=flags.wandb,
-                wandb_group=directory.path.name,
-                command=sweep.command,
-            )
-            if sweep.is_tested:
-                session.run_session(run)
-            else:
-                session.run_trial(run)
-        result = _read_result(sweep, directory, trial)
-        if result is None:
-            raise FmnistError(f"{own.path}: the trial's own files do not tell its result")
-        return result
+        if read_figures(own, is_tested=sweep.is_tested) is None:
+            _train(sweep, claim, dataset, splits)
+        figures = read_figures(own, is_tested=sweep.is_tested)
+        if figures is None:
+            raise FmnistError(f"{own.path}: the trial left no evaluation.json")
+        study.finish(claim, "complete", **figures)
+        accuracy = figures["correct"] / figures["total"]
+        say(f"{title}: val accuracy {accuracy:.4f} ({figures['correct']}/{figures['total']})")
     except (OSError, DownloadError):
         raise
+    except TrialPruned:
+        seconds, epoch = time.perf_counter() - started, own.read_history()[-1].epoch
+        study.finish(claim, "pruned", epoch=epoch, seconds=round(seconds, 3))
+        say(f"{title}: pruned after epoch {epoch}, below the median of the trials so far")
     except Exception as error:
-        if flags.debug:
+        if sweep.flags.debug:
             traceback.print_exc()
         kind = "" if isinstance(error, FmnistError) else f"{type(error).__name__}: "
         reason = printable(" ".join(f"{kind}{error}".split()), 300)
-        return Result(error=reason, seconds=round(time.perf_counter() - started, 3))
+        seconds = round(time.perf_counter() - started, 3)
+        study.finish(claim, "failed", error=reason, seconds=seconds)
+        warn(f"{title} failed, the others continue: {reason}")
+    finally:
+        release_memory()
 
 
-def _tell(result: Result) -> str:
-    said = f"val accuracy {result.accuracy:.4f} ({result.correct}/{result.total})"
-    if (share := result.test_accuracy) is not None:
-        said += f", test accuracy {share:.4f} ({result.test_correct}/{result.test_total})"
-    return said
+def _train(sweep: Sweep, claim: Claim, dataset: Dataset, splits: Splits) -> None:
+    import keras
+
+    from fmnist_tf.pipeline import session
+    from fmnist_tf.pipeline.run import Run, StageClock
+    from fmnist_tf.results.provenance import describe_code
+    from fmnist_tf.system.memory import MemoryWatch
+
+    flags, parent = sweep.flags, sweep.settings.parent
+    config, _ = _complete(sweep.settings, claim.point)
+    # The split keeps its seed: all trials are compared on the same rows.
+    config = config.replace(seed=sweep.plan.seed_of(claim.number))
+    clock, memory, cache_dir = StageClock(), MemoryWatch(), config.cache_dir(flags.runs_dir)
+    keras.backend.clear_session()
+    config, network = session.prepare_network(config, dataset, parent, cache_dir, clock)
+    run = Run(
+        config=config,
+        dataset=dataset,
+        splits=splits,
+        network=network,
+        directory=claim.directory,
+        parent=parent,
+        code=describe_code(),
+        cache_dir=cache_dir,
+        clock=clock,
+        memory=memory,
+        wandb_mode=flags.wandb,
+        wandb_group=claim.directory.group,
+        command=sweep.command,
+    )
+    if sweep.is_tested:
+        session.run_session(run)
+    else:
+        epochs = config.epochs or 0
+        session.run_trial(run, on_epoch=lambda row: claim.report(row, epochs=epochs))
 
 
-def _write_table(directory: RunDir, sweep: Sweep, results: Mapping[int, Result]) -> None:
-    """Write trials.csv: a row for each trial that ended, every digit."""
+def _write_table(directory: RunDir, plan: Plan, results: Sequence[Result]) -> None:
+    """Write trials.csv: a row for each trial that ended, floats with every digit."""
+    from fmnist_tf.pipeline.study import Result, show
+
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    settings = list(sweep.trials[0].point)
-    names = [field.name for field in dataclasses.fields(Result)]
-    writer.writerow(["trial", "seed", *settings, *names])
-    for trial in sweep.trials:
-        if (result := results.get(trial.number)) is not None:
-            values: list[Any] = [show_value(trial.point[name]) for name in settings]
-            told = dataclasses.asdict(result)
-            if result.error:  # a failed trial's other numbers say nothing
-                told = {name: told[name] for name in ("seconds", "error")}
-            values += [told.get(name) for name in names]
-            writer.writerow([trial.number, trial.seed, *values])
+    figures = [field.name for field in dataclasses.fields(Result) if field.name != "point"]
+    names = [*figures[:2], *plan.space, *figures[2:]]
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        point = {k: v if isinstance(v, float) else show(v) for k, v in result.point.items()}
+        writer.writerow({**dataclasses.asdict(result), **point})
     directory.write_text(TABLE, text.getvalue())
 
 
-def _conclude(
-    sweep: Sweep, directory: RunDir, results: Mapping[int, Result], *, is_new: bool
-) -> None:
-    """Write, draw and print what came of all trials.
+def rank(results: Sequence[Result]) -> list[list[Result]]:
+    """Return the results of each point, the best point first, equal ones in the plan's order.
+
+    Points whose seeds are all complete come first, by mean val accuracy, then by mean loss; pruned
+    and failed points come last.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(result.point.items()), []).append(result)
+
+    def worth(group: list[Result]) -> tuple[float, ...]:
+        done = select_complete(group)
+        if not done:
+            return (-1, group[0].state == "pruned")
+        # Means of counts: means of fractions can differ by rounding where those are equal.
+        return (
+            len(done) == len(group),
+            statistics.fmean(result.correct or 0 for result in done),
+            -statistics.fmean(result.loss or 0 for result in done),
+        )
+
+    return sorted(groups.values(), key=worth, reverse=True)
+
+
+def select_complete(results: Sequence[Result]) -> list[Result]:
+    """Return the complete trials."""
+    return [result for result in results if result.state == "complete"]
+
+
+def describe_accuracy(results: Sequence[Result], *, tested: bool = False) -> str:
+    """Return the mean accuracy of complete trials on val or test rows: `0.9012`.
+
+    Of several, with the sample standard deviation: `0.9012 ± 0.0021`.
+    """
+    done = select_complete(results)
+    values = [(r.test_correct or 0) / (r.test_total or 1) if tested else r.accuracy for r in done]
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def tabulate(groups: Sequence[Sequence[Result]], *, tested: bool) -> list[list[str]]:
+    """Return the printed table: the header, and a row for each point."""
+    from fmnist_tf.pipeline.study import show
+
+    header = ["trials", *groups[0][0].point, "val accuracy", *["test accuracy"] * tested]
+    rows = [[*header, "n", "best epoch", "seconds"]]
+    for group in groups:
+        done, accuracy = select_complete(group), describe_accuracy(group)
+        for result in group:
+            if result.state == "failed":
+                accuracy = f"failed: {printable(str(result.error), 40)}"
+            elif result.state == "pruned" and not done:
+                accuracy = f"pruned after epoch {result.epoch}"
+        row = [",".join(str(result.trial) for result in group)]
+        row += [printable(show(value)) for value in group[0].point.values()]
+        row += [accuracy, *[describe_accuracy(group, tested=True)] * tested, str(len(done))]
+        row += [",".join(str(result.epoch) for result in done) or "-"]
+        rows.append([*row, f"{sum(result.seconds for result in group):.0f}"])
+    return rows
+
+
+def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: bool) -> None:
+    """Print the table, draw the figures and name the best point.
 
     Raises:
-        FmnistError: every trial failed.
+        FmnistError: no trial is complete.
     """
-    # Once more: an earlier command may have been stopped between a trial and its row.
-    _write_table(directory, sweep, results)
-    outcomes = rank_outcomes(sweep.trials, results)
-    header, rows = tabulate(outcomes)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    from fmnist_tf.pipeline.study import show_point
+
+    # Once more: another process may have written its last row before ours.
+    results, tested = study.read_results(), sweep.is_tested
+    _write_table(directory, sweep.plan, results)
+    groups = rank(results)
+    table = tabulate(groups, tested=tested)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
     print(flush=True)
-    best = outcomes[0]
-    if not best.accuracies:
-        raise FmnistError(f"{directory.path}: every trial failed, the first one: {best.error}")
-    sources, banner = _describe_sources(sweep, directory, results)
-    _draw(sweep, directory, results, best, banner)
+    best = groups[0]
+    done, error = select_complete(best), next((r.error for r in best if r.error), None)
+    if not done:
+        raise FmnistError(f"{directory.path}: no trial is complete; the first failed: {error}")
+    sources, banner = _describe_sources(study.directory_of(done[0].trial))
+    figures = _draw(directory, study, select_complete(results), banner)
     if is_new:
-        _track(sweep, directory, header, rows)
-    if best.error:
-        print(f"not every seed came to its end: {best.error}")
+        _track(sweep, directory, table, figures)
+    if error:
+        print(f"not every seed is complete: {error}")
     print(sources)
-    if not sweep.is_tested:
-        print(f"train the best and test it:  {_command_of_best(sweep, directory, best)}")
-    shares = best.test_accuracies if sweep.is_tested else best.accuracies
-    said = f"{'test' if sweep.is_tested else 'best val'} accuracy {describe_spread(shares)}"
-    point = show_point(best.point)
-    print(f"{directory.path}  {said} (n = {len(shares)})  {point}".rstrip(), flush=True)
+    if not tested:
+        words = _best_command(sweep, study.directory_of(done[0].trial))
+        print(f"train the best and test it:  {shlex.join(words)}")
+    what = f"{'test' if tested else 'best val'} accuracy {describe_accuracy(best, tested=tested)}"
+    point = printable(show_point(best[0].point), 1000)
+    print(f"{directory.path}  {what} (n = {len(done)})  {point}".rstrip(), flush=True)
 
 
-def _describe_sources(
-    sweep: Sweep, directory: RunDir, results: Mapping[int, Result]
-) -> tuple[str, str | None]:
-    """Return on what data and weights the trials rest, and what no reader may miss."""
-    from fmnist_tf.cli.terminal import warn
+def _describe_sources(best: RunDir) -> tuple[str, str | None]:
+    """Return the data and the weights of a trial, and the caveats of its figures."""
     from fmnist_tf.results.provenance import SAMPLE, find_caveats
 
-    seen: dict[str, set[str]] = {}  # backbone -> weights, as they were found
-    caveats: list[str] = []
-    data = ""
-    for trial in sweep.trials:
-        if results[trial.number].error:
-            continue
-        config = sweep.configs[trial.number]
-        made = _trial_dir(directory, trial).read_json("provenance.json")
-        kind, weights = made["data"]["kind"], made["weights"]
-        data = f"{printable(made['data']['name'])} ({SAMPLE if kind == 'sample' else kind})"
-        caveats += find_caveats(kind, weights["kind"], config.phase)
-        said = f"{weights['kind']} {(weights.get('sha256') or '')[:8]}".strip()
-        seen.setdefault(config.backbone, set()).add(said)
-    if "weights" not in sweep.trials[0].point:
-        for backbone, found in seen.items():
-            if len(found) > 1:
-                warn(f"not all trials of {backbone} began with the same weights: {sorted(found)}")
-    weights = ", ".join(sorted(set().union(*seen.values())))
-    return (
-        f"data: {data}; backbone weights: {weights}",
-        "; ".join(dict.fromkeys(caveats)) or None,
-    )
+    provenance, phase = best.read_json("provenance.json"), best.read_json("config.json")["phase"]
+    data, weights = provenance["data"], provenance["weights"]
+    kind = SAMPLE if data["kind"] == "sample" else data["kind"]
+    said = f"data: {printable(data['name'])} ({kind}); backbone weights: {weights['kind']}"
+    caveats = find_caveats(data["kind"], weights["kind"], phase)
+    return f"{said} {(weights.get('sha256') or '')[:8]}".strip(), "; ".join(caveats) or None
 
 
-def _command_of_best(sweep: Sweep, directory: RunDir, best: Outcome) -> str:
-    """Return the command that makes an ordinary run of the best point, of a sound trial."""
+def _best_command(sweep: Sweep, best: RunDir) -> list[str]:
+    """Return the command that trains the settings of a trial as an ordinary run."""
     flags, parent = sweep.flags, sweep.settings.parent
-    path = _trial_dir(directory, best.valid_pairs[0][0]).file("config.json")
-    words = ["python", "-m", "fmnist_tf.train", "--recipe", str(path)]
+    words = ["python", "-m", "fmnist_tf.train", "--recipe", str(best.file("config.json"))]
     if flags.runs_dir != Path("runs"):
         words += ["--runs-dir", str(flags.runs_dir)]
     if parent:
         words += ["--from", str(parent.directory.path)]
-    if flags.wandb != "auto":
-        words += ["--wandb", flags.wandb]
-    return shlex.join(words)
+    return words + (["--wandb", flags.wandb] if flags.wandb != "auto" else [])
 
 
 def _draw(
-    sweep: Sweep,
-    directory: RunDir,
-    results: Mapping[int, Result],
-    best: Outcome,
-    banner: str | None,
-) -> None:
-    from fmnist_tf.reporting.figures import write_trials
+    directory: RunDir, study: SweepStudy, complete: Sequence[Result], banner: str | None
+) -> list[Path]:
+    """Draw Optuna's figures of the complete trials and return their files."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from optuna.importance import FanovaImportanceEvaluator
+    from optuna.visualization import matplotlib as figures
 
-    ended = [trial for trial in sweep.trials if not results[trial.number].error]
-    values: dict[str, list[Any]] = {
-        name: [
-            value if type(value) in (int, float) else show_value(value)
-            for value in (trial.point[name] for trial in ended)
-        ]
-        for name in best.point
+    drawn: dict[str, Callable[..., Any]] = {
+        "optimization_history": figures.plot_optimization_history
     }
-    backbones = {sweep.configs[trial.number].backbone for trial in ended}
-    with directory.writing(FIGURE) as path:
-        write_trials(
-            path,
-            values or {"seed": [trial.seed for trial in ended]},
-            [results[trial.number].accuracy for trial in ended],
-            [trial.point == best.point for trial in ended],
-            f"{' and '.join(sorted(backbones))} {sweep.config.phase}, {len(ended)} trials",
-            banner=banner,
-        )
+    varied = [name for name in complete[0].point if len({r.point[name] for r in complete}) > 1]
+    if varied:
+        drawn["slice"] = partial(figures.plot_slice, params=varied)
+    n_different = len({result.accuracy for result in complete})
+    if len(varied) > 1 and len(complete) >= _MIN_FOR_IMPORTANCES and n_different > 1:
+        fanova = FanovaImportanceEvaluator(seed=0)
+        drawn["param_importances"] = partial(figures.plot_param_importances, evaluator=fanova)
+    plt.switch_backend("agg")
+    paths = [directory.file(f"{name}.png") for name in drawn]
+    # Optuna changes the style for good, and warns that these functions are experimental.
+    with plt.rc_context(), warnings.catch_warnings(action="ignore"):
+        for path, draw in zip(paths, drawn.values(), strict=True):
+            axes = draw(study.renumber(), target_name="val accuracy")
+            figure = np.ravel(axes)[0].figure
+            figure.text(0, 0, banner or "", color="#D55E00", va="top")
+            with directory.writing(path.name) as temporary:
+                figure.savefig(temporary, bbox_inches="tight")
+            plt.close(figure)
+    return paths
 
 
 def _track(
-    sweep: Sweep, directory: RunDir, header: Sequence[str], rows: Sequence[Sequence[str]]
+    sweep: Sweep, directory: RunDir, table: Sequence[Sequence[str]], figures: Sequence[Path]
 ) -> None:
-    """Record table and figure beside the trials."""
-    from fmnist_tf.cli.terminal import say, warn
+    """Record the table and the first figure in W&B beside the trials."""
     from fmnist_tf.reporting.tracking import start_tracking
 
     tracker = start_tracking(
@@ -627,10 +562,10 @@ def _track(
         group=directory.path.name,
         job_type="sweep",
         name=directory.path.name,
-        config={"grid": sweep.flags.grid, "n_trials": len(sweep.trials)},
+        config={"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials},
         warn=warn,
     )
-    tracker.log_comparison(header, rows, directory.file(FIGURE))
+    tracker.log_comparison(table[0], table[1:], figures[0])
     tracker.finish()
     for line in tracker.hint:
         say(line)

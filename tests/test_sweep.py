@@ -1,13 +1,13 @@
-"""The sweep from end to end on a toy: trials, failures, going on, seeds, W&B's file."""
+"""The sweep: its grid, its trials and their table, and what interruptions change (nothing)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import random
 import re
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,12 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_train import write_csv
 
 from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline import session
-from fmnist_tf.sweep import main
+from fmnist_tf.pipeline.study import Plan, Result, decode, read_space, show_point
+from fmnist_tf.settings.flags import setting_names
+from fmnist_tf.sweep import main, rank
+from fmnist_tf.system.signals import StoppedError
 from fmnist_tf.train import main as train_main
 
 TOY = [
@@ -29,6 +34,7 @@ TOY = [
     *("--units", "0", "--epochs", "2", "--batch-size", "16", "--wandb", "disabled"),
 ]
 RATES = ["--grid", "learning_rate=1e-6,1e-2"]
+FAILING = ["--grid", "learning_rate=1e38,1e-2 optimizer=sgd"]
 
 
 @pytest.fixture
@@ -43,39 +49,120 @@ def sweep(*words: str) -> int:
     return main([*TOY, "--run", "s", *words])
 
 
-def read_trials() -> list[dict[str, str]]:
-    with Path("runs/s/trials.csv").open() as file:
-        return list(csv.DictReader(file))
+def read_trials(run: str = "s") -> list[dict[str, str]]:
+    """The rows of trials.csv without their seconds."""
+    with Path(f"runs/{run}/trials.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def read_json(path: str) -> dict:
     return json.loads(Path(path).read_text())
 
 
-def count_shards() -> int:
-    return len(list(Path("runs/.cache/features").glob("*/shard-*.bin")))
+# The grid
 
 
-def test_trials_share_one_stored_prefix_and_leave_the_test_alone(folder, capsys) -> None:
+def test_values_are_read_as_their_flags_read_them() -> None:
+    grid = "learning_rate=1e-4,none --units=0,512 augment=none,flip+erasing lr-finder=true,false"
+    space = read_space(grid)
+    assert {name: list(d.choices) for name, d in space.items()} == {
+        "learning_rate": [1e-4, None],
+        "units": [0, 512],
+        "augment": ["none", "flip+erasing"],
+        "lr_finder": [True, False],
+    }
+    point = {name: d.choices[-1] for name, d in space.items()}
+    assert decode(point) == {
+        "learning_rate": None, "units": 512, "augment": ("flip", "erasing"), "lr_finder": False,
+    }  # fmt: skip
+    again = read_space(show_point(point))
+    assert {name: d.choices[0] for name, d in again.items()} == point
+
+
+def test_ranges() -> None:
+    space = read_space("learning_rate=1e-5..1e-2:log dropout=0..0.5 units=8..64")
+    assert [(d.low, d.high, d.log) for d in space.values()] == [
+        (1e-5, 1e-2, True), (0, 0.5, False), (8, 64, False),
+    ]  # fmt: skip
+    points = Plan.make(space, "random", 40, range(1)).points
+    assert len({tuple(point.items()) for point in points}) == 40
+    assert all(type(point["units"]) is int and 8 <= point["units"] <= 64 for point in points)
+    rates = sorted(point["learning_rate"] for point in points)
+    assert rates[20] < 2e-3  # half of them are below the geometric mean of the ends, 3e-4
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "units", "units=", "unit=3", "split_seed=3", "units=3 units=4", "units=3,3", "units=3,x",
+        "units=-1", "head=mean", "augment=turn", "dropout=0..1.5", "dropout=0.5..0.5",
+        "dropout=0..0.5:log", "head=1..2", "lr_finder=yes", "seed=1,2", "phase=frozen",
+        "limit=100,200", "test_time_flip=true,false",
+    ],
+)  # fmt: skip
+def test_wrong_grids_are_refused(grid: str) -> None:
+    with pytest.raises(UsageError, match="--grid"):
+        read_space(grid)
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None)
+def test_any_text_is_a_space_or_one_error(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        assert set(read_space(text)) <= set(setting_names())
+
+
+def test_a_grid_has_every_combination_once_for_each_seed() -> None:
+    plan = Plan.make(read_space("units=0,8 dropout=0,0.5,0.9"), "grid", None, range(4, 6))
+    trials = [(plan.point_of(n), plan.seed_of(n)) for n in range(1, plan.n_trials + 1)]
+    points = [{"units": u, "dropout": d} for u in (0, 8) for d in (0, 0.5, 0.9)]
+    assert trials == [(point, seed) for seed in (4, 5) for point in points]
+
+
+def test_random_points_depend_on_the_seed_and_differ() -> None:
+    space = read_space("units=0..3 head=gap,flatten")
+    plans = [Plan.make(space, "random", 99, range(seed, seed + 1)) for seed in (3, 3, 4)]
+    assert plans[0].points == plans[1].points != plans[2].points
+    assert len({tuple(p.items()) for p in plans[0].points}) == plans[0].n_points == 8
+
+
+def test_points_are_ranked_by_counts_then_loss_and_incomplete_ones_come_last() -> None:
+    # The sums of 4 and 5 are equal, the means of their fractions are not.
+    def result(units: int, correct: int, loss: float = 0.5, state: str = "complete") -> Result:
+        return Result(1, 0, {"units": units}, state, correct, 6000, loss, 1)
+
+    results = [result(1, 0, state="failed"), result(2, 5999), result(2, 0, state="pruned")]
+    results += [result(3, 0, state="pruned")]
+    results += [result(4, c, 0.5) for c in (5483, 5667, 5388)]
+    results += [result(5, c, 0.4) for c in (5488, 5664, 5386)]
+    assert [group[0].point["units"] for group in rank(results)] == [5, 4, 2, 3, 1]
+
+
+# Trials
+
+
+def test_trials_share_features_and_leave_the_test_alone(folder, capsys) -> None:
     assert sweep(*RATES) == 0
-    assert count_shards() == 1
-    assert [row["trial"] for row in read_trials()] == ["1", "2"]
+    assert len(list(Path("runs/.cache/features").glob("*/shard-*.bin"))) == 1
+    assert [(row["trial"], row["state"]) for row in read_trials()] == [
+        ("1", "complete"), ("2", "complete"),
+    ]  # fmt: skip
     for number in (1, 2):
         files = {path.name for path in Path(f"runs/s/trial-00{number}").iterdir()}
         assert files == {
             "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
             "trainable.txt", ".lock",
         }  # fmt: skip
-    assert Path("runs/s/sweep.png").read_bytes().startswith(b"\x89PNG")
+    figures = {path.name for path in Path("runs/s").glob("*.png")}
+    assert figures == {"optimization_history.png", "slice.png"}
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["trials", "learning_rate", "val", "accuracy", "n", "best", "epoch",
                               "seconds"]  # fmt: skip
-    said = read_json("runs/s/trial-002/evaluation.json")
-    assert "test" not in said
-    assert said["val"]["total"] == 8
-    share = said["val"]["accuracy"]
-    assert out[-1] == f"runs/s  best val accuracy {share:.4f} (n = 1)  learning_rate=0.01"
-    assert out[-3] == "data: toy (csv); backbone weights: random"
+    evaluation = read_json("runs/s/trial-002/evaluation.json")
+    assert "test" not in evaluation
+    assert evaluation["val"]["total"] == 8
+    accuracy = evaluation["val"]["accuracy"]
+    assert out[-1] == f"runs/s  best val accuracy {accuracy:.4f} (n = 1)  learning_rate=0.01"
 
 
 def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
@@ -83,275 +170,259 @@ def test_the_printed_command_trains_the_best_again(folder, capsys) -> None:
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best"))
     words = shlex.split(line.split(":", 1)[1])
     assert words[:3] == ["python", "-m", "fmnist_tf.train"]
-    assert words[-2:] == ["--wandb", "disabled"]
     assert train_main([*words[3:], "--run", "best"]) == 0
-    trial = Path("runs/s/trial-002/history.csv").read_text().splitlines()
-    again = Path("runs/best/history.csv").read_text().splitlines()
-    without_seconds = [line.rsplit(",", 1)[0] for line in trial]
-    assert [line.rsplit(",", 1)[0] for line in again] == without_seconds
+    histories = [
+        [line.rsplit(",", 1)[0] for line in Path(path, "history.csv").read_text().splitlines()]
+        for path in ("runs/s/trial-002", "runs/best")
+    ]
+    assert histories[0] == histories[1]
 
 
-def test_a_trial_that_fails_does_not_stop_the_others(folder, capsys) -> None:
-    words = ["--grid", "learning_rate=1e38,1e-2 optimizer=sgd"]
-    assert sweep(*words) == 0
+def test_a_failed_trial_is_told_and_tried_again_by_the_next_command(folder, capsys) -> None:
+    assert sweep(*FAILING) == 0
     first, second = read_trials()
-    assert "expected a finite number" in first["error"]
-    assert (first["correct"], first["loss"], first["epoch"]) == ("", "", "")
-    assert float(first["seconds"]) > 0
-    assert second["error"] == ""
-    assert second["correct"] != ""
+    assert (first["state"], first["correct"], second["state"]) == ("failed", "", "complete")
+    assert first["error"]
     captured = capsys.readouterr()
-    assert "trial 1 failed, the others go on" in captured.err
-    assert "failed: " in captured.out
+    assert "trial 1 failed" in captured.err
     assert captured.out.splitlines()[-1].endswith("learning_rate=0.01 optimizer=sgd")
-    assert sweep(*words) == 0  # and is tried again, it alone
-    said = capsys.readouterr().err
-    assert "1 of them have their result already" in said
-    assert "trial 1 failed" in said
+    assert sweep(*FAILING, "--debug") == 0
+    err = capsys.readouterr().err
+    assert re.findall(r"^trial (\d) of 2", err, re.MULTILINE) == ["1"]
+    assert "Traceback" in err
+    assert read_trials()[1] == second
 
 
-@pytest.mark.parametrize("units", ["8,4", "4,8"])
-def test_a_head_that_memory_cannot_hold_fails_alone(folder, monkeypatch, units) -> None:
-    def build(config, *words):
-        if config.units == 8:
-            raise MemoryError("no room")
-        return original(config, *words)
-
-    original = session.build_configured
-    monkeypatch.setattr(session, "build_configured", build)
-    toy = [word for word in TOY if word not in ("--units", "0")]
-    assert main([*toy, "--run", "s", "--grid", f"units={units}"]) == 0
-    errors = {row["units"]: row["error"] for row in read_trials()}
-    assert errors == {"4": "", "8": "MemoryError: no room"}
-
-
-def fail_at_seed(monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> None:
-    """Let session's function of this name fail for runs of one seed."""
-
-    def fail_once(run):
-        if run.config.seed == seed:
-            raise MemoryError("no room")
-        return original(run)
-
-    original = getattr(session, name)
-    monkeypatch.setattr(session, name, fail_once)
-
-
-def test_the_printed_command_is_of_a_seed_that_did_not_fail(folder, capsys, monkeypatch) -> None:
-    fail_at_seed(monkeypatch, "run_trial", 0)
-    assert sweep("--grid", "learning_rate=1e-2", "--seeds", "2") == 0
-    assert "--recipe runs/s/trial-002/config.json" in capsys.readouterr().out
-
-
-def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
-    common = [word for word in TOY if word not in ("--head", "gap")]
-    assert main([*common, "--run", "s", "--grid", "head=gap,flatten learning_rate=1e-6,1e-2"]) == 0
-    said = capsys.readouterr().err
-    assert re.findall(r"^trial (\d) of 4", said, re.MULTILINE) == ["3", "4", "1", "2"]
-    assert said.count("found its feature maps") == 1
-    assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]
-
-
-def test_what_ended_the_sweep_is_tried_again_last(folder, capsys) -> None:
-    # A trial that takes the process with it may do so again: the others have their turn first.
-    assert sweep(*RATES) == 0
-    for name in ("trial-001/evaluation.json", "trial-002"):
-        path = Path("runs/s", name)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    capsys.readouterr()
-    assert sweep(*RATES) == 0
-    assert re.findall(r"^trial (\d) of 2", capsys.readouterr().err, re.MULTILINE) == ["2", "1"]
-
-
-def test_debug_shows_why_a_trial_failed_and_changes_nothing_else(folder, capsys) -> None:
-    assert sweep("--grid", "learning_rate=1e38,1e-2 optimizer=sgd", "--debug") == 0
-    assert "Traceback" in capsys.readouterr().err
-    assert [bool(row["error"]) for row in read_trials()] == [True, False]
-
-
-def test_the_table_is_whole_though_a_trial_was_stopped_before_its_row(folder) -> None:
-    assert sweep(*RATES) == 0
-    whole = Path("runs/s/trials.csv").read_text()
-    Path("runs/s/trials.csv").unlink()
-    assert sweep(*RATES) == 0
-    assert Path("runs/s/trials.csv").read_text() == whole
-
-
-def test_when_all_fail_the_command_does(folder, capsys) -> None:
+def test_when_all_trials_fail_the_command_does(folder, capsys) -> None:
     assert sweep("--grid", "learning_rate=1e38 optimizer=sgd") == 1
     captured = capsys.readouterr()
-    assert "every trial failed, the first one: the loss is" in captured.err
-    assert "failed: the loss is" in captured.out
+    assert "failed" in captured.out
+    assert "runs/s: no trial is complete" in captured.err
 
 
-def test_a_seed_that_fails_does_not_cost_the_others(folder, capsys, monkeypatch) -> None:
-    fail_at_seed(monkeypatch, "run_session", 1)
-    assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "not every seed came to its end: MemoryError: no room" in out
-    assert out[-1].endswith("(n = 2)")
-    assert Path("runs/s/trial-003/DONE.json").is_file()
-
-
-def test_a_full_disk_ends_the_sweep_and_is_no_result(folder, capsys, monkeypatch) -> None:
-    def fail(run):
-        raise OSError(28, "No space left on device", "runs")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DownloadError("down")])
+def test_errors_of_disk_and_network_end_the_sweep(folder, monkeypatch, error) -> None:
+    def fail(run, **_):
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(session, "run_trial", fail)
         assert sweep(*RATES) == 74
     assert not Path("runs/s/trials.csv").exists()
+    with Path("runs/s/study.log").open("a") as file:
+        file.write('{"op_code":')  # what fits on a full disk
     assert sweep(*RATES) == 0
+    assert [row["state"] for row in read_trials()] == ["complete"] * 2
 
 
-def test_a_network_that_is_gone_ends_the_sweep_too(folder, monkeypatch) -> None:
-    def fail(run):
-        raise DownloadError("no server")
+def test_a_seed_that_fails_costs_no_other(folder, capsys, monkeypatch) -> None:
+    def run_session(run):
+        if run.config.seed == 1:
+            raise MemoryError("no room")
+        return original(run)
 
-    monkeypatch.setattr(session, "run_trial", fail)
-    assert sweep(*RATES) == 74
-    assert not Path("runs/s/trials.csv").exists()
+    original = session.run_session
+    monkeypatch.setattr(session, "run_session", run_session)
+    assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("(n = 2)")
+    assert Path("runs/s/trial-003/DONE.json").is_file()
+    assert read_trials()[1]["error"] == "MemoryError: no room"
 
 
-def test_it_goes_on_where_it_was(folder, capsys) -> None:
-    assert sweep(*RATES) == 0
-    kept = Path("runs/s/trial-001/history.csv").stat().st_mtime_ns
-    before = read_trials()
-    Path("runs/s/trial-002/evaluation.json").unlink()  # as if killed in it
-    Path("runs/s/trials.csv").unlink()
-    capsys.readouterr()
-    assert sweep(*RATES) == 0
-    assert "1 of them have their result already" in capsys.readouterr().err
-    assert Path("runs/s/trial-001/history.csv").stat().st_mtime_ns == kept
-    same = [{k: v for k, v in row.items() if k != "seconds"} for row in before]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in read_trials()] == same
+def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
+    common = [word for word in TOY if word not in ("--head", "gap")]
+    assert main([*common, "--run", "s", "--grid", "head=gap,flatten learning_rate=1e-6,1e-2"]) == 0
+    assert capsys.readouterr().err.count("found its feature maps") == 1
+    assert [row["head"] for row in read_trials()] == ["flatten", "flatten", "gap", "gap"]
+
+
+def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
+    alive: list[weakref.ref] = []
+
+    def run_trial(run, **words):
+        assert not [reference for reference in alive if reference() is not None]
+        alive.append(weakref.ref(run.network.classifier))
+        return original(run, **words)
+
+    original = session.run_trial
+    monkeypatch.setattr(session, "run_trial", run_trial)
+    assert sweep("--grid", "learning_rate=1e-6,1e-4,1e-2") == 0
+    assert len(alive) == 3
+
+
+# Seeds
+
+
+def test_seeds_share_the_split_and_are_tested_once(folder, capsys) -> None:
+    words = ["--seeds", "2", "--learning-rate", "1e-2"]
+    assert sweep(*words) == 0
+    runs = [f"runs/s/trial-00{number}" for number in (1, 2)]
+    configs = [read_json(f"{run}/config.json") for run in runs]
+    assert [(config["seed"], config["split_seed"]) for config in configs] == [(0, 0), (1, 0)]
+    assert all(Path(run, "DONE.json").is_file() for run in runs)
+    assert len({read_json(f"{run}/provenance.json")["data"]["split_sha256"] for run in runs}) == 1
+    values = [read_json(f"{run}/evaluation.json")["test"]["accuracy"] for run in runs]
+    last = capsys.readouterr().out.splitlines()[-1]
+    spread = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    assert last == f"runs/s  test accuracy {spread} (n = 2)"
+    before = [Path(run, "evaluation.json").stat().st_mtime_ns for run in runs]
+    assert sweep(*words) == 0
+    assert [Path(run, "evaluation.json").stat().st_mtime_ns for run in runs] == before
+
+
+def test_a_finished_run_is_not_tested_again_if_only_its_record_is_missing(
+    folder, monkeypatch
+) -> None:
+    def run_session(run):
+        original(run)
+        raise StoppedError(15)
+
+    original = session.run_session
+    words = ["--seeds", "1", "--learning-rate", "1e-2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "run_session", run_session)
+        assert sweep(*words) == 143
+    before = Path("runs/s/trial-001/DONE.json").stat().st_mtime_ns
+    assert sweep(*words) == 0
+    assert Path("runs/s/trial-001/DONE.json").stat().st_mtime_ns == before
+    assert read_trials()[0]["test_total"] == "21"
+
+
+def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
+    assert sweep(*RATES, "--seeds", "2") == 0
+    values = [read_json(f"runs/s/trial-00{n}/evaluation.json")["val"]["accuracy"] for n in (2, 4)]
+    spread = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    assert f"best val accuracy {spread} (n = 2)" in capsys.readouterr().out
+    assert not Path("runs/s/trial-001/model.keras").exists()
+
+
+# Samplers
+
+
+SEARCH = [
+    *("--backbone", "mlp", "--weights", "random", "--data", "grey.csv", "--val-fraction", "0.5"),
+    *("--units", "0", "--epochs", "3", "--batch-size", "16", "--wandb", "disabled"),
+    *("--grid", "learning_rate=1e-7..1e-2:log", "--tpe", "12"),
+]
+
+
+def write_grey(path: Path) -> None:
+    """Write 120 rows of 4 classes, each noise around a grey level of its own."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    pixels = rng.normal(60 * labels[:, None] + 30, 40, (120, 784)).clip(0, 255).astype(int)
+    lines = [",".join(map(str, row)) for row in np.column_stack([labels, pixels]).tolist()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_interruptions_change_neither_sampling_nor_pruning(folder, capsys, monkeypatch) -> None:
+    write_grey(folder / "grey.csv")
+    assert main([*SEARCH, "--run", "whole"]) == 0
+    table = read_trials("whole")
+    pruned = [row for row in table if row["state"] == "pruned"]
+    assert capsys.readouterr().out.count("pruned after epoch 2") == len(pruned) > 0
+    assert {(row["epoch"], row["correct"]) for row in pruned} == {("2", "")}
+    assert all(row["state"] == "complete" for row in table[:5])
+    # The first ten are random, then TPE prefers the rates that did well.
+    rates = [float(row["learning_rate"]) for row in table]
+    assert np.median(rates[10:]) > 3 * np.median(rates[:10])
+
+    def run_trial(run, *, on_epoch):
+        def stop(row):
+            on_epoch(row)
+            if rng.random() < 0.2:
+                raise StoppedError(15)
+
+        return original(run, on_epoch=stop)
+
+    original, codes, rng = session.run_trial, [], random.Random(1)
+    monkeypatch.setattr(session, "run_trial", run_trial)
+    while not codes or codes[-1]:
+        codes.append(main([*SEARCH, "--run", "s"]))
+    assert set(codes) == {143, 0}
+    assert len(codes) > 4
+    assert read_trials() == table
+
+
+# One sweep, several commands
 
 
 @pytest.mark.parametrize(
     "words",
     [["--epochs", "3"], ["--epochs", "3", "--dry-run"], ["--grid", "learning_rate=1e-6,1e-3"]],
 )
-def test_another_sweep_of_that_name_is_refused(folder, capsys, words, monkeypatch) -> None:
-    # Interrupted before its first trial.
-    monkeypatch.setattr("fmnist_tf.sweep._run_trial", lambda *_: 1 / 0)
-    assert sweep(*RATES) == 1
+def test_another_sweep_of_that_name_is_refused(folder, words, monkeypatch) -> None:
+    def run_trial(run, **_):
+        raise StoppedError(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "run_trial", run_trial)
+        assert sweep(*RATES) == 143
     before = sorted(Path("runs/s").rglob("*"))
-    assert Path("runs/s/sweep.json") in before
     assert sweep(*RATES, *words) == 3
-    assert "expected the sweep that is to go on, found another" in capsys.readouterr().err
     assert sorted(Path("runs/s").rglob("*")) == before
-
-
-def test_other_data_under_the_same_name_are_another_sweep(folder, capsys) -> None:
-    assert sweep(*RATES) == 0
     header, first, *rest = Path("toy_train.csv").read_text().splitlines()
     Path("toy_train.csv").write_text("\n".join([header, *rest, first]) + "\n")
-    capsys.readouterr()
     assert sweep(*RATES) == 3
-    assert "its data sha256 was another" in capsys.readouterr().err
 
 
-def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
-    alive: list[weakref.ref] = []
-
-    def watch(run):
-        assert not [reference for reference in alive if reference() is not None]
-        alive.append(weakref.ref(run.network.classifier))
-        return original(run)
-
-    original = session.run_trial
-    monkeypatch.setattr(session, "run_trial", watch)
-    assert sweep("--grid", "learning_rate=1e-6,1e-4,1e-2") == 0
-    assert len(alive) == 3
-
-
-def test_the_name_of_a_run_is_refused(folder, capsys) -> None:
+def test_the_name_of_a_run_is_refused(folder) -> None:
     Path("runs/s").mkdir(parents=True)
+    Path("runs/s/config.json").touch()
     assert sweep(*RATES) == 3
-
-
-def test_seeds_share_the_split_and_are_tested_where_nothing_is_chosen(folder, capsys) -> None:
-    assert sweep("--seeds", "2", "--learning-rate", "1e-2") == 0
-    runs = [Path("runs/s/trial-001"), Path("runs/s/trial-002")]
-    configs = [json.loads((run / "config.json").read_text()) for run in runs]
-    assert [config["seed"] for config in configs] == [0, 1]
-    assert [config["split_seed"] for config in configs] == [0, 0]
-    assert all((run / "DONE.json").is_file() and (run / "model.keras").is_file() for run in runs)
-    splits = [
-        json.loads((run / "provenance.json").read_text())["data"]["split_sha256"] for run in runs
-    ]
-    assert splits[0] == splits[1]
-    shares = [json.loads((run / "evaluation.json").read_text())["test"]["accuracy"] for run in runs]
-    last = capsys.readouterr().out.splitlines()[-1]
-    spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
-    assert last == f"runs/s  test accuracy {spread} (n = 2)"
-    # Called again, what is finished is not tested anew.
-    tested = [(run / "evaluation.json").stat().st_mtime_ns for run in runs]
-    (runs[1] / "DONE.json").unlink()
-    assert sweep("--seeds", "2", "--learning-rate", "1e-2") == 0
-    again = [(run / "evaluation.json").stat().st_mtime_ns for run in runs]
-    assert again[0] == tested[0]
-    assert again[1] > tested[1]
-
-
-def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
-    assert sweep(*RATES, "--seeds", "2") == 0
-    shares = [read_json(f"runs/s/trial-00{n}/evaluation.json")["val"]["accuracy"] for n in (2, 4)]
-    spread = f"{np.mean(shares):.4f} ± {np.std(shares, ddof=1):.4f}"
-    assert f"best val accuracy {spread} (n = 2)" in capsys.readouterr().out
-    assert not Path("runs/s/trial-001/model.keras").exists()
 
 
 def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
-    frozen = [*TOY, "--phase", "frozen", "--run", "base"]
-    assert train_main(frozen) == 0
-    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--batch-size", "16"]
-    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all"]) == 0
-    configs = [read_json(f"runs/s/trial-00{n}/config.json") for n in (1, 2)]
+    where = ["--runs-dir", "elsewhere"]
+    assert train_main([*TOY, *where, "--run", "base"]) == 0
+    Path("r.toml").write_text("epochs = 1\nbatch_size = 16\nphase = 'finetune'\n")
+    words = [*where, "--recipe", "r.toml", "--wandb", "disabled", "--run", "s"]
+    words += ["--grid", "unfreeze=deep,all"]
+    assert main(words) == 0
+    configs = [read_json(f"elsewhere/s/trial-00{n}/config.json") for n in (1, 2)]
     assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
     assert {c["parent"] for c in configs} == {"base"}
-    command = read_json("runs/s/trial-001/provenance.json")["command"]
-    assert command.endswith("--from base")
-    # Another run is the newest by now; the sweep goes on from its own.
-    assert train_main([*TOY, "--phase", "frozen", "--run", "newer", "--seed", "1"]) == 0
-    Path("runs/s/trial-002/evaluation.json").unlink()
-    assert main([*words, "--run", "s", "--grid", "unfreeze=deep,all"]) == 0
-    assert read_json("runs/s/trial-002/config.json")["parent"] == "base"
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
+    printed = shlex.split(line)
+    assert printed[printed.index("--runs-dir") + 1] == "elsewhere"
+    assert printed[printed.index("--from") + 1] == "elsewhere/base"
+    # Another run is the newest by now; the sweep continues its own.
+    assert train_main([*TOY, *where, "--run", "newer", "--seed", "1"]) == 0
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words",
     [
-        (["--random", "3"], "--random: expected with --grid"),
-        (["--grid", "dropout=0,0.1", "--random", "0"], "--random 0: expected a whole number"),
-        (["--seeds", "0"], "--seeds 0: expected a whole number from 1"),
-        (["--grid", "units=0,8"], "--units: expected once, and --grid varies it"),
-        (["--grid", "momentum=0.1"], "momentum=0.1: --momentum 0.1: expected with --optimizer sgd"),
-        (["--grid", "backbone=toy,resnt8"], "--backbone resnt8: expected one of"),
-        (["--grid", "backbone=toy,resnt8", "--dry-run"], "--backbone resnt8: expected one of"),
-        (["--grid", "backbone=toy,resnt8", "--wandb-file", "x.yaml"], "--backbone resnt8: expe"),
-        (["--grid", "dropout=0,0.1", "--weights", "none.h5"], "--weights none.h5: no such file"),
-        ([*RATES, "--wandb-file", "."], "--wandb-file .: expected the name of a file"),
-        ([*RATES, "--wandb-file", "x.yaml", "--dry-run"], "--wandb-file: expected without --dry"),
-        (["--grid", "weights=random,none.h5"], "--weights none.h5: no such file"),
-        (["--seeds", "99999"], "1 points with 99,999 seeds: expected at most 10,000 trials"),
-        (["--seed", "2147483647", "--seeds", "2"], "--seeds 2: expected seeds up to 2147483647"),
-        (["--wandb-file", "x.yaml"], "--wandb-file: expected with --grid"),
-        (
-            ["--backbone", "mlp", "--grid", "head=flatten,gap"],
-            "--head gap: expected flatten, for mlp has no feature map",
-        ),
-        (["--grid", "dropout=0..0.5", "--wandb-file", "x.yaml"], "expected --random N"),
+        [],
+        ["--random", "3"],
+        ["--grid", "dropout=0..0.5"],
+        ["--grid", "dropout=0,0.1", "--random", "0"],
+        ["--seeds", "0"],
+        ["--grid", "units=0,8"],
+        ["--grid", "momentum=0.1"],
+        ["--grid", "momentum=0..0.1", "--tpe", "3"],
+        ["--grid", "backbone=toy,resnt8"],
+        ["--grid", "backbone=toy,resnt8", "--dry-run"],
+        ["--grid", "dropout=0,0.1", "--weights", "none.h5"],
+        ["--grid", "weights=random,none.h5"],
+        ["--seeds", "99999"],
+        ["--seed", "2147483647", "--seeds", "2"],
+        ["--backbone", "mlp", "--grid", "head=flatten,gap"],
     ],
 )
-def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) -> None:
+def test_wrong_words_are_refused_before_any_work(folder, words) -> None:
     varied = {name for name in ("--backbone", "--weights", "--head") if name[2:] in str(words)}
     pairs = zip(TOY[::2], TOY[1::2], strict=True)
     toy = [word for flag, value in pairs if flag not in varied for word in (flag, value)]
     assert main([*toy, "--run", "s", *words]) == 2
-    assert said in capsys.readouterr().err
     assert not Path("runs/s").exists()
-    assert not Path("x.yaml").exists()
+
+
+def test_samplers_exclude_each_other(folder) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        sweep(*RATES, "--random", "3", "--tpe", "3")
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -362,7 +433,7 @@ def test_wrong_words_are_refused_before_any_work(folder, capsys, words, said) ->
         ("epochs=10,20", ["--warmup-epochs", "8", "--schedule", "cosine"]),
     ],
 )
-def test_what_is_common_need_not_stand_alone(folder, grid, words) -> None:
+def test_common_settings_are_checked_with_the_varied_ones(folder, grid, words) -> None:
     toy = [word for word in TOY if word not in ("--epochs", "2")]
     assert main([*toy, "--grid", grid, *words, "--dry-run"]) == 0
 
@@ -374,35 +445,6 @@ def test_dry_run_lists_the_trials(folder, capsys) -> None:
         "trial 3 of 4: learning_rate=1e-06 seed=1", "trial 4 of 4: learning_rate=0.01 seed=1",
     ]  # fmt: skip
     assert not list(Path().glob("runs/[a-z]*"))
-
-
-def test_wandb_file_holds_the_search_and_what_is_fixed(folder, capsys) -> None:
-    assert sweep("--grid", "learning_rate=1e-6,1e-2", "--wandb-file", "w.yaml") == 0
-    assert capsys.readouterr().out == "wandb sweep w.yaml\n"
-    content = yaml.safe_load(Path("w.yaml").read_text())
-    assert content["parameters"] == {"learning-rate": {"values": [1e-6, 1e-2]}}
-    fixed = content["command"][4:-1]
-    assert "--epochs=2" in fixed
-    assert train_main([*fixed, "--wandb", "disabled", "--learning-rate=0.01", "--dry-run"]) == 0
-    assert not list(Path().glob("runs/[a-z]*"))
-
-
-def test_words_of_others_hold_recipe_parent_and_folder(folder, capsys) -> None:
-    where = ["--runs-dir", "elsewhere"]
-    assert train_main([*TOY, *where, "--run", "base"]) == 0
-    Path("r.toml").write_text("epochs = 1\nbatch_size = 16\nphase = 'finetune'\n")
-    words = [*where, "--recipe", "r.toml", "--grid", "unfreeze=deep", "--wandb", "disabled"]
-    assert main([*words, "--wandb-file", "w.yaml"]) == 0
-    command = yaml.safe_load(Path("w.yaml").read_text())["command"]
-    assert command[4:6] == ["--recipe", "r.toml"]
-    given = dict(zip(command[6:-1:2], command[7:-1:2], strict=False))
-    assert (given["--runs-dir"], given["--from"]) == ("elsewhere", "elsewhere/base")
-    capsys.readouterr()
-    assert main([*words, "--run", "s"]) == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
-    printed = shlex.split(line)
-    assert printed[printed.index("--runs-dir") + 1] == "elsewhere"
-    assert printed[printed.index("--from") + 1] == "elsewhere/base"
 
 
 def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
@@ -424,23 +466,60 @@ def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
     assert summary["summary"]["comparison"]["_type"] == "image-file"
 
 
+# Real processes
+
+MLP = [
+    *("--backbone", "mlp", "--weights", "random", "--data", "train.csv", "--epochs", "2"),
+    *("--batch-size", "16", "--wandb", "disabled"),
+    *("--grid", "learning_rate=1e-5,1e-4,1e-3 units=0,8 dropout=0,0.5"),
+]
+
+
+def start(run: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "fmnist_tf.sweep", *MLP, "--run", run]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """Return stdout and stderr of a sweep that succeeds."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out, err
+
+
+def count_starts(run: str) -> int:
+    """How many trials were begun, or begun again, from the study's file."""
+    lines = Path(f"runs/{run}/study.log").read_text().splitlines()
+    return sum("attempts" in json.loads(line).get("user_attr", {}) for line in lines)
+
+
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on(folder) -> None:
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from toy import build_toy_spec\n"
-        "from fmnist_tf.model.backbones import BACKBONES\n"
-        "from fmnist_tf.sweep import main\n"
-        "BACKBONES['toy'] = build_toy_spec()\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    words = [*TOY, "--run", "s", "--grid", "learning_rate=1e-6,1e-4,1e-3,1e-2", "--epochs", "40"]
-    with subprocess.Popen([sys.executable, "-c", script, *words]) as process:
-        deadline = time.monotonic() + 60
-        while not Path("runs/s/trial-002/history.csv").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert not Path("runs/s/trial-002/evaluation.json").exists()
-    assert main(words) == 0
-    assert [row["trial"] for row in read_trials()] == ["1", "2", "3", "4"]
+def test_a_sweep_killed_ten_times_ends_like_an_undisturbed_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "train.csv", 200, seed=0)
+    finish(start("whole"))
+    rng = random.Random(5)
+    for _ in range(10):
+        process = start("killed")
+        while not process.stderr.readline().startswith("trial "):
+            assert process.poll() is None
+        time.sleep(rng.uniform(0, 0.8))  # in the first trial or the next ones
+        process.kill()
+        process.communicate()
+    finish(start("killed"))
+    assert read_trials("killed") == read_trials("whole")
+    n_killed_in_a_trial = count_starts("killed") - count_starts("whole")
+    assert 5 <= n_killed_in_a_trial <= 10
+
+
+@pytest.mark.slow
+def test_two_processes_train_each_trial_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "train.csv", 200, seed=0)
+    both = [start("s"), start("s")]
+    outputs = [finish(process) for process in both]
+    begun = [re.findall(r"^trial (\d+) of 12", err, re.MULTILINE) for _, err in outputs]
+    assert all(begun)
+    assert sorted(map(int, begun[0] + begun[1])) == list(range(1, 13))
+    assert [row["state"] for row in read_trials()] == ["complete"] * 12
+    assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -226,10 +226,15 @@ def run_session(run: Run) -> Evaluation:
     return test
 
 
-def run_trial(run: Run) -> None:
-    """Train and choose on val; leave settings, history and val figures, but no model, no test."""
+def run_trial(run: Run, *, on_epoch: Callable[[HistoryRow], None] | None = None) -> None:
+    """Train and choose on val; leave settings, history and val figures, but no model, no test.
+
+    Args:
+        run: assembled.
+        on_epoch: called after each epoch; an exception that it raises ends the trial.
+    """
     with _tracked(run) as tracker:
-        trained = _train(run, tracker, keep=False)
+        trained = _train(run, tracker, keep=False, on_epoch=on_epoch)
         val = Evaluation.from_probabilities(
             run.dataset.train.labels[run.splits.val], trained.val_probabilities
         )
@@ -284,7 +289,13 @@ def _tracked_config(run: Run) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
+def _train(
+    run: Run,
+    tracker: Tracker,
+    *,
+    keep: bool = True,
+    on_epoch: Callable[[HistoryRow], None] | None = None,
+) -> Trained:
     """Train all epochs and leave the best state in the network, and on disk if it is to be kept."""
     from fmnist_tf.model.classifier import split_classifier
     from fmnist_tf.model.phases import digest_weights, prove_plan
@@ -339,6 +350,8 @@ def _train(run: Run, tracker: Tracker, *, keep: bool = True) -> Trained:
             f"val loss {val.loss:.4f}  accuracy {val.accuracy:.4f}  {seconds:6.1f} s"
             + ("  best so far" if better else "")
         )
+        if on_epoch:
+            on_epoch(row)
 
     if config.parent is not None:
         # What finetune starts from competes: a run never ends worse on val than it began.
