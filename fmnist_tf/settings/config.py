@@ -342,15 +342,10 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def flag_text(value: Any) -> str:
-    """Return a value as its flag takes it."""
-    text = ",".join(value) if isinstance(value, tuple) else str("" if value is None else value)
-    return text or "none"
-
-
 def show_value(value: Any) -> str:
     """Return a value for a message, as its flag takes it, cut where it is long."""
-    return printable(flag_text(value), 200)
+    text = ",".join(value) if isinstance(value, tuple) else str("" if value is None else value)
+    return printable(text or "none", 200)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 from fmnist_tf.settings.config import (
@@ -12,7 +12,6 @@ from fmnist_tf.settings.config import (
     RunConfig,
     check_value,
     flag_of,
-    flag_text,
     value_type,
 )
 
@@ -60,17 +59,6 @@ def read_value(name: str, text: str) -> Any:
     except (KeyError, ValueError):
         value = text  # which is refused with the right words
     return check_value(name, value)
-
-
-def to_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return settings as the words of a command line that `add_flags` reads back."""
-    words = []
-    for name, value in values.items():
-        if isinstance(value, bool):
-            words.append(flag_of(name if value else f"no_{name}"))
-        else:
-            words.append(f"{flag_of(name)}={flag_text(value)}")
-    return words
 
 
 def _reader(name: str) -> Callable[[str], Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fmnist_tf.settings.config import DEFAULTS, RunConfig, SettingError
-from fmnist_tf.settings.flags import add_flags, read_value, setting_names, to_flags
+from fmnist_tf.settings.flags import add_flags, read_value, setting_names
 
 
 def parse(*words: str) -> dict[str, Any]:
@@ -95,11 +95,3 @@ def test_a_wrong_value_names_its_flag(name: str, text: str) -> None:
     with pytest.raises(SettingError) as caught:
         read_value(name, text)
     assert str(caught.value).startswith(f"--{name} ".replace("_", "-"))
-
-
-def test_settings_as_flags_are_read_back() -> None:
-    values = {
-        "epochs": 3, "lr_finder": False, "test_time_flip": True, "augment": ("flip", "mixup"),
-        "unfreeze": (), "limit": None, "dropout": 0.25, "data": "-x",
-    }  # fmt: skip
-    assert parse(*to_flags(values)) == values
