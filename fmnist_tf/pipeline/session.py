@@ -113,10 +113,12 @@ def prepare_network(
         The settings with side, stages and sort of data as they turned out, and the network.
 
     Raises:
-        UsageError: backbone, side, stage or weights are not to be had.
+        UsageError: backbone, side, stage, weights or precision are not available.
     """
     from fmnist_tf.model.phases import plan_unfreeze
+    from fmnist_tf.model.precision import choose_precision
 
+    choose_precision(config.precision)  # an impossible one is refused before the work
     with clock.stage("model"):
         network = build_network(config, dataset, parent, cache_dir / "downloads")
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
@@ -180,7 +182,7 @@ def build_network(
         download_dir: where published weights go.
 
     Raises:
-        UsageError: backbone, side, stage or weights are not to be had.
+        UsageError: backbone, side, stage, weights or precision are not available.
     """
     import keras
 
