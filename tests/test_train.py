@@ -320,7 +320,9 @@ def test_model_and_training_loop_are_compared(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["frozen", "scratch"])
-def test_precision_is_what_all_parts_compute_in(folder: Path, phase: str) -> None:
+def test_precision_is_what_all_parts_compute_in(
+    folder: Path, phase: str, bfloat16_kernels: None
+) -> None:
     losses = set()
     for precision in ("float32", "bfloat16"):
         words = ["--phase", phase, *QUICK, "--epochs", "1", "--precision", precision]
@@ -537,7 +539,7 @@ def test_a_damaged_parent_is_bad_input(
 
 
 def test_a_disk_too_small_for_the_cache_is_a_warning(folder: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("fmnist_tf.training.features.fits_on_disk", lambda *_: False)
+    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda *_: False)
     frozen("--quiet")
     assert "runs/.cache/features" in capsys.readouterr().err
     assert not list(Path("runs/.cache").glob("features/*/shard-*"))

@@ -8,7 +8,7 @@
 - Zero padding is fused into the frozen convolution after it.
 - Every layer computes in the requested precision; variables stay float32.
 - Frozen weights are folded once, by default into constants, so that kernels can keep their own
-  layout of them. Trainable weights are folded anew in each step, so that gradients reach them.
+  layout of them. Trainable weights are folded in each step, so that gradients reach them.
 
 Shape letters: B batch, H W C feature map.
 """
@@ -36,7 +36,7 @@ def fold_model(
         frozen: nothing trains, whatever the layers' `trainable` flags say.
         constant: frozen weights become constants of the graph that calls the twin; TensorFlow
             copies them several times before the first batch. Otherwise the graph reads them and
-            the kernels lay them out anew in each batch, which is faster for few batches.
+            the kernels lay them out again in each batch, which is faster for few batches.
 
     Returns:
         A model of the same input and output shapes. Trainable variables are the model's own. Of

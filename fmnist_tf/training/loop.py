@@ -1,7 +1,7 @@
 """The training loop: a generator that yields an `Epoch` after each pass over the data.
 
 Loss and accuracy are sums and counts over every example, divided once. The state after epoch e is a
-function of (seed, e) and the state before: order, views and dropout are seeded anew in each epoch,
+function of (seed, e) and the state before: order, views and dropout are seeded in each epoch,
 augmentation in each step, and no iterator outlives an epoch. Steps run through the current
 `tf.distribute` strategy; batches are not divided among replicas yet.
 

@@ -19,8 +19,7 @@ from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.networks import copy_weights
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, verify_plan
 from fmnist_tf.model.preprocessing import build_preprocessing
-from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
-from fmnist_tf.training.features import build_feature_function, cache_features, feature_key
+from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
@@ -205,18 +204,6 @@ def test_the_folded_twin_is_the_same_function(drawn: Built, precision: str) -> N
     else:
         norms = np.linalg.norm(found) * np.linalg.norm(expected)
         assert (found * expected).sum() / norms >= 0.999
-
-
-@each_spec()
-def test_cached_features_come_back(drawn: Built, tmp_path: Path) -> None:
-    extractor = split_classifier(drawn.classifier, drawn.spec, HEAD).feature_extractor
-    compute = build_feature_function(extractor, "float32")
-    rows = ArrayRows(PIXELS.reshape(-1, 784))
-    key = feature_key(rows, extractor, "float32")
-    store = FeatureStore(tmp_path / key, 6, extractor.output_shape[1:])
-    cache_features(store, rows, compute, batch_size=8, progress=lambda done, total: None, say=print)
-    assert store.is_complete()
-    np.testing.assert_array_equal(store.take(np.arange(6)), compute(rows.array).numpy())
 
 
 @each_spec()

@@ -35,7 +35,7 @@ def test_what_is_planned_without_options() -> None:
         ({"learning_rate": 0.5}, "rates.peak", 0.5),
         ({"schedule": "cosine"}, "rates.schedule", "cosine"),
         ({"schedule": "cosine", "warmup_epochs": 1.5}, "rates.warmup_steps", 20),
-        ({"schedule": "cosine", "min_learning_rate": 1e-5}, "rates.least", 1e-5),
+        ({"schedule": "cosine", "min_learning_rate": 1e-5}, "rates.minimum", 1e-5),
         ({"schedule": "triangular2", "cycle_epochs": 2.0}, "rates.cycle_steps", 26),
         ({"schedule": "plateau", "plateau_patience": 3}, "rates.patience", 3),
         ({"schedule": "plateau", "plateau_factor": 0.5}, "rates.factor", 0.5),
