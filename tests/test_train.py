@@ -429,7 +429,7 @@ def test_the_sample_is_named_wherever_it_is_shown(folder: Path, capsys) -> None:
     for name in ("config.json", "provenance.json", "evaluation.json", "trainable.txt"):
         assert "sample" in (run / name).read_text(), name
     assert keras.saving.load_model(run / "model.keras").name == "toy_on_sample"
-    assert read(run, "evaluation.json")["test"]["total"] == 1000
+    assert read(run, "evaluation.json")["test"]["total"] == 270
 
 
 def test_dry_run_writes_no_run(folder: Path, capsys) -> None:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.splits import plan_holdout
+from fmnist_tf.data.splits import TEST_FRACTION, TEST_SEED, plan_holdout
 
 PATH = "built-in sample"
-TEST_FRACTION, SEED = 0.15, 0
 DIGESTS = (
     "8cf8a95dad026bc04ae548ccc446178fa7644c54ce55c3b7178a93d74a46a4c2",
     "42a1727b1ebdd5e01d32ac253074f346fea3448e8ec957448a4a8c186aa0c793",
@@ -30,7 +29,7 @@ DIGESTS = (
 def load_sample() -> tuple[
     NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]
 ]:
-    """Return the sample, enlarged to 28x28, divided by a fixed, stratified draw.
+    """Return the sample, enlarged to 28x28 (bilinear), divided by a fixed, stratified draw.
 
     Returns:
         Train pixels (1527, 784), 0 = background to 255, train labels (1527,) in 0..9, then the
@@ -45,7 +44,7 @@ def load_sample() -> tuple[
     enlarged = [Image.fromarray(image).resize(side, Image.Resampling.BILINEAR) for image in levels]
     pixels = np.stack([np.asarray(image) for image in enlarged]).reshape(-1, N_PIXELS)
     labels = labels.astype(np.int64)
-    train, test = plan_holdout(labels, fraction=TEST_FRACTION, seed=SEED, part="test", hint="")
+    train, test = plan_holdout(labels, fraction=TEST_FRACTION, seed=TEST_SEED, part="test", hint="")
     return pixels[train], labels[train], pixels[test], labels[test]
 
 

@@ -14,7 +14,7 @@ from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import FASHION_MNIST, map_labels, require_labels
-from fmnist_tf.data.splits import plan_holdout
+from fmnist_tf.data.splits import TEST_FRACTION, TEST_SEED, plan_holdout
 from fmnist_tf.data.summary import DataSummary, inspect
 from fmnist_tf.errors import DataError, UsageError
 
@@ -22,9 +22,6 @@ DATA_DIR = Path("data")
 """The folder of CSVs that `--data auto` looks in, below the current one."""
 TRAIN_CSV = "fashion-mnist_train.csv"
 """Kaggle's name, which `--data auto` prefers."""
-# A train file without a test file gives up this fraction of its rows; the seed is fixed so that
-# every run is tested on the same rows, whatever its own seed.
-TEST_FRACTION, TEST_SEED = 0.15, 0
 SAMPLE_WARNING = (
     "WARNING: THIS IS THE BUILT-IN SAMPLE, not Fashion-MNIST.",
     "It holds 1,797 real handwritten digits, which are easy. An accuracy on it shows that "

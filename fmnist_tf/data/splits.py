@@ -9,6 +9,9 @@ import numpy as np
 
 from fmnist_tf.errors import UsageError
 
+TEST_FRACTION, TEST_SEED = 0.15, 0
+"""For a train file without a test file; fixed, so that every run is tested on the same rows."""
+
 # Independent random streams of one seed.
 _SUBSET_STREAM, _HOLDOUT_STREAM = 0, 1
 

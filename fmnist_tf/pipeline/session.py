@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
-from fmnist_tf.data.sources import Dataset, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
 from fmnist_tf.errors import FmnistError, UsageError, printable
 from fmnist_tf.pipeline.assembly import open_source, plan_rate_factors, plan_training
@@ -125,7 +125,7 @@ def prepare_network(
     config = replace(
         config,
         # A finetune run inherits this, and real data may have come by then.
-        data="sample" if dataset.kind == "sample" else config.data,
+        data="sample" if find_source(dataset.files[0].path) == "sample" else config.data,
         image_size=network.side,
         unfreeze=stages if config.phase == "finetune" else (),
     )

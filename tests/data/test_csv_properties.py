@@ -1,4 +1,4 @@
-"""What holds of every CSV: round trips, the place of a fault, no other error, two oracles."""
+"""What holds of every CSV: round trips, no other error, the fast and the exact reader agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +21,8 @@ from fmnist_tf.data.images import Table
 from fmnist_tf.errors import DataError
 
 # Examples read and write files, so a busy disk must not fail one.
-few = settings(deadline=None, max_examples=40)
-many = settings(deadline=None, max_examples=80)
+few = settings(deadline=None, max_examples=25)
+many = settings(deadline=None, max_examples=50)
 
 NAMES = [f"pixel{i}" for i in range(1, 785)]
 
@@ -45,7 +44,7 @@ def outcome(content: bytes) -> object:
     except DataError as error:
         return [(p.code, p.line, p.column, p.found, p.hint) for p in error.problems], error.total
     labels = None if table.label_index is None else table.label_index.tolist()
-    return table.pixels.tolist(), labels, table.label_values, table.first_line
+    return table.pixels.tobytes(), labels, table.label_values, table.first_line
 
 
 matrices = hnp.arrays(
@@ -105,74 +104,6 @@ def test_round_trip(case: tuple[np.ndarray, list[str] | None, bytes, int]) -> No
     by_value = [str(n) for n in sorted({int(x) for x in labels})] if labels[0].lstrip(
         "-").isdecimal() else sorted(set(labels))  # fmt: skip
     assert list(table.label_values) == by_value
-
-
-# One cell or line made wrong: the code, and how.
-BAD_PIXELS = {
-    "": "E035", "nan": "E035", "Inf": "E035", "NA": "E035", "null": "E035",
-    "256": "E033", "65535": "E033", "0256": "E033", "-1": "E032", "-300": "E032",
-    "0.5": "E034", "12.5": "E034", "-.5": "E034", "300.0": "E033",
-    "1e1": "E036", "0xff": "E036", "1_0": "E036", '"1,000"': "E036", "१": "E036",
-    "9" * 20: "E037", "-" + "9" * 20: "E037", '"1,5"': "E017", "x": "E031", "1 2": "E031",
-    "--1": "E031", ".": "E031", "+": "E031", "7\x0b": "E031", '"7': "E038", '"7"7': "E038",
-    "\0": "E012", "1\r2": "E014", "\r7": "E014",
-}  # fmt: skip
-BAD_LABELS = {
-    "": "E027", " ": "E027", "nan": "E027", "1.5": "E027", "1e5": "E036", "0x1": "E036",
-    "9" * 20: "E037", "a\tb": "E027", "\u202eabc": "E027", '"': "E038", "\0": "E012",
-}  # fmt: skip
-
-
-@few
-@given(st.data())
-def test_one_bad_cell_is_named(data: st.DataObject) -> None:
-    n = data.draw(st.integers(3, 60))  # up to two blocks
-    has_header = data.draw(st.booleans())
-    row = data.draw(st.integers(0, n - 1))
-    column = data.draw(st.one_of(st.sampled_from([0, 1, 784]), st.integers(0, 784)))
-    bad = BAD_PIXELS if column else BAD_LABELS
-    cell = data.draw(st.sampled_from(sorted(bad)))
-    cells = [[str(i % 5), *["120"] * 784] for i in range(n)]
-    cells[row][column] = cell
-    lines = [["label", *NAMES]] * has_header + cells
-    with pytest.raises(DataError) as caught:
-        read_bytes("".join(",".join(line) + "\n" for line in lines).encode())
-    assert caught.value.total == 1
-    problem = caught.value.problems[0]
-    line = row + 1 + has_header
-    assert (problem.code, problem.line, problem.column) == (bad[cell], line, column + 1)
-    if has_header:
-        assert problem.column_name == ["label", *NAMES][column]
-
-
-@few
-@given(st.data())
-def test_one_bad_line_is_named(data: st.DataObject) -> None:
-    n = data.draw(st.integers(3, 60))
-    has_header = data.draw(st.booleans())
-    at = data.draw(st.integers(0, n - 1))
-    lines = [",".join([str(i % 5), *["120"] * 784]) for i in range(n)]
-    how = data.draw(st.sampled_from(["short", "long", "comma", "blank", "comment", "bytes"]))
-    line = at + 1 + has_header
-    if how == "short":
-        cut = data.draw(st.integers(1, 784))
-        lines[at], expected = ",".join(lines[at].split(",")[:-cut]), "E018"
-    elif how == "long":
-        lines[at], expected = lines[at] + ",1" * data.draw(st.integers(1, 900)), "E019"
-    elif how == "comma":
-        lines[at], expected = lines[at] + ",", "E019"
-    elif how == "blank":
-        lines[at], expected = "", "E039"
-    elif how == "comment":
-        lines[at], expected = "# " + lines[at], "E039"
-    else:
-        lines[at], expected = "\udcff" + lines[at], "E011"
-    content = "\n".join([",".join(["label", *NAMES])] * has_header + lines) + "\n"
-    with pytest.raises(DataError) as caught:
-        read_bytes(content.encode("utf-8", "surrogateescape"))
-    problem = caught.value.problems[0]
-    assert (problem.code, problem.line) == (expected, line)
-    assert caught.value.total == 1
 
 
 VALID = "".join(
@@ -247,42 +178,11 @@ def tolerant_files(draw: st.DrawFn) -> bytes:
     return (end.join([*header, *lines]) + end * draw(st.booleans())).encode()
 
 
-@many
+@few
 @given(tolerant_files())
 def test_plain_and_exact_reader_agree(content: bytes) -> None:
     """A quote makes the reader look at a whole block cell by cell; it changes nothing else."""
     assert outcome(content) == outcome(content.replace(b",17,", b',"17",', 1))
-
-
-def read_by_csv_module(content: bytes) -> tuple[list[list[int]], list[int]] | None:
-    """The standard library's reading; None where it or `int` refuses."""
-    text = io.StringIO(content.decode(), newline="")
-    try:
-        lines = list(csv.reader(text, strict=True))
-        lines = lines[1:] if lines[0][0] == "label" else lines
-        values = [[int(cell) for cell in line] for line in lines]
-    except (csv.Error, ValueError):
-        return None
-    if any(len(line) != 785 or not all(0 <= v <= 255 for v in line[1:]) for line in values):
-        return None
-    return [line[1:] for line in values], [line[0] for line in values]
-
-
-@many
-@given(tolerant_files())
-def test_same_as_csv_module_where_both_accept(content: bytes) -> None:
-    expected = read_by_csv_module(content)
-    try:
-        table = read_bytes(content)
-    except DataError as error:
-        # What we refuse and they accept is known: `int` takes 1_0, digits of other scripts and
-        # a lone CR as white space.
-        refused = {problem.code for problem in error.problems}
-        assert expected is None or refused <= {"E036", "E014", "E039"}, refused
-        return
-    if expected is not None:
-        assert table.pixels.tolist() == expected[0]
-        assert [int(table.label_values[i]) for i in table.label_index] == expected[1]
 
 
 def test_every_short_line_is_split_as_by_the_csv_module() -> None:
