@@ -11,8 +11,9 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -127,7 +128,7 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     permissions = folder.stat().st_mode & 0o666  # as private as the folder
-    with open(os.open(folder / ".lock", flags, permissions), "r+b") as stream:
+    with open(os.open(folder / ".lock", flags, permissions), "r+b", buffering=0) as stream:
         is_told = False
         while not _try_lock(stream):
             holder = _describe_holder(stream)
@@ -142,14 +143,14 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
             signals.check()
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        stream.seek(0)
-        stream.truncate()
-        stream.write(json.dumps(own).encode())
-        stream.flush()
+        with suppress(OSError):  # a full disk does not keep the lock from holding
+            stream.truncate(0)
+            stream.seek(0)
+            stream.write(json.dumps(own).encode())
         yield
 
 
-def _try_lock(stream: BinaryIO) -> bool:
+def _try_lock(stream: FileIO) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -157,7 +158,7 @@ def _try_lock(stream: BinaryIO) -> bool:
     return True
 
 
-def _describe_holder(stream: BinaryIO) -> str:
+def _describe_holder(stream: FileIO) -> str:
     """Return who wrote the lock file; the holder may be between locking and writing."""
     stream.seek(0)
     try:

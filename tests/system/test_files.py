@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -159,10 +160,12 @@ def test_a_held_folder_is_refused_until_its_holder_is_killed(tmp_path: Path) -> 
     with locked(tmp_path):
         lock = tmp_path / ".lock"
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-        for content in (b"{", b"[" * 2000, b"{}"):
+        for content in (b"{", b"{}", b"[" * 2000):
             lock.write_bytes(content)
             with pytest.raises(RunExistsError, match="another process"), locked(tmp_path):
                 pass
+    with locked(tmp_path):
+        assert json.loads(lock.read_bytes())["pid"] == os.getpid()
     assert lock.exists()
 
 
@@ -185,6 +188,18 @@ def test_who_waits_is_told_once_and_gets_the_lock(tmp_path: Path) -> None:
             assert process.stdout.readline().startswith(f"process {holder.pid}")
             holder.communicate("\n")
             assert process.communicate()[0] == "mine\n"
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path) -> None:
+    # No file may grow, as on a full disk.
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    with start(no_room + HOLD, tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(RunExistsError), locked(tmp_path):
+            pass
+        process.communicate("\n")
+    assert process.returncode == 0
 
 
 def test_a_dropped_signal_still_ends_the_waiting(tmp_path: Path) -> None:
