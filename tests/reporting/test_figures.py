@@ -15,7 +15,6 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fmnist_tf.reporting import figures
 from fmnist_tf.reporting.figures import write_confusion, write_curves, write_mistakes
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import HistoryRow
@@ -265,51 +264,3 @@ def test_importing_costs_nothing_and_drawing_touches_no_global_figure(tmp_path):
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "c.png")], check=True
     )
     assert Path(tmp_path / "c.png").exists()
-
-
-def test_trials_are_drawn_with_their_axes(tmp_path, monkeypatch) -> None:
-    drawn = []
-    original = figures._place_settings
-    monkeypatch.setattr(
-        figures, "_place_settings", lambda axes, s: drawn.append(axes) or original(axes, s)
-    )
-    path = tmp_path / "trials.png"
-    values = {
-        "learning_rate": [1e-4, 1e-3, 1e-2],
-        "units": [8, 9, 10],
-        "head": ["gap", "flatten", "gap"],
-        "dropout": [0.0, 0.3, 0.6],
-    }
-    figures.write_trials(path, values, [0.5, 0.9, 0.7], [False, True, False], "my sweep")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert [axes.get_xscale() for axes in drawn] == ["log", "linear", "linear", "linear"]
-    assert [axes.get_xlabel() for axes in drawn] == list(values)
-    assert [label.get_text() for label in drawn[2].get_xticklabels()] == ["gap", "flatten"]
-    dots, ring = drawn[0].collections
-    assert dots.get_offsets().tolist() == [[1e-4, 0.5], [1e-3, 0.9], [1e-2, 0.7]]
-    assert ring.get_offsets().tolist() == [[1e-3, 0.9]]
-    labels = [label.get_text() for label in drawn[0].get_xticklabels()]
-    assert labels == ["0.0001", "0.001", "0.01"]
-
-
-def test_a_trial_far_below_does_not_press_the_others_together(tmp_path, monkeypatch) -> None:
-    drawn = []
-    original = figures._place_settings
-    monkeypatch.setattr(
-        figures, "_place_settings", lambda axes, s: drawn.append(axes) or original(axes, s)
-    )
-    rates = [10.0**-n for n in range(8)]
-    accuracies = [0.1, 0.84, 0.85, 0.86, 0.87, 0.88, 0.9, 0.89]
-    is_best = [accuracy == 0.9 for accuracy in accuracies]
-    figures.write_trials(tmp_path / "t.png", {"rate": rates}, accuracies, is_best, "my sweep")
-    _, _, below = drawn[0].collections
-    assert below.get_offsets().tolist() == [[1.0, pytest.approx(0.9 - 4 * 0.035)]]
-    assert drawn[0].get_ylim()[0] > 0.7
-    texts = [label.get_text() for label in drawn[0].get_xticklabels()]
-    assert not any("math" in text for text in texts)
-
-
-@pytest.mark.parametrize(("values", "accuracies"), [({}, [0.5]), ({"units": []}, [])])
-def test_no_trials_are_no_figure(tmp_path, values, accuracies) -> None:
-    with pytest.raises(ValueError, match="at least one setting and one trial"):
-        figures.write_trials(tmp_path / "x.png", values, accuracies, [], "my sweep")
