@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import logging
 import shlex
@@ -18,7 +17,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from fmnist_tf.train import add_recipe, add_run_flags
 if TYPE_CHECKING:
     from fmnist_tf.data.sources import Dataset
     from fmnist_tf.pipeline.prepare import RunData
-    from fmnist_tf.pipeline.study import Claim, Plan, Point, Result, SweepStudy
+    from fmnist_tf.pipeline.study import Claim, Plan, Point, Row, SweepStudy
     from fmnist_tf.results.history import HistoryRow
     from fmnist_tf.results.rundir import RunDir
 
@@ -133,7 +132,7 @@ class Sweep:
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     begun = _read_begun(flags)
     # Another run may be the newest by now.
-    settings = read_settings(flags, default_parent=(begun or {}).get("settings", {}).get("parent"))
+    settings = read_settings(flags, default_parent=begun.get("parent") if begun else None)
     sweep = _plan(flags, settings, arguments)
     _run(sweep, begun)
 
@@ -148,7 +147,7 @@ def _read_begun(flags: argparse.Namespace) -> dict[str, Any] | None:
     if directory.file(SWEEP).is_file():
         return directory.read_json(SWEEP)
     # A process that begins, or was killed in it, has made no more than the lock.
-    if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} != {LOCK}:
+    if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} - {LOCK}:
         check_name(flags.runs_dir, flags.run)
     return None
 
@@ -233,7 +232,7 @@ def _run(sweep: Sweep, begun: Mapping[str, Any] | None) -> None:
             is_new = True
             say(plan.describe(claim.number, claim.point))
             _run_claim(sweep, study, claim, data)
-            _write_table(directory, plan, study.read_results())
+            _write_table(directory, plan, study.read_rows())
     _conclude(sweep, directory, study, is_new=is_new)
 
 
@@ -273,8 +272,7 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     from fmnist_tf.results.rundir import SWEEP, RunDir
 
     flags, plan, parent = sweep.flags, sweep.plan, sweep.settings.parent
-    wanted = {
-        "settings": sweep.configs[0].to_json(),
+    wanted = sweep.configs[0].to_json() | {
         "data_sha256": [file.sha256 for file in data.dataset.files],
         "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
@@ -292,12 +290,10 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         if not directory.file(SWEEP).is_file():
             directory.write_json(SWEEP, wanted)
     begun = directory.read_json(SWEEP)
-    old, new = begun.get("settings", {}) | begun, sweep.configs[0].to_json() | wanted
-    for name in (key for key in new if key != "settings" and old.get(key) != new[key]):
+    if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
         raise RunExistsError(
-            f"{directory.path}: expected the sweep that this command began, found another: "
-            f"{name} was {old.get(name)!r} and is {new[name]!r}. Choose another --run, or repeat "
-            "that sweep's flags"
+            f"{directory.path}: expected the sweep that this command began, found one with another "
+            f"{', '.join(differing)}. Choose another --run, or repeat that sweep's flags"
         )
     return directory
 
@@ -375,82 +371,77 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     run_trial(config, data, network, claim.directory, invocation, report)
 
 
-def _write_table(directory: RunDir, plan: Plan, results: Sequence[Result]) -> None:
+def _write_table(directory: RunDir, plan: Plan, rows: Sequence[Row]) -> None:
     """Write trials.csv: a row for each trial that ended, floats with every digit."""
-    from fmnist_tf.pipeline.study import Result, show
+    from fmnist_tf.pipeline.study import FIGURES, show
 
-    text = io.StringIO()
-    figures = [field.name for field in dataclasses.fields(Result) if field.name != "point"]
-    names = [*figures[:2], *plan.space, *figures[2:]]
+    text, names = io.StringIO(), ["trial", "seed", *plan.space, *FIGURES]
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for result in results:
-        point = {k: v if isinstance(v, float) else show(v) for k, v in result.point.items()}
-        writer.writerow({**dataclasses.asdict(result), **point})
+    for row in rows:
+        writer.writerow({k: v if isinstance(v, float) else show(v) for k, v in row.items()})
     directory.write_text(TABLE, text.getvalue())
 
 
-def rank(results: Sequence[Result]) -> list[list[Result]]:
-    """Return the results of each point, the best point first, equal ones in the plan's order.
+def rank(rows: Sequence[Row], varied: Collection[str]) -> list[list[Row]]:
+    """Return the trials of each point, the best point first, equal ones in the plan's order.
 
     Points whose seeds are all complete come first, by mean val accuracy, then by mean loss; pruned
     and failed points come last.
     """
-    groups: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
-        groups.setdefault(tuple(result.point.items()), []).append(result)
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in varied), []).append(row)
 
-    def worth(group: list[Result]) -> tuple[float, ...]:
+    def worth(group: list[Row]) -> tuple[float, ...]:
         done = select_complete(group)
         if not done:
-            return (-1, group[0].state == "pruned")
+            return (-1, group[0]["state"] == "pruned")
         # Means of counts: means of fractions can differ by rounding where those are equal.
-        return (
-            len(done) == len(group),
-            statistics.fmean(result.correct or 0 for result in done),
-            -statistics.fmean(result.loss or 0 for result in done),
+        correct, loss = (
+            statistics.fmean(row[name] for row in done) for name in ("correct", "loss")
         )
+        return (len(done) == len(group), correct, -loss)
 
     return sorted(groups.values(), key=worth, reverse=True)
 
 
-def select_complete(results: Sequence[Result]) -> list[Result]:
+def select_complete(rows: Sequence[Row]) -> list[Row]:
     """Return the complete trials."""
-    return [result for result in results if result.state == "complete"]
+    return [row for row in rows if row["state"] == "complete"]
 
 
-def describe_accuracy(results: Sequence[Result], *, tested: bool = False) -> str:
-    """Return the mean accuracy of complete trials on val or test rows: `0.9012`.
+def describe_accuracy(rows: Sequence[Row], prefix: str = "") -> str:
+    """Return the mean accuracy of the complete trials, with `test_` that on test rows: `0.9012`.
 
     Of several, with the sample standard deviation: `0.9012 ± 0.0021`.
     """
-    done = select_complete(results)
-    values = [(r.test_correct or 0) / (r.test_total or 1) if tested else r.accuracy for r in done]
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+    values = [row[f"{prefix}correct"] / row[f"{prefix}total"] for row in select_complete(rows)]
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+    return f"{values[0]:.4f}" if values else "-"
 
 
-def tabulate(groups: Sequence[Sequence[Result]], *, tested: bool) -> list[list[str]]:
+def tabulate(groups: Sequence[Sequence[Row]], varied: Collection[str]) -> list[list[str]]:
     """Return the printed table: the header, and a row for each point."""
     from fmnist_tf.pipeline.study import show
 
-    header = ["trials", *groups[0][0].point, "val accuracy", *["test accuracy"] * tested]
-    rows = [[*header, "n", "best epoch", "seconds"]]
+    tested = not varied
+    header = ["trials", *varied, "val accuracy", *["test accuracy"] * tested]
+    table = [[*header, "n", "best epoch", "seconds"]]
     for group in groups:
         done, accuracy = select_complete(group), describe_accuracy(group)
-        for result in group:
-            if result.state == "failed":
-                accuracy = f"failed: {printable(str(result.error), 40)}"
-            elif result.state == "pruned" and not done:
-                accuracy = f"pruned after epoch {result.epoch}"
-        row = [",".join(str(result.trial) for result in group)]
-        row += [printable(show(value)) for value in group[0].point.values()]
-        row += [accuracy, *[describe_accuracy(group, tested=True)] * tested, str(len(done))]
-        row += [",".join(str(result.epoch) for result in done) or "-"]
-        rows.append([*row, f"{sum(result.seconds for result in group):.0f}"])
-    return rows
+        for row in group:
+            if row["state"] == "failed":
+                accuracy = f"failed: {printable(row['error'], 40)}"
+            elif row["state"] == "pruned" and not done:
+                accuracy = f"pruned after epoch {row['epoch']}"
+        cells = [",".join(str(row["trial"]) for row in group)]
+        cells += [printable(show(group[0][name])) for name in varied]
+        cells += [accuracy, *([describe_accuracy(group, "test_")] if tested else [])]
+        cells += [str(len(done)), ",".join(str(row["epoch"]) for row in done) or "-"]
+        table.append([*cells, f"{sum(row['seconds'] for row in group):.0f}"])
+    return table
 
 
 def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: bool) -> None:
@@ -462,31 +453,34 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     from fmnist_tf.pipeline.study import show_point
 
     # Once more: another process may have written its last row before ours.
-    results, tested = study.read_results(), sweep.is_tested
-    _write_table(directory, sweep.plan, results)
-    groups = rank(results)
-    table = tabulate(groups, tested=tested)
+    rows, varied = study.read_rows(), sweep.plan.space
+    _write_table(directory, sweep.plan, rows)
+    groups = rank(rows, varied)
+    table = tabulate(groups, varied)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
+    for line in table:
+        print("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip())
     print(flush=True)
-    best = groups[0]
-    done, error = select_complete(best), next((r.error for r in best if r.error), None)
+    best, done = groups[0], select_complete(groups[0])
+    error = next((row["error"] for row in best if row["state"] == "failed"), None)
     if not done:
         raise FmnistError(f"{directory.path}: no trial is complete; the first failed: {error}")
-    sources, banner = _describe_sources(study.directory_of(done[0].trial))
-    figures = _draw(directory, study, select_complete(results), banner)
+    directory_of_best = study.directory_of(done[0]["trial"])
+    sources, banner = _describe_sources(directory_of_best)
+    figures = _draw(directory, study, select_complete(rows), varied, banner)
     if is_new:
         _track(sweep, directory, table, figures)
     if error:
         print(f"not every seed is complete: {error}")
     print(sources)
-    if not tested:
-        words = _best_command(sweep, study.directory_of(done[0].trial))
+    if not sweep.is_tested:
+        words = _best_command(sweep, directory_of_best)
         print(f"train the best and test it:  {shlex.join(words)}")
-    what = f"{'test' if tested else 'best val'} accuracy {describe_accuracy(best, tested=tested)}"
-    point = printable(show_point(best[0].point), 1000)
-    print(f"{directory.path}  {what} (n = {len(done)})  {point}".rstrip(), flush=True)
+        point = printable(show_point({name: done[0][name] for name in varied}), 1000)
+        said = f"best val accuracy {describe_accuracy(best)} (n = {len(done)})  {point}"
+    else:
+        said = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(done)})"
+    print(f"{directory.path}  {said}", flush=True)
 
 
 def _describe_sources(best: RunDir) -> tuple[str, str | None]:
@@ -513,7 +507,11 @@ def _best_command(sweep: Sweep, best: RunDir) -> list[str]:
 
 
 def _draw(
-    directory: RunDir, study: SweepStudy, complete: Sequence[Result], banner: str | None
+    directory: RunDir,
+    study: SweepStudy,
+    complete: Sequence[Row],
+    names: Collection[str],
+    banner: str | None,
 ) -> list[Path]:
     """Draw Optuna's figures of the complete trials and return their files."""
     import matplotlib.pyplot as plt
@@ -524,11 +522,11 @@ def _draw(
     drawn: dict[str, Callable[..., Any]] = {
         "optimization_history": figures.plot_optimization_history
     }
-    varied = [name for name in complete[0].point if len({r.point[name] for r in complete}) > 1]
+    varied = [name for name in names if len({row[name] for row in complete}) > 1]
     if varied:
         drawn["slice"] = partial(figures.plot_slice, params=varied)
-    n_different = len({result.accuracy for result in complete})
-    if len(varied) > 1 and len(complete) >= _MIN_FOR_IMPORTANCES and n_different > 1:
+    is_flat = len({row["correct"] for row in complete}) == 1
+    if len(varied) > 1 and len(complete) >= _MIN_FOR_IMPORTANCES and not is_flat:
         fanova = FanovaImportanceEvaluator(seed=0)
         drawn["param_importances"] = partial(figures.plot_param_importances, evaluator=fanova)
     plt.switch_backend("agg")
@@ -551,17 +549,10 @@ def _track(
     """Record the table and the first figure in W&B beside the trials."""
     from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
-    tracker = start_tracking(
-        sweep.flags.wandb,
-        directory.path,
-        TrackedRun(
-            name=directory.path.name,
-            group=directory.path.name,
-            job_type="sweep",
-            config={"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials},
-        ),
-        warn,
-    )
+    name = directory.path.name
+    facts = {"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials}
+    tracked = TrackedRun(name=name, group=name, job_type="sweep", config=facts)
+    tracker = start_tracking(sweep.flags.wandb, directory.path, tracked, warn)
     tracker.log_comparison(table[0], table[1:], figures[0])
     tracker.finish()
     for line in tracker.hint:

@@ -23,7 +23,7 @@ from test_train import write_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline import run as pipeline
-from fmnist_tf.pipeline.study import Plan, Result, decode, read_space, show_point
+from fmnist_tf.pipeline.study import Plan, decode, read_space, show_point
 from fmnist_tf.settings.flags import setting_names
 from fmnist_tf.sweep import main, rank
 from fmnist_tf.system.signals import StoppedError
@@ -128,14 +128,14 @@ def test_random_points_depend_on_the_seed_and_differ() -> None:
 
 def test_points_are_ranked_by_counts_then_loss_and_incomplete_ones_come_last() -> None:
     # The sums of 4 and 5 are equal, the means of their fractions are not.
-    def result(units: int, correct: int, loss: float = 0.5, state: str = "complete") -> Result:
-        return Result(1, 0, {"units": units}, state, correct, 6000, loss, 1)
+    def row(units: int, correct: int, loss: float = 0.5, state: str = "complete") -> dict:
+        return {"units": units, "correct": correct, "loss": loss, "state": state}
 
-    results = [result(1, 0, state="failed"), result(2, 5999), result(2, 0, state="pruned")]
-    results += [result(3, 0, state="pruned")]
-    results += [result(4, c, 0.5) for c in (5483, 5667, 5388)]
-    results += [result(5, c, 0.4) for c in (5488, 5664, 5386)]
-    assert [group[0].point["units"] for group in rank(results)] == [5, 4, 2, 3, 1]
+    rows = [row(1, 0, state="failed"), row(2, 5999), row(2, 0, state="pruned")]
+    rows += [row(3, 0, state="pruned")]
+    rows += [row(4, correct, 0.5) for correct in (5483, 5667, 5388)]
+    rows += [row(5, correct, 0.4) for correct in (5488, 5664, 5386)]
+    assert [group[0]["units"] for group in rank(rows, ["units"])] == [5, 4, 2, 3, 1]
 
 
 # Trials

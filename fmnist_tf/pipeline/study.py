@@ -36,6 +36,20 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Distribution]
 Point = dict[str, Any]
 """Setting -> value as Optuna stores it: number, bool, None or text."""
+Row = dict[str, Any]
+"""A line of trials.csv: `trial` (1-based), `seed`, the point, and what it has of `FIGURES`."""
+
+FIGURES = (
+    "state",  # complete, pruned or failed
+    "correct",  # predictions on the val rows, at the best epoch
+    "total",  # val rows
+    "loss",  # mean cross entropy in nats on them
+    "epoch",  # the best one, 1-based, 0 if training never beat its start; if pruned, the last one
+    "seconds",  # of the run's stages; wall time if pruned or failed
+    "test_correct",  # the same on test rows, if they were tested
+    "test_total",
+    "error",  # why the trial failed
+)
 
 MAX_TRIALS = 10_000
 _MAX_ATTEMPTS = 3  # then a trial waits for the others: it may kill its process every time
@@ -157,7 +171,7 @@ class Plan:
         if n_points * len(seeds) > MAX_TRIALS:
             found = f"{n_points:,} points with {len(seeds):,} seeds"
             raise UsageError(f"{found}: expected at most {MAX_TRIALS:,} trials")
-        points: list[Point] = list(_corners(space)) if sampler == "grid" else []
+        points: list[Point] = _corners(space) if sampler == "grid" else []
         while sampler == "random" and len(points) < n_points:
             points.append(_sample(optuna.samplers.RandomSampler, space, seeds[0], [], points))
         # A pooled head averages the feature maps that a Flatten head has cached.
@@ -172,7 +186,7 @@ class Plan:
     @property
     def checked_points(self) -> list[Point]:
         """Points whose settings are checked before any work; of tpe the corners of the space."""
-        return list(self.points or _corners(self.space))
+        return list(self.points) or _corners(self.space)
 
     def seed_of(self, number: int) -> int:
         """Return the seed of a trial."""
@@ -202,14 +216,14 @@ def _count(distribution: Distribution) -> float:
     return distribution.high - distribution.low + 1 if is_int else math.inf
 
 
-def _corners(space: Space) -> Iterator[Point]:
-    """Yield the combinations of choices and ends of ranges, the last setting fastest."""
+def _corners(space: Space) -> list[Point]:
+    """Return the combinations of choices and ends of ranges, the last setting fastest."""
     ends = (
         d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
         for d in space.values()
     )
-    for values in itertools.islice(itertools.product(*ends), MAX_TRIALS):
-        yield dict(zip(space, values, strict=True))
+    combinations = itertools.islice(itertools.product(*ends), MAX_TRIALS)
+    return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
 def _sample(
@@ -229,46 +243,8 @@ def _sample(
     return {name: point[name] for name in space}
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one trial ended, a line of trials.csv.
-
-    Attributes:
-        trial: its number, 1-based.
-        seed: of order, initial weights and dropout; the split is the same for all.
-        point: the varied settings.
-        state: complete, pruned or failed.
-        correct: correct predictions on val rows at the best epoch; 0 unless complete.
-        total: val rows.
-        loss: mean cross entropy in nats on them.
-        epoch: the best one, 1-based, 0 if training never beat its start; if pruned, the last one.
-        seconds: of the run's stages; wall time if pruned or failed.
-        test_correct: the same on test rows, if they were tested.
-        test_total: test rows.
-        error: why the trial failed.
-    """
-
-    trial: int
-    seed: int
-    point: Point
-    state: str
-    correct: int | None = None
-    total: int | None = None
-    loss: float | None = None
-    epoch: int | None = None
-    seconds: float = 0.0
-    test_correct: int | None = None
-    test_total: int | None = None
-    error: str | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of val rows that a complete trial predicts correctly, 0..1."""
-        return (self.correct or 0) / (self.total or 1)
-
-
 def read_figures(directory: RunDir, *, is_tested: bool) -> dict[str, Any] | None:
-    """Return the figures of a finished training for trials.csv; None if it has not finished."""
+    """Return the `FIGURES` of a finished training; None if it has not finished."""
     if not directory.file(DONE if is_tested else "evaluation.json").is_file():
         return None
     said, provenance = (directory.read_json(f"{n}.json") for n in ("evaluation", "provenance"))
@@ -378,7 +354,7 @@ class SweepStudy:
 
         Finish each before the next. Close the generator, which holds the lock of the last one.
         """
-        is_waiting = False
+        is_told = False
         while True:
             with contextlib.ExitStack() as held:
                 with taking_turns(self._directory.path):
@@ -388,23 +364,26 @@ class SweepStudy:
                     continue
             if not is_busy:
                 return
-            if not is_waiting:
+            if not is_told:
                 say("waiting for the trials of other processes")
-            is_waiting = True
+            is_told = True
             time.sleep(_WAIT_SECONDS)
             signals.check()
 
     def _claim(self, held: contextlib.ExitStack) -> tuple[Claim | None, bool]:
-        """Return a trial that `held` has locked, or None and whether another process has one."""
+        """Return a trial that `held` has locked, and whether any process has a trial."""
         trials, stopped, is_busy = self._trials, [], False
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                try:
-                    with self.directory_of(trial.number + 1).locked():
-                        if not _has_failed(trial) or trial.number in self._retried:
-                            stopped.append(trial)
-                except RunExistsError:
-                    is_busy = True
+        for number in [t.number for t in trials if t.state == TrialState.RUNNING]:
+            try:
+                with self.directory_of(number + 1).locked():
+                    trial = self._trials[number]  # it may have ended before its lock was free
+            except RunExistsError:
+                is_busy = True
+                continue
+            if not trial.state.is_finished() and (
+                number in self._retried or not _has_failed(trial)
+            ):
+                stopped.append(trial)
         stopped.sort(key=lambda trial: _count_attempts(trial) >= _MAX_ATTEMPTS)
         number = len(trials) + 1
         is_new = number <= self._plan.n_trials
@@ -429,10 +408,10 @@ class SweepStudy:
         if read_figures(own, is_tested=not self._plan.space) is None:
             _empty(own.path)
         point = {name: stored.params[name] for name in self._plan.space}
-        return Claim(number, point, own, attempt), is_busy
+        return Claim(number, point, own, attempt), True
 
     def finish(self, claim: Claim, state: str, **figures: Any) -> None:
-        """Record how a trial ended: complete, pruned or failed, and its figures."""
+        """Record how a trial ended: complete, pruned or failed, and others of `FIGURES`."""
         claim.attempt.set_user_attr("figures", {"state": state, **figures})
         if state == "complete":
             self._study.tell(claim.attempt, figures["correct"] / figures["total"])
@@ -446,17 +425,12 @@ class SweepStudy:
         study.add_trials([optuna.trial.create_trial(state=TrialState.FAIL), *self._trials])
         return study
 
-    def read_results(self) -> list[Result]:
+    def read_rows(self) -> list[Row]:
         """Return the trials that ended, in the order of the plan."""
         return [
-            Result(
-                trial=trial.number + 1,
-                seed=trial.user_attrs["seed"],
-                point={name: trial.params[name] for name in self._plan.space},
-                **trial.user_attrs["figures"],
-            )
+            {"trial": trial.number + 1, **trial.user_attrs, **trial.params, **figures}
             for trial in self._trials
-            if trial.user_attrs.get("figures")
+            if (figures := trial.user_attrs.get("figures"))
         ]
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Phases = list[tuple[list[int], list[HistoryRow]]]  # x coordinates and rows of each phase
+
 
 def write_curves(
     path: Path, heading: Heading, rows: Sequence[HistoryRow], chosen_epoch: int
@@ -126,9 +128,6 @@ def write_lr_finder(
         # Without a limit the diverging end would flatten the rest.
         axes.set_ylim(top=1.5 * max(smoothed[0], min(smoothed)))
         axes.legend()
-
-
-_Phases = list[tuple[list[int], list[HistoryRow]]]
 
 
 def _place_phases(rows: Sequence[HistoryRow]) -> _Phases:

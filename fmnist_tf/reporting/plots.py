@@ -45,7 +45,7 @@ def write_confusion(
 
     counts = evaluation.confusion
     n_classes = len(counts)
-    names = drawable_names(tuple(class_names), 20)
+    names = drawable_names(class_names, 20)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.62 * n_classes, 3.6), 10.0)
     cell_points = 72 * side / n_classes
@@ -102,7 +102,7 @@ def write_mistakes(
         probabilities: (N, K) floats 0..1.
         class_names: K names.
     """
-    names = drawable_names(tuple(class_names), 15)
+    names = drawable_names(class_names, 15)
     predictions = probabilities.argmax(axis=1)
     n_mistakes = int((predictions != labels).sum())
     worst = worst_mistakes(labels, probabilities, _N_MISTAKES)

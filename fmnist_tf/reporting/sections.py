@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,10 +157,8 @@ def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[
         f"Mean confidence {confidence}, accuracy {accuracy}; expected calibration error (ECE) "
         f"{calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
     )
-    svg = inline_svg(
-        "calibration", finding, 4.4, lambda figure: plots.plot_calibration(figure, calibration)
-    )
-    return {"svg": svg, "finding": finding}
+    plot = partial(plots.plot_calibration, calibration=calibration)
+    return {"svg": inline_svg("calibration", finding, 4.4, plot), "finding": finding}
 
 
 def describe_projections(
@@ -175,15 +174,8 @@ def describe_projections(
             f"{kind.capitalize()} of {len(points):,} test images; the two components explain "
             f"{variance.sum():.0%} of the variance."
         )
-        svg = inline_svg(
-            f"projection-{kind}",
-            finding,
-            5.6,
-            lambda figure, points=points: plots.plot_projection(  # type: ignore[misc]
-                figure, points, labels, short_names
-            ),
-            dpi=150,
-        )
+        plot = partial(plots.plot_projection, points=points, labels=labels, names=short_names)
+        svg = inline_svg(f"projection-{kind}", finding, 5.6, plot, dpi=150)
         projections.append({"svg": svg, "finding": finding})
     return projections
 
@@ -241,10 +233,7 @@ def describe_data(
         "smallest": (names[int(train.argmin())], int(train.min())),
         "duplicates": summary.duplicates.tolist(),
         "histogram": inline_svg(
-            "histogram",
-            finding,
-            2.3,
-            lambda figure: plots.plot_histogram(figure, summary.histogram),
+            "histogram", finding, 2.3, partial(plots.plot_histogram, counts=summary.histogram)
         ),
         "finding": finding,
     }
@@ -255,6 +244,8 @@ def describe_training(
 ) -> dict[str, Any]:
     """Return curves, learning rates, seconds and parameter counts; `rows` are of all phases."""
     phases = " and ".join(dict.fromkeys(row.phase for row in rows))
+    plot_curves = partial(curves.plot_curves, rows=rows, chosen_epoch=chosen.epoch)
+    plot_rates = partial(curves.plot_learning_rate, rows=rows)
     finding = (
         f"{phases.capitalize()}: validation accuracy {rows[0].val_accuracy:.2%} in the first "
         f"epoch, {chosen.val_accuracy:.2%} in the selected one, {chosen.phase} epoch "
@@ -268,13 +259,9 @@ def describe_training(
     longest = max(seconds.values())
     return {
         "finding": finding,
-        "curves": inline_svg(
-            "curves", finding, 4.6, lambda figure: curves.plot_curves(figure, rows, chosen.epoch)
-        ),
+        "curves": inline_svg("curves", finding, 4.6, plot_curves),
         "rate_finding": rate_finding,
-        "rates": inline_svg(
-            "rates", rate_finding, 2.3, lambda figure: curves.plot_learning_rate(figure, rows)
-        ),
+        "rates": inline_svg("rates", rate_finding, 2.3, plot_rates),
         "stages": [
             (
                 stage.replace("_", " "),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,6 @@ def drawable(text: str, limit: int, fallback: str) -> str:
     return shown if shown and all(font.get_char_index(ord(c)) for c in shown) else fallback
 
 
-def drawable_names(class_names: list[str] | tuple[str, ...], limit: int) -> list[str]:
+def drawable_names(class_names: Sequence[str], limit: int) -> list[str]:
     """Return a drawable name of at most `limit` characters for each class."""
     return [drawable(name, limit, f"class {k}") for k, name in enumerate(class_names)]

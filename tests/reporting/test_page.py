@@ -359,6 +359,16 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     assert f"garment e {a / 6:.1%} {a} of 6 {b / 6:.1%} {b} of 6" in page.text
 
 
+def test_a_significantly_better_run_is_named(tmp_path):
+    names = [f"letter {k}" for k in range(40)]
+    worse, better = (make_run(tmp_path / name, names=names, n=400) for name in "ab")
+    labels, probabilities = worse.read_predictions()
+    write_test(worse, labels, np.roll(probabilities, 1, axis=1), labels, probabilities)
+    page, (said,) = comparison_of(worse, better)
+    assert "B is" in said
+    assert page.section("classes").count('<th scope="row"') == 20
+
+
 def test_the_data_page_has_counts_duplicates_images_and_decisions(tmp_path):
     summary = make_summary(10)
     write_data_page(FACTS, summary, NAMES, tmp_path / "d.html")

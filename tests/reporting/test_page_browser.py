@@ -18,6 +18,7 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+pytestmark = pytest.mark.slow
 PAGES = ("report", "many", "hostile", "comparison", "data")
 
 
