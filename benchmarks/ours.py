@@ -29,6 +29,7 @@ from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.phases import apply_plan, plan_phase
+from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import features
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -101,6 +102,8 @@ class Epoch(_Ours):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._source = self._cache(np.arange(N_IMAGES))
+        del self._compute
+        release_memory()  # as `train` does before its epochs
         self._trainer = Trainer(self._classifier, self._split, build_optimizer("adam"))
         self.outputs = self._trainer.predict(self._source, np.arange(N_CHECKED), job.batch_size)
 
