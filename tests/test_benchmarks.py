@@ -203,7 +203,7 @@ def open_stage(job: Job) -> SimpleNamespace:
     def measure(units: int) -> int:
         with (job.folder / "log").open("a") as log:
             log.write(f"{name} {units} {os.getpid()}\n")
-        time.sleep(100 if name == "hangs" else 0.03 * units)
+        time.sleep(100 if name == "hangs" else 0.1 * units)
         return 10 * units
 
     return SimpleNamespace(facts={"name": name}, outputs=OUTPUTS, measure=measure)
@@ -217,7 +217,7 @@ def fakes(folder: Path, *names: str) -> list[Job]:
 def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
     steps: list[int] = []
     jobs = fakes(tmp_path, "first", "second")
-    measurements = measure_task(jobs, Settings(32, 2, 0.09), lambda: steps.append(1))
+    measurements = measure_task(jobs, Settings(32, 2, 0.3), lambda: steps.append(1))
     log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     # The first measurement is warm-up, the second one tells the size of the rounds.
     assert [name for name, _, _ in log] == [
@@ -230,14 +230,14 @@ def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
     for measurement in measurements:
         assert measurement.reason is None
         assert measurement.facts == {"name": measurement.system.name}
-        assert all(100 < rate < 334 for rate in measurement.rates)
+        assert all(10 < rate <= 100 for rate in measurement.rates)
         assert measurement.peak_bytes > 10e6
         assert np.array_equal(measurement.outputs, OUTPUTS)
 
 
 def test_a_worker_that_fails_loses_its_own_measurement_alone(tmp_path: Path) -> None:
     jobs = fakes(tmp_path, "raises", "missing", "dies", "good")
-    raises, missing, dies, good = measure_task(jobs, Settings(32, 1, 0.01))
+    raises, missing, dies, good = measure_task(jobs, Settings(32, 1, 0.1))
     assert raises.reason == "ValueError: no such thing"
     assert missing.reason.startswith("no_such_package is not installed")
     assert "SIGKILL" in dies.reason
@@ -246,7 +246,7 @@ def test_a_worker_that_fails_loses_its_own_measurement_alone(tmp_path: Path) -> 
 
 
 def test_a_worker_that_takes_too_long_is_killed(tmp_path: Path) -> None:
-    settings = Settings(32, 1, 0.01, timeout_seconds=2)
+    settings = Settings(32, 1, 0.1, timeout_seconds=2)
     (hangs,) = measure_task(fakes(tmp_path, "hangs"), settings)
     assert hangs.reason == "no answer within 2 s"
     assert not multiprocessing.active_children()
@@ -275,7 +275,7 @@ def test_an_interruption_leaves_no_process(number: signal.Signals, tmp_path: Pat
         "from fmnist_tf.cli.command import run_command\n"
         "from test_benchmarks import fakes\n"
         "jobs = fakes(Path(sys.argv[1]), 'hangs')\n"
-        "work = lambda flags: measure_task(jobs, Settings(32, 1, 0.01))\n"
+        "work = lambda flags: measure_task(jobs, Settings(32, 1, 0.1))\n"
         "sys.exit(run_command(work, Namespace(quiet=False, debug=False)))\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -311,15 +311,13 @@ def test_ours_and_plain_keras_compute_the_same(tmp_path: Path) -> None:
 
     facts = prepare.open_stage(Job(PREPARE, PASS, 1, 32, tmp_path)).facts
     assert facts["feature_batch"] == 128
-    for task in (PASS, FINETUNE):
-        jobs = [Job(system, task, 32, 32, tmp_path) for system in (OURS, KERAS)]
-        found, expected = ours.open_stage(jobs[0]), plain_keras.open_stage(jobs[1])
-        rows = [
-            Measurement(job.system, task, 32, outputs=stage.outputs).comparable()
-            for job, stage in zip(jobs, (found, expected), strict=True)
-        ]
-        assert compare_outputs(*rows) > MIN_COSINE["float32"]
-    assert found.measure(2) == expected.measure(2) == 64 + 7  # of the short finetune epoch
+    jobs = [Job(system, FINETUNE, 32, 32, tmp_path) for system in (OURS, KERAS)]
+    stages = ours.open_stage(jobs[0]), plain_keras.open_stage(jobs[1])
+    found, expected = (
+        Measurement(OURS, FINETUNE, 32, outputs=stage.outputs).comparable() for stage in stages
+    )
+    assert compare_outputs(found, expected) > MIN_COSINE["float32"]
+    assert [stage.measure(2) for stage in stages] == [64 + 7, 64 + 7]  # trained on + validated
 
 
 @pytest.mark.slow
