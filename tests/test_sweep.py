@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import random
 import re
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +26,8 @@ from test_train import write_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline import run as pipeline
-from fmnist_tf.pipeline.study import Plan, decode, read_space, show_point
+from fmnist_tf.pipeline.study import Plan, SweepStudy, decode, read_space, show_point
+from fmnist_tf.results.rundir import HistoryRow, RunDir
 from fmnist_tf.settings.flags import setting_names
 from fmnist_tf.sweep import main, rank
 from fmnist_tf.system.signals import StoppedError
@@ -299,51 +303,100 @@ def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
 # Samplers
 
 
-SEARCH = [
-    *("--backbone", "mlp", "--weights", "random", "--data", "grey.csv", "--val-fraction", "0.5"),
-    *("--units", "0", "--epochs", "3", "--batch-size", "16", "--wandb", "disabled"),
-    *("--grid", "learning_rate=1e-7..1e-2:log", "--tpe", "12"),
-]
+def train_nothing(folder: Path, plan: Plan, *, p_stop: float = 0.0, seed: int = 0) -> list[dict]:
+    """Run the trials of a plan with a formula in place of training; it may stop at any epoch."""
+    rng, study = random.Random(seed), SweepStudy(RunDir(folder), plan)
+    with contextlib.closing(study.claims()) as claims:
+        for claim in claims:
+            best = 1 / (1 + abs(np.log10(claim.point["learning_rate"]) + 3))
+            figures = {"epoch": 0, "seconds": 0.0}
+            state = "complete"
+            for epoch in range(1, 5):
+                if rng.random() < p_stop:
+                    raise StoppedError(15)
+                figures |= {"epoch": epoch, "correct": round(1000 * best * epoch / 4)}
+                row = HistoryRow(epoch, "frozen", 1, 1, 1, best * epoch / 4, 1, 1)
+                try:
+                    claim.report(row, epochs=4)
+                except optuna.TrialPruned:
+                    state = "pruned"
+                    break
+            study.finish(claim, state, total=1000, **figures)
+    return [{k: v for k, v in row.items() if k != "attempts"} for row in study.read_rows()]
 
 
-def write_grey(path: Path) -> None:
-    """Write 120 rows of 4 classes, each noise around a grey level of its own."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(120) % 4
+@pytest.fixture
+def search() -> dict[str, Plan]:
+    space = read_space("learning_rate=1e-7..1e-1:log units=0,8")
+    return {name: Plan.make(space, name, 24, range(7, 8)) for name in ("tpe", "random")}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_interruptions_change_neither_sampling_nor_pruning(tmp_path, search, sampler) -> None:
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = train_nothing(tmp_path / "whole", search[sampler])
+    n_stopped = 0
+    for seed in itertools.count():
+        try:
+            rows = train_nothing(tmp_path / "stopped", search[sampler], p_stop=0.05, seed=seed)
+            break
+        except StoppedError:
+            n_stopped += 1
+    assert n_stopped >= 3
+    assert rows == whole
+    assert {row["state"] for row in rows} == {"complete", "pruned"}
+    assert all(row["state"] == "complete" for row in rows[:5])
+
+
+def test_tpe_follows_the_results(tmp_path, search) -> None:
+    points = [row["learning_rate"] for row in train_nothing(tmp_path, search["tpe"])]
+    distances = np.abs(np.log10(points) + 3)
+    assert np.median(distances[10:]) < np.median(distances[:10])  # the first ten are random
+
+
+def test_tpe_repeats_its_points_with_other_seeds_and_takes_none_twice(tmp_path) -> None:
+    plan = Plan.make(read_space("learning_rate=1e-4,1e-3,1e-2"), "tpe", 9, range(5, 7))
+    rows = train_nothing(tmp_path, plan)
+    points = [row["learning_rate"] for row in rows]
+    assert sorted(points[:3]) == [1e-4, 1e-3, 1e-2]
+    assert points[3:] == points[:3]
+    assert [row["seed"] for row in rows] == [5, 5, 5, 6, 6, 6]
+
+
+def test_a_trial_that_always_stops_its_process_waits_for_the_others(tmp_path) -> None:
+    plan = Plan.make(read_space("units=1,2,3"), "grid", None, range(1))
+    begun = []
+    for _ in range(5):
+        with contextlib.closing(SweepStudy(RunDir(tmp_path), plan).claims()) as claims:
+            begun.append(next(claims).number)
+    assert begun == [1, 1, 1, 2, 2]
+
+
+def test_two_workers_get_each_trial_once(tmp_path) -> None:
+    plan = Plan.make(
+        read_space("learning_rate=1e-5,1e-4,1e-3 units=1,2,3,4"), "grid", None, range(1)
+    )
+    with ThreadPoolExecutor(3) as threads:
+        works = [threads.submit(train_nothing, tmp_path, plan) for _ in range(3)]
+        tables = [work.result() for work in works]
+    assert tables[0] == tables[1] == tables[2]
+    assert [row["trial"] for row in tables[0]] == list(range(1, 13))
+    lines = (tmp_path / "study.log").read_text().splitlines()
+    assert sum("attempts" in json.loads(line).get("user_attr", {}) for line in lines) == 12
+
+
+def test_pruned_trials_are_shown(folder, capsys) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(120) % 4
     pixels = rng.normal(60 * labels[:, None] + 30, 40, (120, 784)).clip(0, 255).astype(int)
-    lines = [",".join(map(str, row)) for row in np.column_stack([labels, pixels]).tolist()]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def test_interruptions_change_neither_sampling_nor_pruning(folder, capsys, monkeypatch) -> None:
-    write_grey(folder / "grey.csv")
-    assert main([*SEARCH, "--run", "whole"]) == 0
-    table = read_trials("whole")
-    pruned = [row for row in table if row["state"] == "pruned"]
+    np.savetxt("grey.csv", np.column_stack([labels, pixels]), "%d", ",")
+    words = ["--backbone", "mlp", "--weights", "random", "--data", "grey.csv", "--units", "0"]
+    words += ["--val-fraction", "0.5", "--epochs", "3", "--batch-size", "16", "--run", "s"]
+    words += ["--grid", "learning_rate=1e-7..1e-2:log", "--random", "8", "--wandb", "disabled"]
+    assert main(words) == 0
+    pruned = [row for row in read_trials() if row["state"] == "pruned"]
     assert capsys.readouterr().out.count("pruned after epoch 2") == len(pruned) > 0
     assert {(row["epoch"], row["correct"]) for row in pruned} == {("2", "")}
-    assert all(row["state"] == "complete" for row in table[:5])
-    # The first ten are random, then TPE prefers the rates that did well.
-    rates = [float(row["learning_rate"]) for row in table]
-    assert np.median(rates[10:]) > 3 * np.median(rates[:10])
-
-    def run_trial(*given):
-        *given, on_epoch = given
-
-        def stop(row):
-            on_epoch(row)
-            if rng.random() < 0.2:
-                raise StoppedError(15)
-
-        return original(*given, stop)
-
-    original, codes, rng = pipeline.run_trial, [], random.Random(1)
-    monkeypatch.setattr(pipeline, "run_trial", run_trial)
-    while not codes or codes[-1]:
-        codes.append(main([*SEARCH, "--run", "s"]))
-    assert set(codes) == {143, 0}
-    assert len(codes) > 4
-    assert read_trials() == table
 
 
 # One sweep, several commands
