@@ -1,4 +1,4 @@
-"""The bound that rates are compared with: what the processor's arithmetic could do.
+"""The bound that rates are compared with: what the processor's peak FLOP rate allows.
 
 FLOP/s = physical cores x clock x FLOP a cycle; a multiplication and its addition count as two.
 """

@@ -157,7 +157,7 @@ def _row(
 def _flop(measurement: Measurement, multiplications: Mapping[str, int]) -> float:
     """Return the FLOP that one image costs; in an epoch nine of ten images train.
 
-    Ours caches the frozen part instead of computing it in an epoch.
+    Ours caches the backbone features instead of computing them in an epoch.
     """
     is_cached = measurement.system.name == "ours" and measurement.task.head is not None
     frozen = 0 if is_cached else multiplications["frozen"]

@@ -75,7 +75,7 @@ def _write_notes(result: Mapping[str, Any]) -> Iterator[str]:
     )
     bounds = machine["flop_per_second_bound"].items()
     known = ", ".join(f"{name} {bound / 1e9:,.0f} GFLOP/s" for name, bound in bounds if bound)
-    yield "bound%: of what the processor's arithmetic allows: " + (
+    yield "bound%: of the processor's peak FLOP rate: " + (
         f"{known} ({machine['physical_cores']} cores at {machine['clock_mhz']:.0f} MHz; a virtual "
         "machine may not tell its true clock)."
         if known
