@@ -500,6 +500,7 @@ def test_a_disk_too_small_for_the_cache_is_a_warning(folder: Path, capsys, monke
     assert not list(Path("runs/.cache").glob("features/*/shard-*"))
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container", "ignore:A total of")
 def test_a_model_of_another_network_is_bad_input(folder: Path, monkeypatch) -> None:
     copy_frozen()
     monkeypatch.setitem(BACKBONES, "toy", replace(BACKBONES["resnet8"], name="toy"))
