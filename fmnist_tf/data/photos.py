@@ -41,7 +41,6 @@ TOLERANCE = 0.05 * 255
 
 _TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are read, make it smaller"
 _WORK_SIDE = 512  # longer sides are reduced before anything is measured
-_ENOUGH_IMAGES = 10_000  # to tell whether a CSV is negated
 _LOOSE = 0.25 * 255  # grey levels from the border's median: the first guess at the background
 # ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
 # sum in the middle; normalized to a sum of 1.
@@ -147,7 +146,7 @@ def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
 
     They do if their background is clear, and at the other end than the training `background`.
     """
-    found = measure_background(pixels[:: max(1, len(pixels) // _ENOUGH_IMAGES)])
+    found = measure_background(pixels)
     if not _is_opposite(found, background):
         return None
     return (

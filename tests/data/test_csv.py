@@ -711,7 +711,7 @@ def test_damaged_store_is_made_again(
     read(kaggle())
     DAMAGES[damage](store_of(tmp_path))
     assert_read(read(kaggle()))
-    assert pixel_store.read_store(store_of(tmp_path)) is not None
+    assert pixel_store.read_store(store_of(tmp_path), "", "") is not None
 
 
 def test_other_process_publishes_first(
@@ -763,10 +763,10 @@ def test_disk_full_leaves_nothing(write: Callable[..., Path], tmp_path: Path) ->
 def test_leftovers_of_killed_processes(read: Callable[..., Table], tmp_path: Path) -> None:
     store = tmp_path / "store"
     for name, age_seconds in (("old", 2 * pixel_store.STALE_SECONDS), ("new", 60)):
-        folder = store / f".{name}.partial"
+        folder = store / f".{name}.tmp-1"
         folder.mkdir(parents=True)
         (folder / "pixels.bin").touch()
         then = time.time() - age_seconds
         os.utime(folder, (then, then))
     read(kaggle())
-    assert [p.name for p in store.glob(".*")] == [".new.partial"]
+    assert [p.name for p in store.glob(".*")] == [".new.tmp-1"]

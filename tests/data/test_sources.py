@@ -54,16 +54,15 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def read(tmp_path, data_dir, said, monkeypatch) -> Read:
-    """`read_dataset` with an empty cache and no network."""
+def read(tmp_path, said, monkeypatch) -> Read:
+    """`read_dataset` with an empty cache and no network, in the folder above `data_dir`."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(official, "BASE_URL", "http://127.0.0.1:9/")  # the discard port: refused
 
     def read_from(data: object, **options: object) -> Dataset:
-        return read_dataset(
-            str(data), data_dir=data_dir, store_dir=tmp_path / "store", say=said.append, **options
-        )
+        return read_dataset(str(data), store_dir=tmp_path / "store", say=said.append, **options)
 
     return read_from
 
@@ -98,7 +97,8 @@ def test_auto_takes_kaggles_names_before_any_other(read, data_dir, said) -> None
     test = write(data_dir / "fashion-mnist_test.csv", copies=2, seed=1)
     write(data_dir / "other_train.csv")
     dataset = read("auto")
-    assert [(Path(file.path), file.rows) for file in dataset.files] == [(train, 80), (test, 20)]
+    found = [(Path(file.path).resolve(), file.rows) for file in dataset.files]
+    assert found == [(train, 80), (test, 20)]
     assert [file.sha256 for file in dataset.files] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, test)
     ]
@@ -112,7 +112,7 @@ def test_auto_takes_kaggles_names_before_any_other(read, data_dir, said) -> None
     assert dataset.test.pixels.shape == (20, 784)
     assert dataset.train.class_names == dataset.test.class_names == FASHION_MNIST
     assert said == []
-    for part in (str(train), "fashion-mnist_test.csv", "line 1 is the header"):
+    for part in ("data/fashion-mnist_train.csv", "fashion-mnist_test.csv", "line 1 is the header"):
         assert any(part in decision for decision in dataset.decisions)
 
 
