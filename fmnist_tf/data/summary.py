@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,13 +120,10 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
         pass  # missing or corrupt: computed again
     found = _inspect(train, test)
-    facts = {
-        "background": np.array(found.background),
-        "content_side": np.array(found.content_side),
-        "warnings": np.array(found.warnings, str),
-    }
+    kept: dict[str, Any] = found.summary.to_arrays()
+    kept |= {"background": found.background, "content_side": found.content_side}
     with write_atomically(path) as file:
-        np.savez(file, **found.summary.to_arrays(), **facts)
+        np.savez(file, **kept, warnings=np.array(found.warnings, str))
     return found
 
 
@@ -242,7 +240,7 @@ def measure_content_side(pixels: NDArray[np.uint8], background: int) -> int:
     """
     images = _spread(pixels).reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.int16)
     content = np.abs(images - background) > _TOLERANCE
-    sides = np.maximum(_extent(content.any(axis=1)), _extent(content.any(axis=2)))
+    sides = np.maximum(_extent(content.max(axis=1)), _extent(content.max(axis=2)))
     return max(1, int(np.median(sides)))
 
 

@@ -213,12 +213,6 @@ def test_label_values(
     assert table.label_values == values
 
 
-def test_names_are_ordered_and_first_seen_is_not(read: Callable[..., Table]) -> None:
-    table = read([HEADER, *rows(labels=["b", "a", "c", "a", "b", "c"])])
-    assert table.label_values == ("a", "b", "c")
-    assert table.label_index.tolist() == [1, 0, 2, 0, 1, 2]
-
-
 # ------------------------------------------------------------------------------ the 44 bad inputs
 
 Build = Callable[[Path], Path]
@@ -584,7 +578,7 @@ def test_lines_count_across_blocks(read: Callable[..., Table]) -> None:
     assert table.pixels[332, 782] == 30
 
 
-def test_scaled_pixels_are_recognised_only_if_all_are(read: Callable[..., Table]) -> None:
+def test_scaled_pixels_are_named_only_if_all_are(read: Callable[..., Table]) -> None:
     error = complaint(lambda: read(SCALED))
     assert {p.code for p in error.problems} == {"E034"}
     assert "already scaled" in error.problems[0].hint
