@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,45 +108,26 @@ def read_dataset(
         OSError: the disk is full or fails.
     """
     decisions: list[str] = []
-    if data == "auto" and (paths := find_csvs(DATA_DIR)):
-        decisions.append(f"data: {paths[0]}, the train file of the data folder")
-    else:
-        paths = None if data in ("auto", "official", "sample") else _find_named(data)
-
-    def read(path: Path) -> Table:
-        return read_csv(path, store_dir, label_column=label_column)
-
+    read = partial(read_csv, store_dir=store_dir, label_column=label_column)
     test: Table | None
-    if paths is None:
+    if data in ("official", "sample") or (data == "auto" and not find_csvs(DATA_DIR)):
         train, test, kind = _read_known(data, store_dir, say, decisions)
     else:
-        train, test = read(paths[0]), None
+        train, test = _read_csvs(data, read, decisions, wants_test=test_data is None)
         kind = _KNOWN.get((train.digest, train.label_digest), "csv")
-        if paths[1] and test_data is None and train.label_index is not None:
-            test = _read_beside(paths[1], read, decisions)
     if test_data is not None:
-        path = expand_path(test_data)
-        check_paths(train.path, path)
-        if train.label_index is None:
-            raise UsageError(
-                f"--test-data {test_data}: expected labelled training images, found {train.path} "
-                "without labels; read each file by itself"
-            )
-        test = read(path)
+        test = _read_named_test(test_data, read, train)
     tables = [train] if test is None else [train, test]
     decisions += [f"{Path(t.path).name}: {line}" for t in tables for line in t.decisions]
-    class_names = train.label_values
+    if to_train:
+        require_labels(train, minimum=2)
+    class_names = train.label_values or ("unlabelled",)
     has_ten = class_names == tuple("0123456789")
     if has_ten and (kind == "official" or "fashion" in Path(train.path).name.lower()):
         class_names = FASHION_MNIST
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
-    if to_train:
-        require_labels(train, minimum=2)
-    if train.label_index is None:
-        labels, class_names = np.zeros(len(train.pixels), np.int64), ("unlabelled",)
-    else:
-        labels = train.label_index.astype(np.int64)
-    train_part = train.to_pixels(labels, class_names)
+    index = np.zeros(len(train.pixels)) if train.label_index is None else train.label_index
+    train_part = train.to_pixels(index.astype(np.int64), class_names)
     if test is not None:
         test_part = test.to_pixels(map_labels(test, class_names, train.path), class_names)
     elif to_train:
@@ -204,18 +186,6 @@ def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
     return (candidates[0], _test_beside(candidates[0])) if candidates else None
 
 
-def _find_named(data: str) -> tuple[Path, Path | None]:
-    path = expand_path(data)
-    if not path.is_dir():
-        return path, _test_beside(path)
-    if found := find_csvs(path):
-        return found
-    raise UsageError(
-        f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
-        '"train" in its name. hint: name the file itself with --data PATH'
-    )
-
-
 def _test_beside(train_path: Path) -> Path | None:
     """Return the existing file named like the train file with "test" for its last "train"."""
 
@@ -249,19 +219,45 @@ def _read_known(
     return (*sample.read_sample(), "sample")
 
 
-def _read_beside(path: Path, read: Callable[[Path], Table], decisions: list[str]) -> Table | None:
-    """Read the test file that was found beside the train file; None if it has no labels."""
+def _read_csvs(
+    data: str, read: Callable[[Path], Table], decisions: list[str], *, wants_test: bool
+) -> tuple[Table, Table | None]:
+    """Read the train CSV and, if wanted, the labelled test CSV beside it."""
+    path = DATA_DIR if data == "auto" else expand_path(data)
+    paths = find_csvs(path) if path.is_dir() else (path, _test_beside(path))
+    if paths is None:
+        raise UsageError(
+            f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
+            '"train" in its name. hint: name the file itself with --data PATH'
+        )
+    train_path, test_path = paths
+    if path.is_dir():
+        decisions.append(f"data: {train_path}, the train file of the folder")
+    train = read(train_path)
+    if not wants_test or test_path is None or train.label_index is None:
+        return train, None
     try:
-        table = read(path)
+        test = read(test_path)
     except DataError as error:
         if {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
             raise
     else:
-        if table.label_index is not None:
-            decisions.append(f"test set: {path.name}, beside the train file")
-            return table
-    decisions.append(f"{path.name}, beside the train file, has no labels: not used")
-    return None
+        if test.label_index is not None:
+            decisions.append(f"test set: {test_path.name}, beside the train file")
+            return train, test
+    decisions.append(f"{test_path.name}, beside the train file, has no labels: not used")
+    return train, None
+
+
+def _read_named_test(test_data: str, read: Callable[[Path], Table], train: Table) -> Table:
+    path = expand_path(test_data)
+    check_paths(train.path, path)
+    if train.label_index is None:
+        raise UsageError(
+            f"--test-data {test_data}: expected labelled training images, found {train.path} "
+            "without labels; read each file by itself"
+        )
+    return read(path)
 
 
 def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:
