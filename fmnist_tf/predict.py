@@ -151,7 +151,7 @@ def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
     from fmnist_tf.pipeline.run_data import read_run_picture, read_table
 
     if is_picture(path):
-        return Source(str(path), read_run_picture(run, path).pixels[None])
+        return Source(str(path), read_run_picture(run, path)[None])
     table = read_table(run, path, label_column)
     true_labels = None
     if table.label_index is not None:

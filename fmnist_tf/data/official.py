@@ -77,16 +77,7 @@ def _read_part(images: Path, labels: Path, store_dir: Path) -> Table:
         return table
     pixels = read_idx(images, n_dimensions=3).reshape(-1, N_PIXELS)
     index = read_idx(labels, n_dimensions=1).astype(np.int32)
-    facts = {
-        "label_values": list("0123456789"),
-        "first_line": 1,
-        "decisions": [],
-        "label_field": None,
-    }
+    classes = np.arange(10, dtype=np.int32), {"label_values": list("0123456789")}
     return write_store(
-        directory,
-        str(images),
-        SHA256[images.name],
-        [(pixels, index)],
-        lambda: (np.arange(10, dtype=np.int32), facts),
+        directory, str(images), SHA256[images.name], [(pixels, index)], lambda: classes
     )

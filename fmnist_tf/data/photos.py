@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 import struct
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +60,6 @@ _OTHER_PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture converted to what the training images look like.
-
-    Attributes:
-        pixels: (784,) uint8, row by row.
-        decisions: what was done to it, a phrase each.
-    """
-
-    pixels: np.ndarray
-    decisions: tuple[str, ...]
-
-
 def is_picture(path: Path) -> bool:
     """Return whether the file starts as a PNG or a JPEG does, whatever its name.
 
@@ -95,7 +81,7 @@ def is_picture(path: Path) -> bool:
     return head.startswith(_PICTURES)
 
 
-def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
+def read_picture(path: Path, *, background: int, content_side: int) -> tuple[np.ndarray, list[str]]:
     """Read a picture and convert it to what the training images look like.
 
     Colour is converted to grey by ITU-R 601. Transparent parts take the colour of an opaque border,
@@ -107,6 +93,9 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
         path: a PNG or JPEG file.
         background: typical grey level, 0..255, at the border of the training images.
         content_side: typical longer side, 1..28, of what they show.
+
+    Returns:
+        The pixels, (784,) uint8, and what was done to the picture, a phrase each.
 
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
@@ -134,8 +123,7 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
             "background"
         )
     image, decision = converted
-    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return Picture(pixels.ravel(), (*decisions, decision))
+    return np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel(), [*decisions, decision]
 
 
 def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:

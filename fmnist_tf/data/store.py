@@ -29,8 +29,8 @@ STALE_SECONDS = 24 * 3600
 Block = tuple[NDArray[np.uint8], NDArray[np.int32]]
 """Pixels (R, 784) and label codes (R,) of some rows."""
 Finish = Callable[[], tuple[NDArray[np.int32] | None, dict[str, Any]]]
-"""Returns the label index of each code, or None if the images are unlabelled; and the `Table`'s
-label_values, first_line, decisions and label_field, as JSON values."""
+"""Returns the label index of each code, or None if the images are unlabelled; and the other fields
+of the `Table`, as JSON values."""
 
 
 def read_store(directory: Path, path: str, sha256: str) -> Table | None:
@@ -75,6 +75,8 @@ def write_store(
     Raises:
         OSError: the disk is full or fails.
     """
+    if (table := read_store(directory, path, sha256)) is not None:
+        return table
     if directory.is_dir():
         shutil.rmtree(directory, ignore_errors=True)
     else:
@@ -118,20 +120,20 @@ def _write_files(folder: Path, blocks: Iterable[Block], finish: Finish) -> dict[
 
 
 def _open(directory: Path, path: str, sha256: str, body: dict[str, Any]) -> Table:
-    files, facts, labels = body["files"], body["facts"], None
+    files, labels = body["files"], None
     if "labels.bin" in files:
         labels = np.memmap(directory / "labels.bin", "<i4", "r")
+    facts: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in body["facts"].items()
+    }
     return Table(
         pixels=np.memmap(directory / "pixels.bin", np.uint8, "r").reshape(-1, N_PIXELS),
         label_index=labels,
-        label_values=tuple(facts["label_values"]),
         path=path,
         sha256=sha256,
         digest=files["pixels.bin"],
         label_digest=files.get("labels.bin", ""),
-        first_line=facts["first_line"],
-        decisions=tuple(facts["decisions"]),
-        label_field=facts["label_field"],
+        **facts,
     )
 
 

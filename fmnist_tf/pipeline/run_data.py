@@ -17,7 +17,7 @@ from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.csv.table import expand_path, read_csv
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.photos import Picture, find_polarity_warning, read_picture
+from fmnist_tf.data.photos import find_polarity_warning, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
@@ -78,8 +78,8 @@ def read_table(run: SavedRun, path: Path, label_column: str | None = None) -> Ta
     return table
 
 
-def read_run_picture(run: SavedRun, path: Path) -> Picture:
-    """Read a picture and convert it to what the run's training images look like.
+def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
+    """Read a picture as pixels (784,) uint8 that look like the run's training images.
 
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
@@ -90,9 +90,11 @@ def read_run_picture(run: SavedRun, path: Path) -> Picture:
             f"{path}: expected a run that records what its training images look like, found one of "
             "an older version; train it again, or predict from CSV"
         )
-    picture = read_picture(path, background=facts["background"], content_side=facts["content_side"])
-    say(f"{path}: {'; '.join(picture.decisions)}")
-    return picture
+    pixels, decisions = read_picture(
+        path, background=facts["background"], content_side=facts["content_side"]
+    )
+    say(f"{path}: {'; '.join(decisions)}")
+    return pixels
 
 
 def read_labelled(
