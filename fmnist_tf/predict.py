@@ -9,16 +9,16 @@ N images, K classes, T classes shown for each image.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import functools
 import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
@@ -114,9 +114,10 @@ def _predict(flags: argparse.Namespace) -> None:
         top = min(flags.top, len(run.class_names))
         is_labelled = any(source.true_labels is not None for source in sources)
         width = shutil.get_terminal_size().columns
-        with _open_csv(flags.out) as file:
+        target = write_atomically(flags.out) if flags.out else nullcontext(io.BytesIO())
+        with target as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
             # Quotes around every text: some spreadsheets split a line at semicolons too.
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(_header(top, is_labelled))
             for source in sources:
                 n_rows = SHOWN_ROWS if flags.out is None else len(source.pixels)
@@ -208,16 +209,6 @@ def format_predictions(source: Source, shown: Sequence[Prediction], width: int) 
 def _align(cells: Sequence[str], side: str = "<") -> list[str]:
     width = max(map(len, cells))
     return [f"{cell:{side}{width}}" for cell in cells]
-
-
-@contextlib.contextmanager
-def _open_csv(path: Path | None) -> Iterator[TextIO]:
-    """Open a text file that becomes `path` at the end; without a path the text is discarded."""
-    if path is None:
-        yield io.StringIO()
-        return
-    with write_atomically(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
-        yield text
 
 
 def _header(top: int, is_labelled: bool) -> list[str]:

@@ -35,7 +35,7 @@ Fashion-MNIST has 1.00 as it is and 0.78 transposed."""
 COMPARED_IMAGES = 100
 """Fewer images than this have a mean image too noisy to compare."""
 
-_VERSION = 1  # part of a kept file's name: raise it if the same images would be described otherwise
+_VERSION = 2  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
 _BLOCK = 4096  # images read at once; bounds the memory
 _ENOUGH = 8192  # images that a median is taken of

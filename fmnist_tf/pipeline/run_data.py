@@ -36,7 +36,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     source = find_source(train)
     if source != train and run.config.test_data is None:
         test = []  # the official files and the sample have their own test images
-    for path in (*([train] if source == train else []), *test):
+    for path in [train, *test] if source == train else test:
         if not Path(path).is_file():
             raise UsageError(
                 f"{where}: expected {path}, found no such file in {Path.cwd()}. Run the command "
