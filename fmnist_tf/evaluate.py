@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
@@ -62,18 +60,17 @@ def _evaluate(flags: argparse.Namespace) -> None:
         raise UsageError("--label-column NAME: expected together with --data PATH")
     for caveat in run.caveats:
         warn(boxed(f"WARNING, this model: {caveat}."))
-    with tempfile.TemporaryDirectory() as store_dir:  # for the parsed CSV
-        images = read_labelled(run, flags.data, Path(store_dir), flags.label_column)
-        import_tensorflow()
-        run_batches = compile_saved_model(run)
-        with progress_bar("evaluate", "image") as show:
-            (probabilities,) = run_all(run_batches, images.pixels, show)
-        evaluation = Evaluation.from_probabilities(images.labels, probabilities)
+    name, images = read_labelled(run, flags.data, flags.label_column)
+    import_tensorflow()
+    run_batches = compile_saved_model(run)
+    with progress_bar("evaluate", "image") as show:
+        (probabilities,) = run_all(run_batches, images.pixels, show)
+    evaluation = Evaluation.from_probabilities(images.labels, probabilities)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95
     print(f"\n95 % interval of the accuracy {low:.4f} to {high:.4f}; loss {evaluation.loss:.4f}")
     print(
-        f"{printable(str(run.directory.path), 200)} on {printable(images.name, 200)}  accuracy "
+        f"{printable(str(run.directory.path), 200)} on {printable(name, 200)}  accuracy "
         f"{evaluation.accuracy:.4f} ({evaluation.correct}/{evaluation.total})"
     )
 
@@ -87,17 +84,14 @@ def format_classes(evaluation: Evaluation, class_names: Sequence[str], width: in
     from fmnist_tf.results.analysis import score_classes
 
     scores = score_classes(evaluation.confusion)
-    rows = [("class", "precision", "recall", "F1", "images")]
-    for k, name in enumerate(class_names):
-        support = int(scores.support[k])
-        figures = (scores.precision[k], scores.recall[k], scores.f1[k])
-        precision, recall, f1 = (f"{figure:.4f}" if support else "-" for figure in figures)
-        rows.append((name, precision, recall, f1, f"{support:,}"))
-    room = max(8, min(max(len(name) for name, *_ in rows), width - 38))
-    return "\n".join(
-        f"{printable(name, room):{room}}  {precision:>9}  {recall:>6}  {f1:>6}  {images:>9}"
-        for name, precision, recall, f1, images in rows
-    )
+    room = max(8, min(max(map(len, class_names)), width - 38))
+    lines = [f"{'class':{room}}  {'precision':>9}  {'recall':>6}  {'F1':>6}  {'images':>9}"]
+    figures = zip(scores.precision, scores.recall, scores.f1, scores.support, strict=True)
+    for name, (*fractions, support) in zip(class_names, figures, strict=True):
+        precision, recall, f1 = (f"{fraction:.4f}" if support else "-" for fraction in fractions)
+        figures_text = f"{precision:>9}  {recall:>6}  {f1:>6}  {int(support):>9,}"
+        lines.append(f"{printable(name, room):{room}}  {figures_text}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

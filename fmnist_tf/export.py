@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -39,10 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
     parser.add_argument(
-        "--out",
-        metavar="PATH",
-        type=Path,
-        help="the folder to create (default: RUN/export/FORMAT)",
+        "--out", metavar="PATH", type=Path, help="folder to create (default: RUN/export/FORMAT)"
     )
     parser.add_argument(
         "--data",
@@ -80,9 +76,7 @@ def _export(flags: argparse.Namespace) -> None:
     check_folder("the export", out)
     for caveat in run.caveats:
         warn(f"note: {caveat}")
-    with tempfile.TemporaryDirectory() as store_dir:  # for parsed CSVs
-        dataset = read_labelled_dataset(run, flags.data, Path(store_dir))
-        _export_to(out, flags.format, run, dataset)
+    _export_to(out, flags.format, run, read_labelled_dataset(run, flags.data))
 
 
 def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> None:

@@ -9,17 +9,16 @@ N images, K classes, T classes shown for each image.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import functools
 import io
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
@@ -44,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.predict",
         description="Print the most probable classes of images: CSV rows of 784 grey pixels, with "
-        "or without labels, and pictures (PNG, JPEG) of any size, recognised by their first "
+        "or without labels, and pictures (PNG, JPEG) of any size, told apart by their first "
         "bytes. Pictures are converted to what the run's training images look like. If some inputs "
         "cannot be read, the others are still predicted; the bad ones are named at the end and the "
         "exit code is 2.",
@@ -80,19 +79,13 @@ class Source:
         name: the file as the user named it.
         pixels: (N, 784) uint8.
         first_line: line of row 0 in a CSV; None for a picture.
-        label_index: (N,) indices into `label_names`; None without labels.
-        label_names: the true labels: names of the run's classes, or labels it does not know.
+        true_labels: N names of the run's classes, or labels it does not know; None without labels.
     """
 
     name: str
     pixels: np.ndarray
     first_line: int | None = None
-    label_index: np.ndarray | None = None
-    label_names: tuple[str, ...] = ()
-
-    def true_label(self, row: int) -> str:
-        """Return the true label of a row; empty without labels."""
-        return "" if self.label_index is None else self.label_names[self.label_index[row]]
+    true_labels: Sequence[str] | None = None
 
 
 Prediction = list[tuple[str, float]]
@@ -100,24 +93,11 @@ Prediction = list[tuple[str, float]]
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    if flags.top < 1:
-        raise UsageError(f"--top {flags.top}: expected a whole number from 1")
-    if flags.out is not None:
-        check_target("--out", flags.out)
-        existing = [path for path in flags.inputs if path.exists()]
-        if flags.out.exists() and any(flags.out.samefile(path) for path in existing):
-            raise UsageError(
-                f"--out {flags.out}: expected another file than the inputs; it would be replaced"
-            )
-    with tempfile.TemporaryDirectory() as store_dir:  # for parsed CSVs
-        _predict_all(flags, Path(store_dir))
-
-
-def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
     from fmnist_tf.cli.terminal import boxed, warn
     from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
     from fmnist_tf.system.startup import import_tensorflow
 
+    _check_flags(flags)
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
     for caveat in run.caveats:
         warn(boxed(f"WARNING, this model: {caveat}."))
@@ -125,18 +105,19 @@ def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
     errors: list[str] = []
     for path in flags.inputs:
         try:
-            sources.append(_read_source(run, path, store_dir, flags.label_column))
+            sources.append(_read_source(run, path, flags.label_column))
         except UsageError as error:
             errors.extend(error.args)
     if sources:
         import_tensorflow()
         run_batches = compile_saved_model(run)
         top = min(flags.top, len(run.class_names))
-        is_labelled = any(source.label_index is not None for source in sources)
+        is_labelled = any(source.true_labels is not None for source in sources)
         width = shutil.get_terminal_size().columns
-        with _open_csv(flags.out) as file:
+        target = write_atomically(flags.out) if flags.out else nullcontext(io.BytesIO())
+        with target as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
             # Quotes around every text: some spreadsheets split a line at semicolons too.
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(_header(top, is_labelled))
             for source in sources:
                 n_rows = SHOWN_ROWS if flags.out is None else len(source.pixels)
@@ -150,21 +131,36 @@ def _predict_all(flags: argparse.Namespace, store_dir: Path) -> None:
     if errors:
         n_bad = len(flags.inputs) - len(sources)
         done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
-        last = f"{n_bad} of {len(flags.inputs)} inputs cannot be read; {done}"
-        raise UsageError(*errors, last)
+        raise UsageError(*errors, f"{n_bad} of {len(flags.inputs)} inputs cannot be read; {done}")
 
 
-def _read_source(run: SavedRun, path: Path, store_dir: Path, label_column: str | None) -> Source:
+def _check_flags(flags: argparse.Namespace) -> None:
+    if flags.top < 1:
+        raise UsageError(f"--top {flags.top}: expected a whole number from 1")
+    if flags.out is None:
+        return
+    check_target("--out", flags.out)
+    if flags.out.exists() and any(p.exists() and flags.out.samefile(p) for p in flags.inputs):
+        raise UsageError(
+            f"--out {flags.out}: expected another file than the inputs; it would be replaced"
+        )
+
+
+def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
     from fmnist_tf.data.labels import index_classes
     from fmnist_tf.data.photos import is_picture
     from fmnist_tf.pipeline.run_data import read_run_picture, read_table
 
     if is_picture(path):
-        return Source(str(path), read_run_picture(run, path).pixels[None])
-    table = read_table(run, path, store_dir, label_column)
-    index = index_classes(run.class_names)
-    names = [run.class_names[index[text]] if text in index else text for text in table.label_values]
-    return Source(str(path), table.pixels, table.first_line, table.label_index, tuple(names))
+        return Source(str(path), read_run_picture(run, path)[None])
+    table = read_table(run, path, label_column)
+    true_labels = None
+    if table.label_index is not None:
+        index = index_classes(run.class_names)
+        texts = table.label_values
+        names = [run.class_names[index[text]] if text in index else text for text in texts]
+        true_labels = [names[value] for value in table.label_index]
+    return Source(str(path), table.pixels, table.first_line, true_labels)
 
 
 def _run_model(
@@ -178,9 +174,8 @@ def _run_model(
     with progress_bar("predict", "image") as show:
         for probabilities, *_ in run_batches(pixels, show):
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-            best = np.take_along_axis(probabilities, order, axis=1)
-            for classes, values in zip(order.tolist(), best.tolist(), strict=True):
-                yield [(class_names[k], p) for k, p in zip(classes, values, strict=True)]
+            for row, classes in zip(probabilities.tolist(), order.tolist(), strict=True):
+                yield [(class_names[k], row[k]) for k in classes]
 
 
 def format_predictions(source: Source, shown: Sequence[Prediction], width: int) -> list[str]:
@@ -195,8 +190,8 @@ def format_predictions(source: Source, shown: Sequence[Prediction], width: int) 
         return [title, *(f"  {p:.4f}  {printable(name, room)}" for name, p in shown[0])]
     numbers = range(source.first_line, source.first_line + len(shown))
     columns = [_align(["line", *map(str, numbers)], ">")]
-    if source.label_index is not None:
-        labels = (printable(source.true_label(row), _NAME_WIDTH) for row in range(len(shown)))
+    if source.true_labels is not None:
+        labels = [printable(name, _NAME_WIDTH) for name in source.true_labels[: len(shown)]]
         columns.append(_align(["true label", *labels]))
     n_fixed = len(columns)
     for place in range(len(shown[0])):
@@ -216,19 +211,6 @@ def _align(cells: Sequence[str], side: str = "<") -> list[str]:
     return [f"{cell:{side}{width}}" for cell in cells]
 
 
-@contextlib.contextmanager
-def _open_csv(path: Path | None) -> Iterator[TextIO]:
-    """Open a text file that becomes `path` at the end; without a path the text is discarded."""
-    if path is None:
-        yield io.StringIO()
-        return
-    with (
-        write_atomically(path) as file,
-        io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
-    ):
-        yield text
-
-
 def _header(top: int, is_labelled: bool) -> list[str]:
     header = ["file", "line", "prediction", "probability"]
     header += [f"{what}_{k}" for k in range(2, top + 1) for what in ("prediction", "probability")]
@@ -242,7 +224,9 @@ def _csv_row(
     cells = [safe_cell(source.name), line]
     for name, probability in prediction:
         cells += [safe_cell(name), f"{probability:.6f}"]
-    return [*cells, safe_cell(source.true_label(row))] if is_labelled else cells
+    if is_labelled:
+        cells.append(safe_cell(source.true_labels[row]) if source.true_labels else "")
+    return cells
 
 
 @functools.lru_cache

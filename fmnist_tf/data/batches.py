@@ -9,7 +9,6 @@ Shape letters: N rows, B batch, V views.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ class RowSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies the content: equal digests mean equal rows."""
+        """64 hexadecimal digits: equal ones mean equal rows."""
 
     @property
     def n_rows(self) -> int:
@@ -45,91 +44,48 @@ class RowSource(Protocol):
         """Return the rows with these numbers, (B, *row_shape)."""
 
 
-@dataclass(frozen=True)
 class ArrayRows:
-    """The rows of an array in memory or mapped from disk.
+    """The rows of an array (N, ...) in memory or mapped from disk."""
 
-    Attributes:
-        array: (N, ...).
-        known_digest: of the content, or None for the SHA-256 of the array's bytes.
-    """
-
-    array: np.ndarray
-    known_digest: str | None = None
+    def __init__(self, array: np.ndarray, known_digest: str | None = None) -> None:
+        self.array, self._known_digest = array, known_digest
+        self.n_rows, self.row_shape, self.dtype = len(array), array.shape[1:], array.dtype
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the content."""
-        return self.known_digest or _sha256(self.array)
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return len(self.array)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        return self.array.shape[1:]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The array's dtype."""
-        return self.array.dtype
+        """SHA-256 of the array's bytes, unless the caller knew another."""
+        return self._known_digest or _sha256(self.array)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of these rows."""
         return np.asarray(self.array[rows])
 
 
-@dataclass(frozen=True)
-class _Derived:
-    """A source that reads another one."""
-
-    source: RowSource
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return self.source.n_rows
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        return self.source.row_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the rows."""
-        return self.source.dtype
-
-
-@dataclass(frozen=True)
-class PickedRows(_Derived):
+class PickedRows:
     """Some rows of another source: row r is row `picked[r]` there."""
 
-    picked: np.ndarray
+    def __init__(self, source: RowSource, picked: np.ndarray) -> None:
+        self.source, self.picked = source, picked
+        self.n_rows, self.row_shape, self.dtype = len(picked), source.row_shape, source.dtype
 
     @cached_property
     def digest(self) -> str:
         """Of the other source's digest and the row numbers."""
         return _sha256(f"picked {self.source.digest}", np.asarray(self.picked, np.int64))
 
-    @property
-    def n_rows(self) -> int:
-        """How many are picked."""
-        return len(self.picked)
-
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape)."""
         return self.source.take(self.picked[rows])
 
 
-@dataclass(frozen=True)
-class FlippedRows(_Derived):
+class FlippedRows:
     """The mirror images of another source with rows of (784,) uint8."""
 
-    @property
+    def __init__(self, source: RowSource) -> None:
+        self.source = source
+        self.n_rows, self.row_shape, self.dtype = source.n_rows, source.row_shape, source.dtype
+
+    @cached_property
     def digest(self) -> str:
         """Of the other source's digest."""
         return _sha256(f"flipped {self.source.digest}")
@@ -139,7 +95,6 @@ class FlippedRows(_Derived):
         return flip_pixels(self.source.take(rows))
 
 
-@dataclass(frozen=True)
 class StackedRows:
     """V views of the same N images, one after the other: row v*N + r is row r of view v.
 
@@ -147,32 +102,18 @@ class StackedRows:
         ValueError: no view, or views of different length, row shape or dtype.
     """
 
-    sources: tuple[RowSource, ...]
-
-    def __post_init__(self) -> None:
-        kinds = [(source.n_rows, source.row_shape, source.dtype) for source in self.sources]
-        if len(set(kinds)) != 1:
+    def __init__(self, sources: tuple[RowSource, ...]) -> None:
+        kinds = {(source.n_rows, source.row_shape, source.dtype) for source in sources}
+        if len(kinds) != 1:
             raise ValueError(f"expected views of one length, row shape and dtype, found {kinds}")
+        self.sources = sources
+        ((n_images, self.row_shape, self.dtype),) = kinds
+        self.n_rows = len(sources) * n_images
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of the views' digests."""
         return _sha256(" ".join(source.digest for source in self.sources))
-
-    @property
-    def n_rows(self) -> int:
-        """V * N."""
-        return len(self.sources) * self.sources[0].n_rows
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        return self.sources[0].row_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the rows."""
-        return self.sources[0].dtype
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape), each from its view."""
@@ -189,12 +130,10 @@ class StackedRows:
 def _sha256(*parts: str | np.ndarray) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        # bfloat16 has no buffer of its own: viewed as bytes.
-        digest.update(
-            part.encode()
-            if isinstance(part, str)
-            else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-        )
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:  # bfloat16 has no buffer of its own: viewed as bytes
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

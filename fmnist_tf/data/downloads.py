@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,17 +57,13 @@ def find_or_fetch(
             if found == expected:
                 return path
             say(f"{path} is not used: expected {digest}, found {found} (a broken download?)")
-    say(f"downloading {url}")
-    _require_connection(url)
-    return _download(url, digest, download_dir, name)
-
-
-def _download(url: str, digest: str, folder: Path, name: str) -> Path:
     import pooch
     import requests
 
+    say(f"downloading {url}")
+    _require_connection(url)
     pooch.get_logger().setLevel("WARNING")
-    files = pooch.Pooch(folder, "", {name: digest}, urls={name: url}, retry_if_failed=RETRIES)
+    files = pooch.Pooch(download_dir, "", {name: digest}, urls={name: url}, retry_if_failed=RETRIES)
     fetch = pooch.HTTPDownloader(
         timeout=(CONNECT_SECONDS, READ_SECONDS), progressbar=sys.stderr.isatty()
     )
@@ -83,25 +78,23 @@ def _require_connection(url: str) -> None:
 
     A time limit of a socket does not cover the address look-up, and counts anew for each address.
     """
-    parts = urlsplit(url)
-    if not urllib.request.proxy_bypass(parts.netloc):
-        proxies = urllib.request.getproxies()
-        parts = urlsplit(proxies.get(parts.scheme) or proxies.get("all") or url)
-    host, port = parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
-    if host is None:
-        return  # a proxy in a notation of its own
-    problems: list[str] = []
+    from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url))
+    parts = urlsplit(prepend_scheme_if_needed(proxy, "http") if proxy else url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    problem: str | None = f"no connection within {CONNECT_SECONDS:g} s"
 
     def connect() -> None:
+        nonlocal problem
         try:
-            socket.create_connection((host, port), CONNECT_SECONDS).close()
+            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+            problem = None
         except OSError as error:
-            problems.append(str(error))
+            problem = str(error)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
-    if thread.is_alive():
-        problems.append(f"no connection within {CONNECT_SECONDS:g} s")
-    if problems:
-        raise DownloadError(f"cannot download {url}: {problems[0]} ({host}; no network?)")
+    if problem:
+        raise DownloadError(f"cannot download {url}: {problem} ({parts.hostname}; no network?)")

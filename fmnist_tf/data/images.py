@@ -53,8 +53,8 @@ class Pixels:
         labels: (N,) int64 in 0..K-1.
         class_names: K names, by label.
         lines: (N,) int64, 1-based line of each image in its file.
-        digest: 64 hexadecimal digits that identify the pixels: their SHA-256, or for rows taken
-            from others the SHA-256 of the others' digest and the row numbers.
+        digest: SHA-256 of the pixels; for rows taken from others, of their digest and the row
+            numbers.
     """
 
     pixels: NDArray[np.uint8]

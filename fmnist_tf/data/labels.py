@@ -55,11 +55,13 @@ def map_labels(
     kinds = {is_whole(text) for text in index}
     problems = []
     for value, text in enumerate(table.label_values):
-        if text not in index:
+        if text in index:
+            continue
+        if is_whole(text) in kinds:
             code, hint = "E028", _hint(table.label_values, class_names)
-            if is_whole(text) not in kinds:
-                code, hint = "E029", "write names in both files, or numbers in both"
-            problems.append(_problem(table, value, code, expected, hint))
+        else:
+            code, hint = "E029", "write names in both files, or numbers in both"
+        problems.append(_problem(table, value, code, expected, hint))
     if problems:
         raise DataError(sorted(problems, key=lambda problem: problem.line or 0))
     of_value = np.array([index[text] for text in table.label_values], np.int64)

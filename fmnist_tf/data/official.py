@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import math
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,7 @@ from numpy.typing import NDArray
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.downloads import find_or_fetch, keras_home
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.store import StoreWriter, read_store
-from fmnist_tf.errors import UsageError
+from fmnist_tf.data.store import read_store, write_store
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -33,9 +30,6 @@ DIGESTS = (
 )
 """Of the train table: `digest` and `label_digest`. A CSV of the same rows is known by them."""
 
-_MAX_IDX_BYTES = 64 << 20  # the largest holds 47,040,016 when unpacked
-_N_CLASSES = 10
-
 
 def read_official(
     download_dir: Path, store_dir: Path, say: Callable[[str], None]
@@ -51,13 +45,10 @@ def read_official(
         DownloadError: a file is in neither place and cannot be downloaded.
         OSError: the disk is full or fails.
     """
+    cache = keras_home() / "datasets" / "fashion-mnist"
     paths = {
         name: find_or_fetch(
-            BASE_URL + name,
-            sha256,
-            cache_dir=keras_home() / "datasets" / "fashion-mnist",
-            download_dir=download_dir,
-            say=say,
+            BASE_URL + name, sha256, cache_dir=cache, download_dir=download_dir, say=say
         )
         for name, sha256 in SHA256.items()
     }
@@ -67,56 +58,26 @@ def read_official(
     )
 
 
+def read_idx(path: Path, *, n_dimensions: int) -> NDArray[np.uint8]:
+    """Return the array of a gzipped IDX file of bytes, whose SHA-256 must have been checked.
+
+    Format: http://yann.lecun.com/exdb/mnist/, "the IDX file format".
+    """
+    content = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(content, ">u4", n_dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)
+
+
 def _read_part(images: Path, labels: Path, store_dir: Path) -> Table:
-    """Open the store of two files whose SHA-256 were checked, or write it."""
+    """Open the store of two files, or write it."""
     sums = SHA256[images.name] + SHA256[labels.name]
     directory = store_dir / f"official-{hashlib.sha256(sums.encode()).hexdigest()}"
-    stored = read_store(directory)
-    if stored is None:
-        pixels = read_idx(images, n_dimensions=3).reshape(-1, N_PIXELS)
-        with StoreWriter(directory, is_labelled=True) as writer:
-            writer.append(pixels, read_idx(labels, n_dimensions=1).astype(np.int32))
-            stored = writer.publish(np.arange(_N_CLASSES, dtype=np.int32), {})
-    return Table(
-        pixels=stored.pixels,
-        label_index=stored.label_index,
-        label_values=tuple(map(str, range(_N_CLASSES))),
-        path=str(images),
-        sha256=SHA256[images.name],
-        digest=stored.digest,
-        label_digest=stored.label_digest,
+    table = read_store(directory, str(images), SHA256[images.name])
+    if table is not None:
+        return table
+    pixels = read_idx(images, n_dimensions=3).reshape(-1, N_PIXELS)
+    index = read_idx(labels, n_dimensions=1).astype(np.int32)
+    classes = np.arange(10, dtype=np.int32), {"label_values": list("0123456789")}
+    return write_store(
+        directory, str(images), SHA256[images.name], [(pixels, index)], lambda: classes
     )
-
-
-def read_idx(path: Path, *, n_dimensions: int) -> NDArray[np.uint8]:
-    """Read a gzipped IDX file of bytes (http://yann.lecun.com/exdb/mnist/, "the IDX file format").
-
-    Returns:
-        uint8 of the header's shape, read-only. At most `_MAX_IDX_BYTES` are ever unpacked.
-
-    Raises:
-        UsageError: not such a file, or of another length than its header says.
-    """
-
-    def refused(found: str) -> UsageError:
-        return UsageError(
-            f"{path}: {found}; expected a gzipped IDX file of bytes with {n_dimensions} "
-            "dimensions. hint: remove it and fetch it again"
-        )
-
-    try:
-        with gzip.open(path) as file:
-            header = file.read(4 + 4 * n_dimensions)
-            if header[:4] != bytes([0, 0, 8, n_dimensions]) or len(header) < 4 + 4 * n_dimensions:
-                raise refused(f"its header is {header.hex(' ') or 'missing'}")
-            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
-            n_bytes = math.prod(shape)
-            if n_bytes > _MAX_IDX_BYTES:
-                raise refused(f"its header announces {n_bytes} bytes")
-            body = file.read(n_bytes + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise refused(f"corrupt gzip data ({error})") from None
-    if len(body) != n_bytes:
-        more = "more than " if len(body) > n_bytes else ""
-        raise refused(f"{more}{min(len(body), n_bytes)} bytes where {n_bytes} are announced")
-    return np.frombuffer(body, np.uint8).reshape(shape)

@@ -16,12 +16,9 @@ arXiv:1708.07747, section 2): crop the background, scale the longer side, sharpe
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import struct
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +38,7 @@ TOLERANCE = 0.05 * 255
 
 _TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are read, make it smaller"
 _WORK_SIDE = 512  # longer sides are reduced before anything is measured
-_ENOUGH_IMAGES = 10_000  # to tell whether a CSV is negated
-_LOOSE = 0.25 * 255  # grey levels from the border's median: the first guess at the background
+_LOOSE = 0.25 * 255  # grey levels from the border's median: the first estimate of the background
 # ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
 # sum in the middle; normalized to a sum of 1.
 _SHARPEN = -np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
@@ -64,19 +60,6 @@ _OTHER_PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture converted to what the training images look like.
-
-    Attributes:
-        pixels: (784,) uint8, row by row.
-        decisions: what was done to it, a phrase each.
-    """
-
-    pixels: np.ndarray
-    decisions: tuple[str, ...]
-
-
 def is_picture(path: Path) -> bool:
     """Return whether the file starts as a PNG or a JPEG does, whatever its name.
 
@@ -84,12 +67,11 @@ def is_picture(path: Path) -> bool:
         UsageError: it is not a readable regular file, is empty, or is a picture in another format.
     """
     try:
-        kind = os.stat(path)
-        if not stat.S_ISREG(kind.st_mode):
+        if path.exists() and not path.is_file():
             raise _refused(path, "a directory" if path.is_dir() else "a pipe, socket or device")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(12)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
     if not head:
         raise _refused(path, "an empty file (0 bytes)")
@@ -99,7 +81,7 @@ def is_picture(path: Path) -> bool:
     return head.startswith(_PICTURES)
 
 
-def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
+def read_picture(path: Path, *, background: int, content_side: int) -> tuple[np.ndarray, list[str]]:
     """Read a picture and convert it to what the training images look like.
 
     Colour is converted to grey by ITU-R 601. Transparent parts take the colour of an opaque border,
@@ -112,6 +94,9 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
         background: typical grey level, 0..255, at the border of the training images.
         content_side: typical longer side, 1..28, of what they show.
 
+    Returns:
+        The pixels, (784,) uint8, and what was done to the picture, a phrase each.
+
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
     """
@@ -119,9 +104,9 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
         raise _refused(path, "neither a PNG nor a JPEG")
     grey, is_colour, decisions = _read_grey(path)
     surfaces = None if DARK < background < LIGHT else _fit_background(grey)
-    converted: tuple[np.ndarray, str] | None
+    converted: tuple[np.ndarray, str] | None = None
     if np.ptp(grey) == 0:
-        converted = None
+        pass
     elif grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour:
         converted = _keep(grey, background)
     elif surfaces is None:
@@ -138,8 +123,7 @@ def read_picture(path: Path, *, background: int, content_side: int) -> Picture:
             "background"
         )
     image, decision = converted
-    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return Picture(pixels.ravel(), (*decisions, decision))
+    return np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel(), [*decisions, decision]
 
 
 def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
@@ -147,7 +131,7 @@ def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
 
     They do if their background is clear, and at the other end than the training `background`.
     """
-    found = measure_background(pixels[:: max(1, len(pixels) // _ENOUGH_IMAGES)])
+    found = measure_background(pixels)
     if not _is_opposite(found, background):
         return None
     return (
@@ -199,15 +183,14 @@ def _to_rgb(image: Image.Image, decisions: list[str]) -> Image.Image:
     border, visible = rgba[_border(rgba.shape[:2])], rgba[rgba[..., 3] > 127]
     opaque = border[border[:, 3] == 255]
     if 2 * len(opaque) > len(border):
-        red, green, blue = (int(level) for level in np.median(opaque[:, :3], axis=0))
-        name = "the border's colour"
+        red, green, blue = np.median(opaque[:, :3], axis=0).astype(int).tolist()
+        fill_colour, name = (red, green, blue), "the border's colour"
     else:
         # White as in a shop, unless a white object would vanish on it.
         is_bright = len(visible) > 0 and np.median(visible[:, :3]) >= LIGHT
-        red = green = blue = 0 if is_bright else 255
-        name = "black" if is_bright else "white"
+        fill_colour, name = ((0, 0, 0), "black") if is_bright else ((255, 255, 255), "white")
     decisions.append(f"transparent parts filled with {name}")
-    fill = Image.new("RGBA", image.size, (red, green, blue, 255))
+    fill = Image.new("RGBA", image.size, (*fill_colour, 255))
     return Image.alpha_composite(fill, image).convert("RGB")
 
 

@@ -32,18 +32,16 @@ def load_sample() -> tuple[
     """Return the sample, enlarged to 28x28 (bilinear), divided by a fixed, stratified draw.
 
     Returns:
-        Train pixels (1527, 784), 0 = background to 255, train labels (1527,) in 0..9, then the
-        270 test images in the same way.
+        Train pixels (1527, 784), 0 = background, train labels (1527,); the same of 270 test images.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     levels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    side = (IMAGE_SIZE, IMAGE_SIZE)
-    enlarged = [Image.fromarray(image).resize(side, Image.Resampling.BILINEAR) for image in levels]
-    pixels = np.stack([np.asarray(image) for image in enlarged]).reshape(-1, N_PIXELS)
-    labels = labels.astype(np.int64)
+    side, bilinear = (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR
+    images = [Image.fromarray(image).resize(side, bilinear) for image in levels]
+    pixels, labels = np.stack(images).reshape(-1, N_PIXELS), labels.astype(np.int64)
     train, test = plan_holdout(labels, fraction=TEST_FRACTION, seed=TEST_SEED, part="test", hint="")
     return pixels[train], labels[train], pixels[test], labels[test]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,11 @@ DATA_DIR = Path("data")
 TRAIN_CSV = "fashion-mnist_train.csv"
 """Kaggle's name, which `--data auto` prefers."""
 SAMPLE_WARNING = (
-    "WARNING: THIS IS THE BUILT-IN SAMPLE, not Fashion-MNIST.",
+    "WARNING: THIS IS THE BUILT-IN SAMPLE, not Fashion-MNIST.\n"
     "It holds 1,797 real handwritten digits, which are easy. An accuracy on it shows that "
-    "everything runs; it says nothing about Fashion-MNIST.",
+    "everything runs; it says nothing about Fashion-MNIST.\n"
     "For Fashion-MNIST put its CSVs into data/ (where from: data/README.md), or run once with a "
-    "network and --data auto: the official files are then downloaded.",
+    "network and --data auto: the official files are then downloaded."
 )
 
 _NO_LABEL_COLUMN = "E026"
@@ -77,25 +78,6 @@ class Dataset:
     content_side: int
 
 
-@dataclass
-class _Reader:
-    """The arguments of `read_dataset` that its steps share, and the decisions so far."""
-
-    store_dir: Path
-    label_column: str | None
-    data_dir: Path
-    say: Callable[[str], None]
-    decisions: list[str] = field(default_factory=list)
-
-    def read_csv(self, path: Path) -> Table:
-        table = read_csv(path, self.store_dir, label_column=self.label_column)
-        self.decisions += [f"{path.name}: {decision}" for decision in table.decisions]
-        return table
-
-    def read_official(self) -> tuple[Table, Table]:
-        return official.read_official(self.store_dir.parent / "downloads", self.store_dir, self.say)
-
-
 def read_dataset(
     data: str,
     *,
@@ -103,7 +85,6 @@ def read_dataset(
     say: Callable[[str], None],
     test_data: str | None = None,
     label_column: str | None = None,
-    data_dir: Path = DATA_DIR,
     to_train: bool = True,
 ) -> Dataset:
     """Find, read and check the images of `--data`.
@@ -117,7 +98,6 @@ def read_dataset(
         say: takes a line before what takes time, and when a source fails.
         test_data: a labelled CSV that replaces any other test file, or None.
         label_column: name of the label's column in CSVs; None finds it.
-        data_dir: the folder that `auto` looks in.
         to_train: whether a network is to be trained on them. Otherwise labels, a second class and
             a test file are optional: without labels all images are of one class, and without a test
             file `test` is empty.
@@ -127,28 +107,35 @@ def read_dataset(
         DownloadError: the official files were named and cannot be downloaded.
         OSError: the disk is full or fails.
     """
-    reader = _Reader(store_dir, label_column, data_dir, say)
-    train, test, kind = _find_tables(data, reader, wants_test=test_data is None)
+    decisions: list[str] = []
+    read = partial(read_csv, store_dir=store_dir, label_column=label_column)
+    test: Table | None
+    if data in ("official", "sample") or (data == "auto" and not find_csvs(DATA_DIR)):
+        train, test, kind = _read_known(data, store_dir, say, decisions)
+    else:
+        train, test = _read_csvs(data, read, decisions, wants_test=test_data is None)
+        kind = _KNOWN.get((train.digest, train.label_digest), "csv")
     if test_data is not None:
-        test = _read_named_test(test_data, train, reader)
-    kind = kind or _KNOWN.get((train.digest, train.label_digest), "csv")
-    decisions, class_names = reader.decisions, train.label_values
-    has_ten = class_names == tuple(map(str, range(10)))
+        test = _read_named_test(test_data, read, train)
+    tables = [train] if test is None else [train, test]
+    decisions += [f"{Path(t.path).name}: {line}" for t in tables for line in t.decisions]
+    if to_train:
+        require_labels(train, minimum=2)
+    class_names = train.label_values or ("unlabelled",)
+    has_ten = class_names == tuple("0123456789")
     if has_ten and (kind == "official" or "fashion" in Path(train.path).name.lower()):
         class_names = FASHION_MNIST
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
-    if to_train:
-        require_labels(train, minimum=2)
-    if train.label_index is None or (test is None and not to_train):
-        train_part, test_part = _without_test(train, class_names)
-    elif test is None:
-        train_part, test_part = _set_aside(train, class_names, decisions)
-    else:
-        train_part = train.to_pixels(map_labels(train, class_names), class_names)
+    index = np.zeros(len(train.pixels)) if train.label_index is None else train.label_index
+    train_part = train.to_pixels(index.astype(np.int64), class_names)
+    if test is not None:
         test_part = test.to_pixels(map_labels(test, class_names, train.path), class_names)
+    elif to_train:
+        train_part, test_part = _set_aside(train_part, decisions)
+    else:
+        test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
-    boxes = ("\n".join(SAMPLE_WARNING),) if kind == "sample" else ()
-    tables = [train] if test is None else [train, test]
+    boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
     return Dataset(
         train=train_part,
         test=test_part,
@@ -181,15 +168,14 @@ def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
     """
     files = sorted(path for path in folder.glob("[!.]*") if _CSV_NAME.search(path.name))
     files = [path for path in files if path.is_file()]
-    named = {path.name: path for path in files}
-    for name in (TRAIN_CSV, TRAIN_CSV + ".gz"):
-        if name in named:
-            return named[name], _test_beside(named[name])
-    candidates = [path for path in files if _LAST_TRAIN.search(path.name)]
-    tests = {_test_beside(path) for path in candidates}  # `strain_test.csv` is not a train file
-    candidates = [path for path in candidates if path not in tests]
-    if not candidates:
-        candidates = [path for path in files if "test" not in path.name.lower()]
+    trains = [path for path in files if _LAST_TRAIN.search(path.name)]
+    tests = {_test_beside(path) for path in trains}  # `strain_test.csv` is not a train file
+    candidates = (
+        [path for path in files if path.name == TRAIN_CSV]
+        or [path for path in files if path.name == TRAIN_CSV + ".gz"]
+        or [path for path in trains if path not in tests]
+        or [path for path in files if "test" not in path.name.lower()]
+    )
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates[:8])
         more = f" and {len(candidates) - 8} more" if len(candidates) > 8 else ""
@@ -198,64 +184,6 @@ def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
             "one. hint: name it with --data PATH"
         )
     return (candidates[0], _test_beside(candidates[0])) if candidates else None
-
-
-def _find_tables(
-    data: str, reader: _Reader, *, wants_test: bool
-) -> tuple[Table, Table | None, str | None]:
-    """Return the train table, the test table found with it, and the kind if it is certain."""
-    if data == "auto":
-        paths = find_csvs(reader.data_dir)
-        if paths is None:
-            return _read_official_or_sample(reader)
-        reader.decisions.append(f"data: {paths[0]}, the train file of the data folder")
-    elif data == "sample":
-        return (*sample.read_sample(), "sample")
-    elif data == "official":
-        return (*reader.read_official(), "official")
-    else:
-        paths = _find_named(data)
-    train = reader.read_csv(paths[0])
-    wants_test &= train.label_index is not None
-    return train, _read_beside(paths[1], reader) if wants_test else None, None
-
-
-def _read_official_or_sample(reader: _Reader) -> tuple[Table, Table, str]:
-    try:
-        tables = reader.read_official()
-    except DownloadError as error:
-        reader.say(f"{error}; the built-in sample is used instead")
-        reader.decisions.append(
-            f"data: the built-in sample, as there are no CSVs and no network ({error})"
-        )
-        return (*sample.read_sample(), "sample")
-    reader.decisions.append("data: the official Fashion-MNIST files")
-    return (*tables, "official")
-
-
-def _read_named_test(test_data: str, train: Table, reader: _Reader) -> Table:
-    path = expand_path(test_data)
-    check_paths(train.path, path)
-    if train.label_index is None:
-        raise UsageError(
-            f"--test-data {test_data}: expected labelled training images, found {train.path} "
-            "without labels; read each file by itself"
-        )
-    test = reader.read_csv(path)
-    require_labels(test)
-    return test
-
-
-def _find_named(data: str) -> tuple[Path, Path | None]:
-    path = expand_path(data)
-    if not path.is_dir():
-        return path, _test_beside(path)
-    if found := find_csvs(path):
-        return found
-    raise UsageError(
-        f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
-        '"train" in its name. hint: name the file itself with --data PATH'
-    )
 
 
 def _test_beside(train_path: Path) -> Path | None:
@@ -271,30 +199,69 @@ def _test_beside(train_path: Path) -> Path | None:
     return None
 
 
-def _read_beside(path: Path | None, reader: _Reader) -> Table | None:
-    """Read the test file that was found beside the train file; None if it has no labels."""
-    if path is None:
-        return None
-    n_decisions, table = len(reader.decisions), None
+def _read_known(
+    data: str, store_dir: Path, say: Callable[[str], None], decisions: list[str]
+) -> tuple[Table, Table, str]:
+    """Return the train and test images of `auto`, `official` or `sample`, and their kind."""
+    if data != "sample":
+        try:
+            tables = official.read_official(store_dir.parent / "downloads", store_dir, say)
+        except DownloadError as error:
+            if data == "official":
+                raise
+            say(f"{error}; the built-in sample is used instead")
+            decisions.append(
+                f"data: the built-in sample, as there are no CSVs and no network ({error})"
+            )
+        else:
+            decisions.append("data: the official Fashion-MNIST files")
+            return (*tables, "official")
+    return (*sample.read_sample(), "sample")
+
+
+def _read_csvs(
+    data: str, read: Callable[[Path], Table], decisions: list[str], *, wants_test: bool
+) -> tuple[Table, Table | None]:
+    """Read the train CSV and, if wanted, the labelled test CSV beside it."""
+    path = DATA_DIR if data == "auto" else expand_path(data)
+    paths = find_csvs(path) if path.is_dir() else (path, _test_beside(path))
+    if paths is None:
+        raise UsageError(
+            f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
+            '"train" in its name. hint: name the file itself with --data PATH'
+        )
+    train_path, test_path = paths
+    if path.is_dir():
+        decisions.append(f"data: {train_path}, the train file of the folder")
+    train = read(train_path)
+    if not wants_test or test_path is None or train.label_index is None:
+        return train, None
     try:
-        table = reader.read_csv(path)
+        test = read(test_path)
     except DataError as error:
         if {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
             raise
-    if table is None or table.label_index is None:
-        del reader.decisions[n_decisions:]
-        reader.decisions.append(f"{path.name}, beside the train file, has no labels: not used")
-        return None
-    reader.decisions.insert(n_decisions, f"test set: {path.name}, beside the train file")
-    return table
+    else:
+        if test.label_index is not None:
+            decisions.append(f"test set: {test_path.name}, beside the train file")
+            return train, test
+    decisions.append(f"{test_path.name}, beside the train file, has no labels: not used")
+    return train, None
 
 
-def _set_aside(
-    table: Table, class_names: tuple[str, ...], decisions: list[str]
-) -> tuple[Pixels, Pixels]:
+def _read_named_test(test_data: str, read: Callable[[Path], Table], train: Table) -> Table:
+    path = expand_path(test_data)
+    check_paths(train.path, path)
+    if train.label_index is None:
+        raise UsageError(
+            f"--test-data {test_data}: expected labelled training images, found {train.path} "
+            "without labels; read each file by itself"
+        )
+    return read(path)
+
+
+def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:
     """Divide one file's images into train and test."""
-    pixels = table.to_pixels(map_labels(table, class_names), class_names)
-    n_rows = len(pixels.labels)
     kept, held = plan_holdout(
         pixels.labels,
         fraction=TEST_FRACTION,
@@ -303,19 +270,10 @@ def _set_aside(
         hint="give a labelled test file with --test-data",
     )
     decisions.append(
-        f"no labelled test file: {len(held)} of {n_rows} rows ({TEST_FRACTION:.0%}, stratified, "
-        "the same in every run) are set aside as the test set"
+        f"no labelled test file: {len(held)} of {len(pixels.labels)} rows ({TEST_FRACTION:.0%}, "
+        "stratified, the same in every run) are set aside as the test set"
     )
     return pixels.pick(kept), pixels.pick(held)
-
-
-def _without_test(table: Table, class_names: tuple[str, ...]) -> tuple[Pixels, Pixels]:
-    """Return all images of one file, and no test images."""
-    if table.label_index is None:
-        pixels = table.to_pixels(np.zeros(len(table.pixels), np.int64), ("unlabelled",))
-    else:
-        pixels = table.to_pixels(map_labels(table, class_names), class_names)
-    return pixels, pixels.pick(np.zeros(0, np.int64))
 
 
 def _name(train_path: str) -> str:

@@ -18,12 +18,7 @@ _SUBSET_STREAM, _HOLDOUT_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Splits:
-    """Two disjoint sets of rows of one train file.
-
-    Attributes:
-        train: (n_train,) int64, ascending.
-        val: (n_val,) int64, ascending, disjoint from `train`.
-    """
+    """Two disjoint sets of rows of one train file, each ascending int64."""
 
     train: np.ndarray
     val: np.ndarray
@@ -54,10 +49,16 @@ def plan_splits(
     Raises:
         UsageError: the fraction or the limit leaves a class without rows.
     """
-    labels = np.asarray(labels)
     chosen = np.arange(len(labels), dtype=np.int64)
     if limit is not None and limit < len(labels):
-        chosen = _limit_rows(labels, limit, seed)
+        hint = "use a higher --limit, or none"
+        if limit < (n_classes := len(np.unique(labels))):
+            raise UsageError(
+                f"--limit {limit}: fewer rows than the {n_classes} classes of the file; expected "
+                f"at least one row per class to train and one to validate. hint: {hint}"
+            )
+        chosen = subset_rows(labels, limit, seed)
+        _require_every_class(labels, chosen, f"--limit {limit}", hint)
     train, val = plan_holdout(
         labels[chosen],
         fraction=val_fraction,
@@ -133,20 +134,6 @@ def subset_rows(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     return _divide(labels, n_left_out, seed, _SUBSET_STREAM)[0]
 
 
-def _limit_rows(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Return at most `limit` stratified rows in which every class is present."""
-    hint = "use a higher --limit, or none"
-    n_classes = len(np.unique(labels))
-    if limit < n_classes:
-        raise UsageError(
-            f"--limit {limit}: fewer rows than the {n_classes} classes of the file; expected at "
-            f"least one row per class to train and one to validate. hint: {hint}"
-        )
-    rows = subset_rows(labels, limit, seed)
-    _require_every_class(labels, rows, f"--limit {limit}", hint)
-    return rows
-
-
 def _divide(
     labels: np.ndarray, n_second: int, seed: int, stream: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -166,15 +153,14 @@ def _divide(
         stratify=class_index[divisible],
         random_state=np.random.RandomState(bits),
     )
-    first = np.concatenate([first, np.flatnonzero(single)])
-    return np.sort(first).astype(np.int64), np.sort(second).astype(np.int64)
+    return np.sort(np.concatenate([first, np.flatnonzero(single)])), np.sort(second)
 
 
 def _require_every_class(labels: np.ndarray, kept: np.ndarray, what: str, hint: str) -> None:
     lost = np.setdiff1d(labels, labels[kept])
     if len(lost):
-        n_rows_of_first = int((labels == lost[0]).sum())
+        first = f"class {lost[0]}, {(labels == lost[0]).sum()} of {len(labels)} rows"
         raise UsageError(
-            f"{what} leaves no training row to {len(lost)} classes (the first is class {lost[0]}, "
-            f"{n_rows_of_first} of {len(labels)} rows); expected at least one each. hint: {hint}"
+            f"{what} leaves no training row to {len(lost)} classes (the first is {first}); "
+            f"expected at least one each. hint: {hint}"
         )

@@ -6,9 +6,8 @@ N images, K classes.
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +30,30 @@ MAX_LOSS = 0.005  # of accuracy; more is warned of
 _BATCH = 50
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """The predictions of an exported model beside those of the Keras model on the same N images.
-
-    Attributes:
-        total: N.
-        same: images with the same prediction.
-        differ_clearly: of the others, those where Keras' two best classes are `TIE` or more apart.
-        largest_difference: of any probability.
-        correct: correct predictions of the export.
-        keras_correct: correct predictions of the Keras model.
-    """
-
-    total: int
-    same: int
-    differ_clearly: int
-    largest_difference: float
-    correct: int
-    keras_correct: int
-
-
-def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> Agreement:
+def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> dict[str, int | float]:
     """Compare an export's probabilities with the Keras model's.
 
     Args:
         expected: (N, K) floats, of the Keras model; K at least 2.
         found: (N, K) floats, of the export.
         labels: (N,) integers 0..K-1, the true labels.
+
+    Returns:
+        total: N; same: images with the same prediction; differ_clearly: of the others, those where
+        Keras' two best classes are `TIE` or more apart; largest_difference: of any probability;
+        correct, keras_correct: correct predictions of the export and of the Keras model.
     """
     predicted, other = expected.argmax(axis=1), found.argmax(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
     differs = predicted != other
-    return Agreement(
-        total=len(labels),
-        same=int((~differs).sum()),
-        differ_clearly=int((differs & (first - second >= TIE)).sum()),
-        largest_difference=float(np.abs(expected - found).max()),
-        correct=int((other == labels).sum()),
-        keras_correct=int((predicted == labels).sum()),
-    )
+    return {
+        "total": len(labels),
+        "same": int((~differs).sum()),
+        "differ_clearly": int((differs & (first - second >= TIE)).sum()),
+        "largest_difference": float(np.abs(expected - found).max()),
+        "correct": int((other == labels).sum()),
+        "keras_correct": int((predicted == labels).sum()),
+    }
 
 
 def check_exports(
@@ -99,10 +82,10 @@ def check_exports(
     for export in exports:
         with progress_bar(export.path.name, "image") as show:
             agreement = compare(expected, _run(export.classify, images, show), labels)
-        if export.precision == "float32" and agreement.differ_clearly:
+        if export.precision == "float32" and agreement["differ_clearly"]:
             raise FmnistError(
                 f"{export.path.name}: expected the predictions of model.keras, found another class "
-                f"for {agreement.differ_clearly} of {agreement.total} images that are not ties; "
+                f"for {agreement['differ_clearly']} of {len(rows)} images that are not ties; "
                 "nothing was exported. Please report it, with the versions of tensorflow and keras"
             )
         path = export.path
@@ -111,7 +94,7 @@ def check_exports(
             {
                 "path": path.relative_to(folder).as_posix(),
                 "precision": export.precision,
-                **asdict(agreement),
+                **agreement,
                 "latency_ms": measure_latency(export.classify, images),
                 "bytes": sum(file.stat().st_size for file in files),
             }
@@ -145,45 +128,32 @@ def find_losses(report: dict[str, Any]) -> list[str]:
 
 def format_report(report: dict[str, Any]) -> str:
     """Return what was measured as a Markdown table, with a line on how."""
-    images, of = report["checked"]["images"], report["checked"]["of"]
-
-    def cells(name: str, same: str, difference: str, entry: dict[str, Any]) -> str:
-        accuracy = f"{entry['correct'] / images:.4f} ({entry['correct']}/{images})"
-        measured = f"{entry['latency_ms']:.1f} ms | {entry['bytes'] / 1e6:.1f} MB"
-        return f"| {name} | {same} | {difference} | {accuracy} | {measured} |"
-
-    rows = [
-        cells(
-            "SavedModel" if entry["path"] == "1" else entry["path"],
-            f"{entry['same']}/{images}",
-            f"{entry['largest_difference']:.1e}",
-            entry,
-        )
-        for entry in report["exports"]
+    checked, images = report["checked"], report["checked"]["images"]
+    lines = [
+        f"{printable(checked['dataset'])}, {images:,} of {checked['of']:,} test images; latency of "
+        f"one image, median of {N_TIMED} calls, {report['latency']['threads']} threads",
+        "",
+        "| model | same prediction | largest difference | accuracy | latency | size |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join(
-        [
-            f"{printable(report['checked']['dataset'])}, {images:,} of {of:,} test images; "
-            f"latency of one image, median of {N_TIMED} calls, "
-            f"{report['latency']['threads']} threads",
-            "",
-            "| model | same prediction | largest difference | accuracy | latency | size |",
-            "| --- | --- | --- | --- | --- | --- |",
-            cells("model.keras", "", "", report["keras"]),
-            *rows,
-            "",
+    for entry in (report["keras"], *report["exports"]):
+        cells = ["model.keras", "", ""]
+        if "path" in entry:
+            name = "SavedModel" if entry["path"] == "1" else entry["path"]
+            cells = [name, f"{entry['same']}/{images}", f"{entry['largest_difference']:.1e}"]
+        cells += [
+            f"{entry['correct'] / images:.4f} ({entry['correct']}/{images})",
+            f"{entry['latency_ms']:.1f} ms",
+            f"{entry['bytes'] / 1e6:.1f} MB",
         ]
-    )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def measure_latency(classify: Classify, images: np.ndarray) -> float:
     """Return the median milliseconds of a call with one image, after a warm-up."""
-    seconds = []
-    for number in range(N_WARM_UP + N_TIMED):
-        image = images[number % len(images)][np.newaxis]
-        started = time.perf_counter()
-        classify(image)
-        seconds.append(time.perf_counter() - started)
+    one = images[:1]
+    seconds = timeit.repeat(lambda: classify(one), number=1, repeat=N_WARM_UP + N_TIMED)
     return 1000 * statistics.median(seconds[N_WARM_UP:])
 
 

@@ -1,14 +1,13 @@
-"""Images for a saved run: the one place where new data meet a trained model.
+"""Read images for a saved run: its own data again, or other files under its classes.
 
 How the data were read goes to stderr; so do warnings if they look unlike the training images.
-
-N images.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,29 +15,14 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.csv.table import expand_path, read_csv
-from fmnist_tf.data.images import Table
+from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.photos import Picture, find_polarity_warning, read_picture
+from fmnist_tf.data.photos import find_polarity_warning, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 
 _Read = TypeVar("_Read")
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images with their true classes.
-
-    Attributes:
-        name: of the data set or the file.
-        pixels: (N, 784) uint8.
-        labels: (N,) int64, class indices of the run.
-    """
-
-    name: str
-    pixels: np.ndarray
-    labels: np.ndarray
 
 
 def read_own_dataset(run: SavedRun) -> Dataset:
@@ -52,7 +36,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     source = find_source(train)
     if source != train and run.config.test_data is None:
         test = []  # the official files and the sample have their own test images
-    for path in (*([train] if source == train else []), *test):
+    for path in [train, *test] if source == train else test:
         if not Path(path).is_file():
             raise UsageError(
                 f"{where}: expected {path}, found no such file in {Path.cwd()}. Run the command "
@@ -74,22 +58,19 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     return dataset
 
 
-def read_table(
-    run: SavedRun, path: Path, store_dir: Path, label_column: str | None = None
-) -> Table:
+def read_table(run: SavedRun, path: Path, label_column: str | None = None) -> Table:
     """Read a CSV of images, with or without labels.
 
     Args:
         run: its label column is used if the file has it.
         path: of the CSV.
-        store_dir: folder for the parsed file.
         label_column: name of the label column, whatever the run's is; None: the run's, else found.
 
     Raises:
         DataError: the file is bad, whatever column holds its labels.
     """
-    table = _with_label_column(
-        lambda column: read_csv(path, store_dir, label_column=column), run, label_column
+    table = _read_temporarily(
+        lambda column, folder: read_csv(path, folder, label_column=column), run, label_column
     )
     for decision in table.decisions:
         say(f"{path}: {decision}")
@@ -97,8 +78,8 @@ def read_table(
     return table
 
 
-def read_run_picture(run: SavedRun, path: Path) -> Picture:
-    """Read a picture and convert it to what the run's training images look like.
+def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
+    """Read a picture as pixels (784,) uint8 that look like the run's training images.
 
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
@@ -109,15 +90,20 @@ def read_run_picture(run: SavedRun, path: Path) -> Picture:
             f"{path}: expected a run that records what its training images look like, found one of "
             "an older version; train it again, or predict from CSV"
         )
-    picture = read_picture(path, background=facts["background"], content_side=facts["content_side"])
-    say(f"{path}: {'; '.join(picture.decisions)}")
-    return picture
+    pixels, decisions = read_picture(
+        path, background=facts["background"], content_side=facts["content_side"]
+    )
+    say(f"{path}: {'; '.join(decisions)}")
+    return pixels
 
 
 def read_labelled(
-    run: SavedRun, data: str | None, store_dir: Path, label_column: str | None = None
-) -> LabelledImages:
+    run: SavedRun, data: str | None, label_column: str | None = None
+) -> tuple[str, Pixels]:
     """Read the labelled CSV `data` (see `read_table`), or the run's own test images if None.
+
+    Returns:
+        The name of the data set or the file, and the images with class indices of the run.
 
     Raises:
         UsageError: see `read_own_dataset`.
@@ -126,34 +112,30 @@ def read_labelled(
     if data is None:
         dataset = read_own_dataset(run)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
-        return LabelledImages(dataset.name, dataset.test.pixels, dataset.test.labels)
-    table = read_table(run, expand_path(data), store_dir, label_column)
-    labels = map_labels(table, run.class_names)
+        return dataset.name, dataset.test
+    table = read_table(run, expand_path(data), label_column)
+    images = table.to_pixels(map_labels(table, run.class_names), run.class_names)
     if table.sha256 == run.data_sha256[0]:
-        warn(
-            boxed(
-                "WARNING: THE RUN WAS TRAINED ON THIS FILE.",
-                "The accuracy below measures memory, it is not a test.",
-            )
-        )
-    return LabelledImages(table.path, table.pixels, labels)
+        title = "WARNING: THE RUN WAS TRAINED ON THIS FILE."
+        warn(boxed(title, "The accuracy below measures memory, it is not a test."))
+    return table.path, images
 
 
-def read_labelled_dataset(run: SavedRun, data: str | None, store_dir: Path) -> Dataset:
+def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
     """Read train and test images with labels as the run's class indices.
 
     Args:
         run: whose classes they are.
         data: see `read_dataset`; None: the run's own.
-        store_dir: folder for parsed files.
 
     Raises:
         UsageError: the data are missing or bad, or have a class that the run does not know.
     """
     if data is None:
         return read_own_dataset(run)
-    dataset = _with_label_column(
-        lambda column: read_dataset(data, store_dir=store_dir, say=say, label_column=column), run
+    dataset = _read_temporarily(
+        lambda column, folder: read_dataset(data, store_dir=folder, say=say, label_column=column),
+        run,
     )
     index, names = index_classes(run.class_names), dataset.train.class_names
     if unknown := [name for name in names if name not in index]:
@@ -171,20 +153,23 @@ def read_labelled_dataset(run: SavedRun, data: str | None, store_dir: Path) -> D
     return replace(dataset, train=train, test=test)
 
 
-def _with_label_column(
-    read: Callable[[str | None], _Read], run: SavedRun, named: str | None = None
+def _read_temporarily(
+    read: Callable[[str | None, Path], _Read], run: SavedRun, named: str | None = None
 ) -> _Read:
-    """Call `read` with the label column that was named, else the run's, else None to find it."""
-    if named:
-        return read(named)
-    column = run.config.label_column
-    if column is not None:
+    """Call `read` with a label column and a folder for parsed files, which is deleted afterwards.
+
+    The column is the one that was named, else the run's, else None to find it. What is mapped from
+    a deleted file stays readable.
+    """
+    column = named or run.config.label_column
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            return read(column)
+            return read(column, Path(folder))
         except DataError as error:
-            if {problem.code for problem in error.problems} - {"E021", "E026"}:
+            codes = {problem.code for problem in error.problems}
+            if named or column is None or codes - {"E021", "E026"}:
                 raise
-    return read(None)
+        return read(None, Path(folder))
 
 
 def _warn_if_negated(run: SavedRun, name: str, pixels: np.ndarray) -> None:

@@ -37,32 +37,19 @@ def test_order_is_the_same_everywhere() -> None:
     assert list(order_rows(np.arange(8), 3, 4)) == [7, 2, 4, 3, 6, 0, 1, 5]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_every_row_once_in_order_with_its_label(batch_size: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 784), np.uint8)
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("dtype", [np.uint8, ml_dtypes.bfloat16])
+def test_every_row_once_in_order_with_its_label(batch_size: int, dtype: type) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 784)).astype(dtype)
     labels = np.arange(20) * 10
     batches = make_batches(ArrayRows(pixels), labels, ROWS, batch_size)
+    x, y = batches.element_spec
+    assert (x.dtype, tuple(x.shape), y.dtype) == (dtype, (None, 784), np.int64)
     assert int(batches.cardinality()) == -(-len(ROWS) // batch_size)
     read = list(batches.as_numpy_iterator())
     assert [len(y) for _, y in read[:-1]] == [batch_size] * (len(read) - 1)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in read]), pixels[ROWS])
     np.testing.assert_array_equal(np.concatenate([y for _, y in read]), labels[ROWS])
-
-
-def test_raw_pixels_travel_as_uint8() -> None:
-    batches = make_batches(ArrayRows(np.zeros((4, 784), np.uint8)), np.zeros(4, int), ROWS[:2], 2)
-    x, y = batches.element_spec
-    assert (x.dtype.name, tuple(x.shape)) == ("uint8", (None, 784))
-    assert y.dtype.name == "int64"
-
-
-def test_16_bit_rows_travel_as_bfloat16() -> None:
-    rows = np.arange(12, dtype=np.float32).reshape(4, 3).astype(ml_dtypes.bfloat16)
-    batches = make_batches(ArrayRows(rows), np.zeros(4, np.int64), ROWS[:2], 2)
-    assert batches.element_spec[0].dtype.name == "bfloat16"
-    x = next(iter(batches))[0].numpy()
-    assert x.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(x, rows[[2, 3]])
 
 
 def test_a_flip_exchanges_left_and_right_and_undoes_itself() -> None:
@@ -99,15 +86,6 @@ def test_stacked_rows_are_the_views_one_above_the_other() -> None:
     for rows in ([0, 14, 5, 4, 9, 9], [3], [], range(15)):
         rows = np.array(rows, np.int64)
         np.testing.assert_array_equal(stacked.take(rows), above[rows])
-
-
-def test_one_view_is_not_copied_again() -> None:
-    class Same(ArrayRows):
-        def take(self, rows: np.ndarray) -> np.ndarray:
-            return self.array
-
-    array = np.zeros((3, 2))
-    assert StackedRows((Same(array),)).take(np.arange(3)) is array
 
 
 @pytest.mark.parametrize(

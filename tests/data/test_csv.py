@@ -213,12 +213,6 @@ def test_label_values(
     assert table.label_values == values
 
 
-def test_names_are_ordered_and_first_seen_is_not(read: Callable[..., Table]) -> None:
-    table = read([HEADER, *rows(labels=["b", "a", "c", "a", "b", "c"])])
-    assert table.label_values == ("a", "b", "c")
-    assert table.label_index.tolist() == [1, 0, 2, 0, 1, 2]
-
-
 # ------------------------------------------------------------------------------ the 44 bad inputs
 
 Build = Callable[[Path], Path]
@@ -584,7 +578,7 @@ def test_lines_count_across_blocks(read: Callable[..., Table]) -> None:
     assert table.pixels[332, 782] == 30
 
 
-def test_scaled_pixels_are_recognised_only_if_all_are(read: Callable[..., Table]) -> None:
+def test_scaled_pixels_are_named_only_if_all_are(read: Callable[..., Table]) -> None:
     error = complaint(lambda: read(SCALED))
     assert {p.code for p in error.problems} == {"E034"}
     assert "already scaled" in error.problems[0].hint
@@ -711,7 +705,7 @@ def test_damaged_store_is_made_again(
     read(kaggle())
     DAMAGES[damage](store_of(tmp_path))
     assert_read(read(kaggle()))
-    assert pixel_store.read_store(store_of(tmp_path)) is not None
+    assert pixel_store.read_store(store_of(tmp_path), "", "") is not None
 
 
 def test_other_process_publishes_first(
@@ -763,10 +757,10 @@ def test_disk_full_leaves_nothing(write: Callable[..., Path], tmp_path: Path) ->
 def test_leftovers_of_killed_processes(read: Callable[..., Table], tmp_path: Path) -> None:
     store = tmp_path / "store"
     for name, age_seconds in (("old", 2 * pixel_store.STALE_SECONDS), ("new", 60)):
-        folder = store / f".{name}.partial"
+        folder = store / f".{name}.tmp-1"
         folder.mkdir(parents=True)
         (folder / "pixels.bin").touch()
         then = time.time() - age_seconds
         os.utime(folder, (then, then))
     read(kaggle())
-    assert [p.name for p in store.glob(".*")] == [".new.partial"]
+    assert [p.name for p in store.glob(".*")] == [".new.tmp-1"]

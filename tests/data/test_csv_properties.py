@@ -21,7 +21,7 @@ from fmnist_tf.data.images import Table
 from fmnist_tf.errors import DataError
 
 # Examples read and write files, so a busy disk must not fail one.
-few = settings(deadline=None, max_examples=25)
+few = settings(deadline=None, max_examples=15)
 many = settings(deadline=None, max_examples=50)
 
 NAMES = [f"pixel{i}" for i in range(1, 785)]

@@ -9,44 +9,8 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data import official
-from fmnist_tf.errors import UsageError
 
 README = Path(__file__).parents[2] / "data" / "README.md"
-
-
-def idx_gz(array: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
-
-
-def test_read_idx_gives_the_array(tmp_path: Path) -> None:
-    array = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    (tmp_path / "x.gz").write_bytes(idx_gz(array))
-    np.testing.assert_array_equal(official.read_idx(tmp_path / "x.gz", n_dimensions=3), array)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (idx_gz(np.zeros((2, 3))), "its header is 00 00 08 02"),
-        (gzip.compress(b""), "its header is missing"),
-        (gzip.compress(bytes([0, 0, 8, 1, 0])), "its header is 00 00 08 01"),
-        (gzip.compress(bytes([0, 0, 8, 1, 0xFF, 0xFF, 0xFF, 0xFF])), "announces 4294967295 bytes"),
-        (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, 7])), ": 1 bytes where 9 are announced"),
-        (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7, 7])), "more than 1 bytes where 1"),
-        (idx_gz(np.zeros(900))[:-12], "corrupt gzip data"),
-        (b"label,pixel1\n", "corrupt gzip data"),
-        (gzip.compress(b"")[:10] + b"\x07", "corrupt gzip data"),  # no such kind of block
-    ],
-    ids=range(9),
-)
-def test_read_idx_refuses(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "labels.gz"
-    path.write_bytes(content)
-    with pytest.raises(UsageError) as error:
-        official.read_idx(path, n_dimensions=1)
-    assert str(error.value).startswith(f"{path}: ")
-    assert message in str(error.value)
 
 
 def test_the_readme_states_every_sum() -> None:

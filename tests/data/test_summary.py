@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_tf.data import summary as summary_module
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.data.summary import (
     EXAMPLES,
     DataSummary,
-    find_warnings,
+    Inspection,
     inspect,
     measure_background,
     measure_content_side,
-    summarize,
 )
 
 
@@ -44,17 +43,13 @@ def parts() -> tuple[Pixels, Pixels]:
     return train, test
 
 
-def test_counts(parts: tuple[Pixels, Pixels]) -> None:
-    summary = summarize(*parts)
+def test_facts_of_a_few_images(parts: tuple[Pixels, Pixels], tmp_path: Path) -> None:
+    train, summary = parts[0], inspect(*parts, tmp_path).summary
     assert summary.train_counts.tolist() == [2, 7, 0]
     assert summary.test_counts.tolist() == [2, 0, 1]
     assert summary.duplicates.tolist() == [2, 1, 2]
     assert summary.histogram.sum() == 9 * 784
-    assert summary.histogram[17] == (parts[0].pixels == 17).sum()
-
-
-def test_pictures(parts: tuple[Pixels, Pixels]) -> None:
-    train, summary = parts[0], summarize(*parts)
+    assert summary.histogram[17] == (train.pixels == 17).sum()
     mean = train.pixels[[1, 4]].astype(float).mean(axis=0)
     np.testing.assert_allclose(summary.mean_images[0], mean, atol=0.5)
     assert not summary.mean_images[2].any()
@@ -62,10 +57,7 @@ def test_pictures(parts: tuple[Pixels, Pixels]) -> None:
     np.testing.assert_array_equal(summary.examples[1], train.pixels[of_class_1])
     np.testing.assert_array_equal(summary.examples[0, :2], train.pixels[[1, 4]])
     assert not summary.examples[0, 2:].any()
-
-
-def test_round_trip(parts: tuple[Pixels, Pixels]) -> None:
-    arrays = summarize(*parts).to_arrays()
+    arrays = summary.to_arrays()
     assert all(name.startswith("data_") for name in arrays)
     again = DataSummary.from_arrays(arrays | {"other": np.zeros(1)})
     assert all(again.to_arrays()[name] is array for name, array in arrays.items())
@@ -97,42 +89,41 @@ def test_content_tolerates_what_is_nearly_background() -> None:
     assert measure_content_side(np.zeros((2, 784), np.uint8), 0) == 1
 
 
-def test_many_images_are_read_in_parts() -> None:
-    """Several blocks give what one does."""
+def test_many_images_are_read_in_blocks(tmp_path: Path) -> None:
     train = noise([0, 1, 1] * 3000, 2, seed=2)
-    summary = summarize(train, train.pick(np.arange(10)))
-    np.testing.assert_array_equal(
-        summary.mean_images[1], np.rint(train.pixels[train.labels == 1].mean(axis=0))
-    )
+    summary = inspect(train, train.pick(np.arange(10)), tmp_path).summary
+    mean = np.rint(train.pixels[train.labels == 1].mean(axis=0))
+    np.testing.assert_array_equal(summary.mean_images[1], mean)
     np.testing.assert_array_equal(summary.histogram, np.bincount(train.pixels.ravel()))
     assert summary.duplicates.tolist() == [0, 0, 10]
 
 
 def test_an_inspection_is_kept_and_belongs_to_its_images(
-    parts: tuple[Pixels, Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[Pixels, Pixels], tmp_path: Path
 ) -> None:
+    def shown(found: Inspection) -> object:
+        arrays = {name: array.tolist() for name, array in found.summary.to_arrays().items()}
+        return arrays, found.background, found.content_side, found.warnings
+
     first = inspect(*parts, tmp_path)
+    assert first.warnings
     (kept,) = tmp_path.iterdir()
     content = kept.read_bytes()
     for damage in (content[:1000], b"", content[:3000] + bytes(100) + content[3100:]):
         kept.write_bytes(damage)
-        inspect(*parts, tmp_path)
+        assert shown(inspect(*parts, tmp_path)) == shown(first)
         assert len(kept.read_bytes()) == len(content)
-    monkeypatch.setattr(summary_module, "summarize", None)
-    again = inspect(*parts, tmp_path)
-    assert (again.background, again.content_side) == (first.background, first.content_side)
-    assert again.warnings == first.warnings != ()
-    for name, array in first.summary.to_arrays().items():
-        np.testing.assert_array_equal(again.summary.to_arrays()[name], array)
     train, test = parts
+    no_pixels = replace(train, pixels=None), replace(test, pixels=None)
+    assert shown(inspect(*no_pixels, tmp_path)) == shown(first)  # not computed again
     for changed in (
         (replace(train, digest="other"), test),
         (train, replace(test, digest="other")),
         (replace(train, labels=train.labels[::-1]), test),
         (replace(train, class_names=("a", "b", "c")), test),
     ):
-        with pytest.raises(TypeError):  # it is computed again
-            inspect(*changed, tmp_path)
+        inspect(*changed, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 # --- W040 ---
@@ -146,59 +137,53 @@ def clothes(n: int, seed: int) -> np.ndarray:
     return images.reshape(n, 784)
 
 
-def warned(
-    *expected: str,
-    pixels: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-    test_pixels: np.ndarray | None = None,
-) -> None:
-    pixels = clothes(200, 0) if pixels is None else pixels
-    test_pixels = clothes(100, 1) if test_pixels is None else test_pixels
-    train = part(pixels, np.arange(200) % 4 if labels is None else labels, 4)
-    test = part(test_pixels, np.arange(len(test_pixels)) % 4, 4)
-    warnings = find_warnings(summarize(train, test), train, test)
-    assert len(warnings) == len(expected), warnings
-    for warning, text in zip(warnings, expected, strict=True):
-        assert warning.startswith("W040 ")
-        assert text in warning
+@pytest.fixture
+def warned(tmp_path: Path) -> Callable[..., None]:
+    """Check the warnings on 200 training and 100 test images, some of them replaced."""
+
+    def check(*expected: str, train=None, labels=None, test=None) -> None:
+        pixels = clothes(200, 0) if train is None else train
+        test_pixels = clothes(100, 1) if test is None else test
+        found = inspect(
+            part(pixels, np.arange(200) % 4 if labels is None else labels, 4, str(expected)),
+            part(test_pixels, np.arange(len(test_pixels)) % 4, 4, str(len(test_pixels))),
+            tmp_path,
+        )
+        assert len(found.warnings) == len(expected), found.warnings
+        for warning, text in zip(found.warnings, expected, strict=True):
+            assert warning.startswith("W040 ")
+            assert text in warning
+
+    return check
 
 
-def test_nothing_to_warn_of() -> None:
+def test_nothing_to_warn_of(warned) -> None:
     warned()
-    warned(test_pixels=np.zeros((0, 784), np.uint8))
+    warned(test=np.zeros((0, 784), np.uint8))
 
 
-def test_w040_copies_and_overlap() -> None:
+def test_w040(warned) -> None:
     twice = clothes(200, 0)
     twice[5] = twice[77] = twice[8]
-    warned("2 of 200 training images are copies", pixels=twice)
+    warned("2 of 200 training images are copies", train=twice)
     test = clothes(100, 1)
     test[7:10] = clothes(200, 0)[3:6]
-    warned("3 of 100 test images are also training images", test_pixels=test)
-
-
-def test_w040_constant_images() -> None:
-    pixels = clothes(200, 0)
-    pixels[9], pixels[10] = 0, 7
-    warned("2 training images have one grey level", pixels=pixels)
-
-
-def test_w040_inverted() -> None:
+    warned("3 of 100 test images are also training images", test=test)
+    constant = clothes(200, 0)
+    constant[9], constant[10] = 0, 7
+    warned("2 training images have one grey level", train=constant)
     bright = 255 - clothes(200, 0)
-    warned("the mean training pixel is", pixels=bright, test_pixels=clothes(0, 0))
+    warned("the mean training pixel is", train=bright, test=clothes(0, 0))
+    warned("grey levels away", test=clothes(100, 1) // 2 + 40)
 
 
-def test_w040_transposed() -> None:
+def test_w040_transposed(warned) -> None:
     test = clothes(100, 1).reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
-    warned("rows and columns exchanged", test_pixels=test)
-    warned(test_pixels=test[:99])  # too few to tell
+    warned("rows and columns exchanged", test=test)
+    warned(test=test[:99])  # too few to tell
 
 
-def test_w040_imbalance() -> None:
+def test_w040_imbalance(warned) -> None:
     labels = np.repeat([0, 1, 2, 3], [70, 60, 64, 6])
     warned("class class 0 has 70 images and class class 3 6", labels=labels)
     warned(labels=np.repeat([0, 1, 2, 3], [66, 57, 70, 7]))
-
-
-def test_w040_drift() -> None:
-    warned("differs from the mean training image by", test_pixels=clothes(100, 1) // 2 + 40)

@@ -31,7 +31,7 @@ def test_test_images_held_out_of_the_train_file_are_found_again(run: SavedRun) -
     first, second = read_own_dataset(run), read_own_dataset(run)
     assert (len(first.train.labels), len(first.test.labels)) == (51, 9)
     np.testing.assert_array_equal(first.test.lines, second.test.lines)
-    assert len(read_labelled(run, None, Path("store")).labels) == 9
+    assert len(read_labelled(run, None)[1].labels) == 9
 
 
 def test_changed_or_missing_data_must_be_named(run: SavedRun) -> None:
@@ -49,7 +49,7 @@ def test_numbers_stand_for_the_names_of_fashion_mnist(run: SavedRun) -> None:
     write_csv("numbers.csv", draw(4, seed=0), numbers)
     write_csv("names.csv", draw(4, seed=0), [FASHION_MNIST[k] for k in numbers])
     for name in ("numbers.csv", "names.csv"):
-        assert read_labelled(run, name, Path("store")).labels.tolist() == numbers
+        assert read_labelled(run, name)[1].labels.tolist() == numbers
 
 
 @pytest.mark.parametrize("column", ["kind", "label"])
@@ -58,9 +58,9 @@ def test_labels_are_in_the_runs_own_column_or_found(run: SavedRun, column: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_column": "kind"}))
     run = read_saved_run(run.directory)
     write_csv("other_train.csv", draw(60, seed=0), ["shoe", "bag"] * 30, column)
-    dataset = read_labelled_dataset(run, "other_train.csv", Path("store"))
+    dataset = read_labelled_dataset(run, "other_train.csv")
     assert dataset.train.class_names == NAMES
     counts = np.bincount(dataset.train.labels) + np.bincount(dataset.test.labels)
     assert counts.tolist() == [0, 30, 30]
-    images = read_labelled(run, "other_train.csv", Path("store"))
+    _, images = read_labelled(run, "other_train.csv")
     assert images.labels.tolist() == [2, 1] * 30

@@ -191,7 +191,7 @@ class CsvBytes:
         members = 0
         for chunk in self._read_raw():
             # Output that is pending when the input runs out comes with the next chunk; a member's
-            # last chunk ends in its trailer, which is not taken in before all output is out.
+            # last chunk ends in its trailer, which is not consumed before all output is out.
             while chunk:
                 if inflater.eof:
                     inflater = zlib.decompressobj(wbits=31)

@@ -43,14 +43,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.csv.decode import CsvBytes, file_error
 from fmnist_tf.data.csv.layout import Layout, plan_layout
 from fmnist_tf.data.csv.rows import RowReader
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.store import StoredPixels, StoreWriter, read_store
+from fmnist_tf.data.store import Block, read_store, write_store
 from fmnist_tf.errors import DataError
 
 MAX_BYTES = 64 << 30
@@ -85,59 +90,51 @@ def read_csv(
         options = json.dumps([READER_VERSION, label_column])
         name = f"{sha256}-{hashlib.sha256(options.encode()).hexdigest()[:16]}"
         directory = Path(store_dir, name)
-        stored = read_store(directory)
-        if stored is None:
-            stored = _write_parsed(file, directory, label_column)
+        table = read_store(directory, path, sha256)
+        if table is None:
+            table = _write_parsed(file, directory, sha256, label_column)
         file.check_unchanged()
-    facts = stored.facts
-    return Table(
-        pixels=stored.pixels,
-        label_index=stored.label_index,
-        label_values=tuple(facts["label_values"]),
-        path=path,
-        sha256=sha256,
-        digest=stored.digest,
-        label_digest=stored.label_digest,
-        first_line=facts["first_line"],
-        decisions=tuple(facts["decisions"]),
-        label_field=facts["label_field"],
-    )
+    return table
 
 
-def _write_parsed(file: CsvBytes, directory: Path, label_column: str | None) -> StoredPixels:
+def _write_parsed(file: CsvBytes, directory: Path, sha256: str, label_column: str | None) -> Table:
     """Parse the file into a new store, which is published only if the file has no fault."""
     try:
-        return _parse(file, directory, label_column)
+        return _parse(file, directory, sha256, label_column)
     except DataError:
         file.check_unchanged()  # faults of a half-written file would mislead
         raise
 
 
-def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredPixels:
+def _parse(file: CsvBytes, directory: Path, sha256: str, label_column: str | None) -> Table:
     blocks = file.read_blocks()
-    block = next(blocks, b"")
-    if not block:
+    first = next(blocks, b"")
+    if not first:
         raise file_error("E004", file.path, "a file without any text", "a CSV of images")
-    layout, rest = _split_header(file.path, block, label_column)
-    _check_room(file, layout, len(block) - len(rest), rest, directory.parent)
+    layout, rest = _split_header(file.path, first, label_column)
+    _check_room(file, layout, len(first) - len(rest), rest, directory.parent)
     reader = RowReader(file.path, layout)
-    with StoreWriter(directory, layout.label_column is not None) as writer:
+    ends_line = True
+
+    def read_rows() -> Iterator[Block]:
+        nonlocal ends_line
         block = rest
-        ends_line = True
         while True:
             if block:
                 ends_line = block.endswith(b"\n")
                 pixels, codes = reader.read_block(block)
                 if not reader.problem_total:
-                    writer.append(pixels, codes)
+                    yield pixels, codes
             try:
                 block = next(blocks)
             except StopIteration:
-                break
+                return
             except DataError as error:
                 raise DataError(
                     reader.problems + error.problems, reader.problem_total + error.total
                 ) from None
+
+    def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
         label_values, new_code = reader.finish()
         file.check_unchanged()
         decisions = [*file.notes, *layout.decisions, *reader.notes]
@@ -150,7 +147,9 @@ def _parse(file: CsvBytes, directory: Path, label_column: str | None) -> StoredP
             "decisions": decisions,
             "label_field": None if column is None else column + 1,
         }
-        return writer.publish(new_code, facts)
+        return None if column is None else new_code, facts
+
+    return write_store(directory, file.path, sha256, read_rows(), finish)
 
 
 def _split_header(path: str, block: bytes, label_column: str | None) -> tuple[Layout, bytes]:
