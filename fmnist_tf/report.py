@@ -72,8 +72,7 @@ def _report(flags: argparse.Namespace) -> None:
 def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import warn
     from fmnist_tf.pipeline.saved_run import find_run
-    from fmnist_tf.reporting.comparison import write_comparison
-    from fmnist_tf.reporting.page import write_report
+    from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, describe_run
     from fmnist_tf.results.rundir import list_runs
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.reporting.render import display_names
-from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import RANDOM, SAMPLE, find_caveats
 from fmnist_tf.results.rundir import RunDir
@@ -25,15 +24,7 @@ CAVEATS = {
 
 
 class RunRecord:
-    """The files of a run.
-
-    Attributes:
-        name: of its folder.
-        config: config.json.
-        evaluation: evaluation.json.
-        provenance: provenance.json.
-        label_map: labels.json.
-    """
+    """The files of a run; `label_map` is labels.json."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -52,9 +43,7 @@ class RunRecord:
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """Test labels (N,) int64 and probabilities (N, K) float32."""
-        labels, probabilities = self._run.read_predictions()
-        check_predictions(labels, probabilities)
-        return labels, probabilities
+        return self._run.read_predictions()
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:

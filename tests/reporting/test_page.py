@@ -18,9 +18,8 @@ import pytest
 from fakerun import HOSTILE, NAMES, change_json, make_run, make_summary, predict, write_test
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.reporting.comparison import write_comparison
 from fmnist_tf.reporting.images import encode_heat_map
-from fmnist_tf.reporting.page import write_data_page, write_report
+from fmnist_tf.reporting.page import write_comparison, write_data_page, write_report
 from fmnist_tf.reporting.record import describe_run
 from fmnist_tf.reporting.render import display_names, format_probability, squeeze
 from fmnist_tf.reporting.style import inline_svg
@@ -421,7 +420,7 @@ def test_a_chart_escapes_its_label_and_texts(tmp_path):
 def test_importing_costs_nothing():
     script = "import sys, fmnist_tf.reporting.%s\nprint([m for m in %r if m in sys.modules])"
     heavy = ("matplotlib", "jinja2", "PIL", "sklearn", "scipy", "wandb", "tensorflow", "keras")
-    for module in ("page", "comparison", "tracking"):
+    for module in ("page", "tracking"):
         answer = subprocess.run(
             [sys.executable, "-c", script % (module, heavy)],
             capture_output=True,
