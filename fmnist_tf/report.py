@@ -108,13 +108,13 @@ def _show_runs(flags: argparse.Namespace) -> None:
 def _track_comparison(
     flags: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
 ) -> None:
-    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
     names = [row[0] for row in rows]
     name = printable(" and ".join(names), 100)
     tracked = TrackedRun(name, "comparison", "comparison", {"runs": names})
-    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked, warn)
+    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked)
     tracker.log_comparison(columns, rows, path)
     tracker.finish()
     for line in tracker.hint:

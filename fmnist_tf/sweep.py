@@ -552,7 +552,7 @@ def _track(
     name = directory.path.name
     facts = {"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials}
     tracked = TrackedRun(name=name, group=name, job_type="sweep", config=facts)
-    tracker = start_tracking(sweep.flags.wandb, directory.path, tracked, warn)
+    tracker = start_tracking(sweep.flags.wandb, directory.path, tracked)
     tracker.log_comparison(table[0], table[1:], figures[0])
     tracker.finish()
     for line in tracker.hint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.cli.terminal import say
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
 from fmnist_tf.pipeline.prepare import Experiment
@@ -46,7 +46,7 @@ def run_trial(
     experiment: Experiment,
     directory: RunDir,
     invocation: Invocation,
-    on_epoch: Callable[[HistoryRow], None] = lambda row: None,
+    on_epoch: Callable[[HistoryRow], None],
 ) -> Evaluation:
     """Train and choose the epoch on val; write no model and read no test image.
 
@@ -89,7 +89,7 @@ def _tracking(
         config=tracked_settings(experiment),
         epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
     )
-    tracker = start_tracking(invocation.wandb_mode, directory.path, tracked, warn)
+    tracker = start_tracking(invocation.wandb_mode, directory.path, tracked)
     succeeded = False
     try:
         yield tracker

@@ -324,7 +324,7 @@ def test_a_comparison_names_the_damaged_or_incomplete_run(tmp_path):
     labels, probabilities = runs[2].read_predictions()
     runs[2].write_predictions(labels, probabilities * np.nan)
     for run in runs[1:]:
-        with pytest.raises(UsageError, match=f"^{run.path}: "):
+        with pytest.raises(UsageError, match=f"^{run.path}"):
             comparison_of(runs[0], run)
     runs[0].file("DONE.json").unlink()
     for ask in (describe_run, comparison_of):
