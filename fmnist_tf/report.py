@@ -73,16 +73,16 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
-    from fmnist_tf.reporting.record import COLUMNS, REPORT, describe_run
+    from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
-    rows = [describe_run(run) for run in runs]
+    rows = [read_complete(run).cells for run in runs]
     if not runs:
         for run in list_runs(flags.runs_dir):
             try:
                 if run.is_complete:
-                    rows.append(describe_run(run))
+                    rows.append(read_complete(run).cells)
             except UsageError as error:  # the user did not name this run
                 warn(f"skipped: {error}")
     if not rows:

@@ -14,9 +14,9 @@ from fmnist_tf.reporting import curves, sections
 from fmnist_tf.reporting.record import (
     COLUMNS,
     RunRecord,
-    check_complete,
     damage_is_bad_input,
     explain_caveat,
+    read_complete,
 )
 from fmnist_tf.reporting.render import display_names, write_page
 from fmnist_tf.reporting.style import COLOURS
@@ -31,9 +31,9 @@ def write_report(run: RunDir, path: Path) -> None:
     Raises:
         UsageError: a file is missing or damaged.
     """
+    record = RunRecord(run)
+    names, arrays, confusion = record.class_names, run.read_arrays("report.npz"), record.confusion
     with damage_is_bad_input(run):
-        record = RunRecord(run)
-        names, arrays, confusion = record.class_names, record.arrays, record.confusion
         test = sections.Examples("test", *record.predictions, arrays, names)
         val_predictions = arrays["val_labels"], arrays["val_probabilities"]
         val = sections.Examples("val", *val_predictions, arrays, names)
@@ -88,11 +88,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
     Raises:
         UsageError: a run is incomplete or damaged.
     """
-    records = []
-    for run in runs:
-        check_complete(run)
-        with damage_is_bad_input(run):
-            records.append(RunRecord(run).read_all())
+    records = [read_complete(run) for run in runs]
     marks = [_mark(number) for number in range(len(runs))]
     pairs = [_compare(*pair) for pair in combinations(zip(marks, records, strict=True), 2)]
     selected = [record.chosen.val_accuracy for record in records]

@@ -13,8 +13,12 @@ import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, plots
-from fmnist_tf.reporting.images import encode_heat_map, encode_image
-from fmnist_tf.reporting.render import format_probability, squeeze
+from fmnist_tf.reporting.render import (
+    encode_heat_map,
+    encode_image,
+    format_probability,
+    squeeze,
+)
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
