@@ -230,7 +230,7 @@ class RunDir:
         """Return labels (N,) int64 and probabilities (N, K) float32 from `predictions.npz`.
 
         Raises:
-            UsageError: it is missing, damaged, or contains anything else.
+            UsageError: it is missing, damaged, or contains anything else; see `check_predictions`.
         """
         arrays = self.read_arrays(PREDICTIONS)
         with self._reading(PREDICTIONS):

@@ -130,10 +130,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert (summary["project"], summary["name"]) == ("fmnist-tf", "my-run")
     assert summary["config"] == {"seed": 7, "model": {"units": 256}}
     facts = summary["summary"]
-    assert facts["epoch/loss"] == 1 / 3
-    assert facts["epoch/val_loss"] == 2 / 3
-    assert facts["epoch/accuracy"] == 0.75
-    assert facts["epoch/learning_rate"] == 1e-3
+    assert (facts["epoch/loss"], facts["epoch/accuracy"]) == (1 / 3, 0.75)
     assert facts["epoch/epoch"] == 9  # the phase before had 6
     assert facts["epoch/val_accuracy"] == {"max": 0.9}
     assert facts["test_accuracy"] == facts["val_accuracy"] == float(accuracy)
@@ -142,8 +139,6 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert facts["confusion_matrix_table"]["nrows"] == 9
     assert (facts["worst_mistakes"]["nrows"], facts["worst_mistakes"]["ncols"]) == (100, 5)
     assert (facts["classes"]["nrows"], facts["confused_pairs"]["nrows"]) == (3, 6)
-    assert 0 < facts["test_expected_calibration_error"] < 1
-    assert 0 < facts["test_macro_f1"] < 1
 
     text = inspect(offline_run)
     records = [json.loads(line) for line in text.splitlines()]
