@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,8 +121,9 @@ def _track_comparison(
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import boxed, say, warn
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.data.sources import read_dataset
+    from fmnist_tf.pipeline.prepare import describe_dataset, show_decisions
     from fmnist_tf.reporting.page import write_data_page
     from fmnist_tf.reporting.render import display_names
 
@@ -136,21 +136,10 @@ def _show_data(flags: argparse.Namespace) -> None:
         say=say,
         to_train=False,
     )
-    for line in dataset.decisions:
-        say(line)
-    for warning in dataset.warnings:
-        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+    show_decisions(dataset)
     summary, names = dataset.summary, dataset.train.class_names
     path = flags.out or Path("data-report.html")
-    facts = {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "files": [dataclasses.asdict(file) for file in dataset.files],
-        "decisions": dataset.decisions,
-        "warnings": dataset.warnings,
-        "background": dataset.background,
-    }
-    write_data_page(facts, summary, names, path)
+    write_data_page(describe_dataset(dataset), summary, names, path)
     counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
     _print_table(
         ("class", "training images", "test images"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -124,10 +124,7 @@ def read_data(
             seed=config.seed if config.split_seed is None else config.split_seed,
             limit=config.limit,
         )
-    for line in dataset.decisions:
-        say(line)
-    for warning in dataset.warnings:
-        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+    show_decisions(dataset)
     say(
         f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
@@ -135,6 +132,27 @@ def read_data(
     if parent:
         _require_same_data(parent, dataset, splits)
     return RunData(dataset, splits)
+
+
+def show_decisions(dataset: Dataset) -> None:
+    """Print how the data were read, and what is wrong with them."""
+    for line in dataset.decisions:
+        say(line)
+    for warning in dataset.warnings:
+        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return what provenance.json says of the data, and the data page shows."""
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "files": [asdict(file) for file in dataset.files],
+        "decisions": list(dataset.decisions),
+        "warnings": list(dataset.warnings),
+        "background": dataset.background,
+        "content_side": dataset.content_side,
+    }
 
 
 def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:

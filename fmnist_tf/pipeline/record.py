@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fmnist_tf.pipeline.prepare import Experiment
+from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
 from fmnist_tf.results.provenance import describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
@@ -67,17 +67,11 @@ def write_provenance(
         "machine": {**describe_machine(), "devices": describe_devices()},
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
         "data": {
-            "name": dataset.name,
-            "kind": dataset.kind,
-            "files": [asdict(file) for file in dataset.files],
-            "decisions": list(dataset.decisions),
-            "warnings": list(dataset.warnings),
+            **describe_dataset(dataset),
             "split_sha256": splits.digest,
             "n_train": len(splits.train),
             "n_val": len(splits.val),
             "n_test": len(dataset.test.labels),
-            "background": dataset.background,
-            "content_side": dataset.content_side,
         },
         "weights": asdict(network.weights),
         "trained": network.plan.count_stages(),
