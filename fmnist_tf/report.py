@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,18 +71,17 @@ def _report(flags: argparse.Namespace) -> None:
 def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import warn
     from fmnist_tf.pipeline.saved_run import find_run
-    from fmnist_tf.reporting.comparison import write_comparison
-    from fmnist_tf.reporting.page import write_report
-    from fmnist_tf.reporting.record import COLUMNS, REPORT, describe_run
+    from fmnist_tf.reporting.page import write_comparison, write_report
+    from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
-    rows = [describe_run(run) for run in runs]
+    rows = [read_complete(run).cells for run in runs]
     if not runs:
         for run in list_runs(flags.runs_dir):
             try:
                 if run.is_complete:
-                    rows.append(describe_run(run))
+                    rows.append(read_complete(run).cells)
             except UsageError as error:  # the user did not name this run
                 warn(f"skipped: {error}")
     if not rows:
@@ -109,13 +107,13 @@ def _show_runs(flags: argparse.Namespace) -> None:
 def _track_comparison(
     flags: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
 ) -> None:
-    from fmnist_tf.cli.terminal import say, warn
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
     names = [row[0] for row in rows]
     name = printable(" and ".join(names), 100)
     tracked = TrackedRun(name, "comparison", "comparison", {"runs": names})
-    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked, warn)
+    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked)
     tracker.log_comparison(columns, rows, path)
     tracker.finish()
     for line in tracker.hint:
@@ -123,8 +121,9 @@ def _track_comparison(
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import boxed, say, warn
+    from fmnist_tf.cli.terminal import say
     from fmnist_tf.data.sources import read_dataset
+    from fmnist_tf.pipeline.prepare import describe_dataset, show_decisions
     from fmnist_tf.reporting.page import write_data_page
     from fmnist_tf.reporting.render import display_names
 
@@ -137,21 +136,10 @@ def _show_data(flags: argparse.Namespace) -> None:
         say=say,
         to_train=False,
     )
-    for line in dataset.decisions:
-        say(line)
-    for warning in dataset.warnings:
-        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+    show_decisions(dataset)
     summary, names = dataset.summary, dataset.train.class_names
     path = flags.out or Path("data-report.html")
-    facts = {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "files": [dataclasses.asdict(file) for file in dataset.files],
-        "decisions": dataset.decisions,
-        "warnings": dataset.warnings,
-        "background": dataset.background,
-    }
-    write_data_page(facts, summary, names, path)
+    write_data_page(describe_dataset(dataset), summary, names, path)
     counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
     _print_table(
         ("class", "training images", "test images"),

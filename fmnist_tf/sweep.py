@@ -359,16 +359,16 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     )
     keras.backend.clear_session()
     cache_dir = config.cache_dir(flags.runs_dir)
-    config, network = prepare_network(config, data.dataset, parent, cache_dir, invocation.clock)
+    experiment = prepare_network(config, data, parent, cache_dir, invocation.clock)
     if sweep.is_tested:
-        run_phase(config, data, network, claim.directory, invocation)
+        run_phase(experiment, claim.directory, invocation)
         return
     epochs = config.epochs or 0
 
     def report(row: HistoryRow) -> None:
         claim.report(row, epochs=epochs)
 
-    run_trial(config, data, network, claim.directory, invocation, report)
+    run_trial(experiment, claim.directory, invocation, report)
 
 
 def _write_table(directory: RunDir, plan: Plan, rows: Sequence[Row]) -> None:
@@ -552,7 +552,7 @@ def _track(
     name = directory.path.name
     facts = {"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials}
     tracked = TrackedRun(name=name, group=name, job_type="sweep", config=facts)
-    tracker = start_tracking(sweep.flags.wandb, directory.path, tracked, warn)
+    tracker = start_tracking(sweep.flags.wandb, directory.path, tracked)
     tracker.log_comparison(table[0], table[1:], figures[0])
     tracker.finish()
     for line in tracker.hint:

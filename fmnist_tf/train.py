@@ -78,7 +78,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     settings = read_settings(flags)
     (config, lines), parent = settings.complete(), settings.parent
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.prepare import describe_sources, prepare_network, read_data
+    from fmnist_tf.pipeline.prepare import prepare_network, read_data
     from fmnist_tf.pipeline.record import Invocation
     from fmnist_tf.results.provenance import command_line, describe_code
     from fmnist_tf.results.rundir import RunDir, check_name
@@ -97,7 +97,8 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
         import_tensorflow()
-    config, network = prepare_network(config, data.dataset, parent, cache_dir, clock)
+    experiment = prepare_network(config, data, parent, cache_dir, clock)
+    config = experiment.config
     if flags.dry_run:
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
@@ -107,8 +108,8 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     directory = RunDir.create(flags.runs_dir, flags.run, config.phase, data.dataset.name)
     with directory.locked():
         say(f"run: {directory.path}")
-        test = run_phase(config, data, network, directory, invocation)
-    print(describe_sources(data.dataset, network.weights))
+        test = run_phase(experiment, directory, invocation)
+    print(experiment.sources)
     print(
         f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",
         flush=True,

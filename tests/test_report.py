@@ -30,8 +30,11 @@ def write_csv(path: Path, labels: list[str], header: str) -> None:
 
 
 def test_without_run_there_is_a_row_for_each_and_no_page(run: Path, capsys) -> None:
-    test = {"accuracy": 0.8777, "correct": 8777, "total": 10000, "interval_95": [0.87112, 0.88398]}
+    test = json.loads((run / "evaluation.json").read_text())["test"]
+    test |= {"accuracy": 0.8777, "correct": 8777, "total": 10000, "interval_95": [0.87112, 0.88398]}
     change_json(run / "evaluation.json", test=test, dataset="my|\x1b[31mdata")
+    history = (run / "history.csv").read_text()
+    (run / "history.csv").write_text(history.replace("frozen", "finetune"))
     change_json(run / "config.json", phase="finetune", limit=6000, unfreeze=["conv5"])
     make_run(run.parent / "unfinished", done=False)
     (make_run(run.parent / "damaged").path / "evaluation.json").write_text("{}")

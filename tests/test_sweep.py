@@ -220,10 +220,10 @@ def test_errors_of_disk_and_network_end_the_sweep(folder, monkeypatch, error) ->
 
 
 def test_a_seed_that_fails_costs_no_other(folder, capsys, monkeypatch) -> None:
-    def run_phase(config, *rest):
-        if config.seed == 1:
+    def run_phase(experiment, *rest):
+        if experiment.config.seed == 1:
             raise MemoryError("no room")
-        return original(config, *rest)
+        return original(experiment, *rest)
 
     original = pipeline.run_phase
     monkeypatch.setattr(pipeline, "run_phase", run_phase)
@@ -243,10 +243,10 @@ def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
 def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
     alive: list[weakref.ref] = []
 
-    def run_trial(config, data, network, *rest):
+    def run_trial(experiment, *rest):
         assert not [reference for reference in alive if reference() is not None]
-        alive.append(weakref.ref(network.classifier))
-        return original(config, data, network, *rest)
+        alive.append(weakref.ref(experiment.network.classifier))
+        return original(experiment, *rest)
 
     original = pipeline.run_trial
     monkeypatch.setattr(pipeline, "run_trial", run_trial)

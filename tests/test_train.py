@@ -258,9 +258,9 @@ def test_the_settings_of_the_optimizer_reach_it(folder: Path, monkeypatch) -> No
 
 
 def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch) -> None:
-    def listen(mode, run_dir, tracked, warn):
+    def listen(mode, run_dir, tracked):
         mirrored.append((tracked.group, tracked.epochs_before))
-        return start_tracking(mode, run_dir, tracked, warn)
+        return start_tracking(mode, run_dir, tracked)
 
     mirrored: list[tuple[str, int]] = []
     monkeypatch.setattr("fmnist_tf.pipeline.run.start_tracking", listen)

@@ -2,7 +2,7 @@
 
 Nothing found on the test images here goes back into training.
 
-Shape letters: N test images, V val images, K classes.
+N test images, V val images, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
-from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
+from fmnist_tf.pipeline.prepare import Experiment, RunData
 from fmnist_tf.pipeline.record import Invocation, write_provenance
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.reporting.curves import write_curves
@@ -32,19 +32,15 @@ from fmnist_tf.reporting.tracking import Tracker
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import file_digest
 
 N_AGREEMENT = 256
 N_PROJECTED = 3000
 MIN_AGREEMENT = 0.97
-FIGURES = ("curves.png", "confusion.png", "mistakes.png")
 
 
 def finish(
-    config: RunConfig,
-    data: RunData,
-    network: Network,
+    experiment: Experiment,
     directory: RunDir,
     invocation: Invocation,
     trained: Trained,
@@ -53,9 +49,7 @@ def finish(
     """Test the saved model once, and write everything up to DONE.json.
 
     Args:
-        config: complete.
-        data: images and splits.
-        network: as it was trained.
+        experiment: as it was trained.
         directory: holds model.keras.
         invocation: how the run was started.
         trained: what training left behind.
@@ -64,6 +58,7 @@ def finish(
     Returns:
         The test evaluation.
     """
+    config, data, weights = experiment.config, experiment.data, experiment.network.weights
     clock, dataset = invocation.clock, data.dataset
     test, names = dataset.test, dataset.train.class_names
 
@@ -92,7 +87,7 @@ def finish(
         "evaluation.json",
         {
             "dataset": dataset.name,
-            "weights": network.weights.kind,
+            "weights": weights.kind,
             "chosen_epoch": trained.chosen_epoch,
             "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
@@ -110,40 +105,45 @@ def finish(
         }
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):
-        _draw_figures(config, data, network, directory, trained, probabilities)
+        heading, parent = experiment.heading, experiment.network.parent
+        history = [*(parent.directory.read_history() if parent else ()), *trained.history]
+        with directory.writing("curves.png") as path:
+            write_curves(path, heading, history, trained.chosen_epoch)
+        with directory.writing("confusion.png") as path:
+            write_confusion(path, heading, evaluation, names)
+        with directory.writing("mistakes.png") as path:
+            write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
-    write_provenance(config, data, network, directory, invocation, trained.peak_rate)
+    write_provenance(experiment, directory, invocation, trained.peak_rate)
     write_model_card(directory)
     try:
         write_report(directory, directory.file("report.html"))
     except Exception as error:  # a page that fails must not cost the run
         reason = printable(f"{type(error).__name__}: {error}", 200)
-        warn(
-            f"report.html was not made ({reason}); `python -m fmnist_tf.report "
-            f"{directory.name_in(directory.runs_dir)}` tries again"
-        )
-    weights = network.weights
+        command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
+        warn(f"report.html was not made ({reason}); `{command}` tries again")
+
+    # --- Mirror in W&B --------------------------------------------------------------------------
     tracker.log_evaluations({"val": val, "test": evaluation})
     tracker.log_predictions(test.pixels, test.labels, probabilities, names)
-    tracker.log_figures([directory.file(name) for name in FIGURES])
-    tracker.log_model(
-        # Page and model card name paths and the machine: they stay in the run directory.
-        [directory.file(name) for name in (MODEL, "labels.json")],
-        {
-            "test_accuracy": evaluation.accuracy,
-            "test_total": evaluation.total,
-            "val_accuracy": val.accuracy,
-            "test_time_flip": config.test_time_flip,
-            "dataset": dataset.name,
-            "data_kind": dataset.kind,
-            "backbone": config.backbone,
-            "weights": weights.kind,
-            "weights_sha256": weights.sha256,
-            "classes": list(names),
-            "sha256": file_digest(directory.file(MODEL)),
-        },
-    )
+    figures = ("curves.png", "confusion.png", "mistakes.png")
+    tracker.log_figures([directory.file(name) for name in figures])
+    metadata = {
+        "test_accuracy": evaluation.accuracy,
+        "test_total": evaluation.total,
+        "val_accuracy": val.accuracy,
+        "test_time_flip": config.test_time_flip,
+        "dataset": dataset.name,
+        "data_kind": dataset.kind,
+        "backbone": config.backbone,
+        "weights": weights.kind,
+        "weights_sha256": weights.sha256,
+        "classes": list(names),
+        "sha256": file_digest(directory.file(MODEL)),
+    }
+    # Page and model card name paths and the machine: they stay in the run directory.
+    tracker.log_model([directory.file(name) for name in (MODEL, "labels.json")], metadata)
     directory.write_done()
     return evaluation
 
@@ -159,7 +159,7 @@ def _compare_with_training(
     """
     rows = data.splits.val[:N_AGREEMENT]
     pixels = data.dataset.train.pixels[rows]
-    found = np.concatenate([probabilities for probabilities, _ in run_batches(pixels, None)])
+    found = np.concatenate([some for some, _ in run_batches(pixels, None)])
     expected = trained.val_probabilities[: len(rows)]
     same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
     if same < MIN_AGREEMENT * len(rows):
@@ -193,8 +193,7 @@ def _predict(
 def _analyse_val(data: RunData, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Return the val predictions, (V, K) float32, and the images whose labels are suspect."""
     train, rows, labels = data.dataset.train, data.splits.val, data.val_labels
-    issues = analysis.find_label_issues(labels, probabilities, analysis.LABEL_ISSUES)
-    shown = np.sort(issues)
+    shown = np.sort(analysis.find_label_issues(labels, probabilities, analysis.LABEL_ISSUES))
     return {
         "val_labels": labels,
         "val_probabilities": probabilities,
@@ -236,23 +235,3 @@ def _project(pixels: np.ndarray, rows: np.ndarray, features: np.ndarray) -> dict
         "projection_embeddings_variance": embeddings_variance,
         "projection_pixels_variance": pixels_variance,
     }
-
-
-def _draw_figures(
-    config: RunConfig,
-    data: RunData,
-    network: Network,
-    directory: RunDir,
-    trained: Trained,
-    probabilities: np.ndarray,
-) -> None:
-    test, names = data.dataset.test, data.dataset.train.class_names
-    heading = heading_of(config, data.dataset, network.weights)
-    before = network.parent.directory.read_history() if network.parent else []
-    with directory.writing("curves.png") as path:
-        write_curves(path, heading, [*before, *trained.history], trained.chosen_epoch)
-    evaluation = Evaluation.from_probabilities(test.labels, probabilities)
-    with directory.writing("confusion.png") as path:
-        write_confusion(path, heading, evaluation, names)
-    with directory.writing("mistakes.png") as path:
-        write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)

@@ -14,12 +14,11 @@ from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
-from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
+from fmnist_tf.pipeline.prepare import Experiment, Network
 from fmnist_tf.pipeline.rows import open_rows
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training.loop import Counts, Trainer
@@ -47,9 +46,7 @@ class Trained:
 
 
 def fit(
-    config: RunConfig,
-    data: RunData,
-    network: Network,
+    experiment: Experiment,
     directory: RunDir,
     clock: StageClock,
     on_epoch: OnEpoch,
@@ -61,9 +58,7 @@ def fit(
     A run that is stopped after its first epoch leaves its best model so far.
 
     Args:
-        config: complete.
-        data: images and splits.
-        network: its phase is applied.
+        experiment: what is trained.
         directory: gets history.csv and model.keras.
         clock: counts the seconds of each stage.
         on_epoch: called with each row of the history; what it raises ends the training.
@@ -73,13 +68,13 @@ def fit(
         NonFiniteLossError: the loss is NaN or infinite.
         PlanBrokenError: a frozen weight moved.
     """
+    config, network = experiment.config, experiment.network
     cache_dir = config.cache_dir(directory.runs_dir)
     precision, reason = network.precision
     say(f"compute precision: {precision} ({reason})")
 
     # --- Rows: numbered within the train and val rows from here on; no other row is read --------
-    dataset, splits = data.dataset, data.splits
-    train, n_classes = dataset.train, len(dataset.train.class_names)
+    train, splits = experiment.data.dataset.train, experiment.data.splits
     pool = np.sort(np.concatenate([splits.train, splits.val]))
     train_rows = np.searchsorted(pool, splits.train)
     val_rows = np.searchsorted(pool, splits.val)
@@ -88,8 +83,9 @@ def fit(
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
-    plan = plan_training(config, labels[train_rows], n_classes, dataset.background)
-    source, compute_features = open_rows(config, network, pixels, split, plan, cache_dir, clock)
+    background = experiment.data.dataset.background
+    plan = plan_training(config, labels[train_rows], len(train.class_names), background)
+    source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     optimizer = build_optimizer(
@@ -106,20 +102,31 @@ def fit(
         with clock.stage("lr_finder"):
             rates = plan_rates()
             losses = trainer.run_lr_finder(source, labels, train_rows, plan, rates)
-        heading = heading_of(config, dataset, network.weights)
         given = config.learning_rate
-        plan = use_suggested_rate(plan, rates, losses, given, directory, heading)
+        plan = use_suggested_rate(plan, rates, losses, given, directory, experiment.heading)
 
     # --- Epochs ---------------------------------------------------------------------------------
     best = BestEpoch(trainer)
-    reporter = EpochReporter(config, directory, on_epoch)
+    history: list[HistoryRow] = []
+
+    def record(
+        number: int, train: Counts | None, val: Counts, learning_rate: float, seconds: float
+    ) -> None:
+        is_best = best.update(number, val)
+        own = (train.loss, train.accuracy) if train else (math.nan, math.nan)
+        of_val, seconds = (val.loss, val.accuracy), round(seconds, 3)
+        row = HistoryRow(number, config.phase, *own, *of_val, learning_rate, seconds)
+        history.append(row)
+        directory.write_history(history)
+        say(_describe_epoch(row, config.epochs, is_best))
+        on_epoch(row)
+
     if network.parent is not None:
         # The starting point competes: a finetune run never ends worse on val than it began.
         with clock.stage("start_val"):
             started = time.perf_counter()
             val = trainer.evaluate(source, labels, val_rows, plan.batch_size)
-            best.update(0, val)
-            reporter.report(0, None, val, 0.0, time.perf_counter() - started, is_best=True)
+            record(0, None, val, 0.0, time.perf_counter() - started)
     before = digest_weights(network.classifier, network.spec)
 
     def check_plan() -> list[str]:
@@ -131,11 +138,8 @@ def fit(
             for epoch in trainer.run_epochs(
                 source, labels, train_rows, val_rows, plan, on_step=show
             ):
-                number, val = epoch.number, epoch.val
-                is_best = best.update(number, val)
-                reporter.report(
-                    number, epoch.train, val, epoch.learning_rate, epoch.seconds, is_best
-                )
+                number = epoch.number
+                record(number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
                 if number == 1 and (unmoved := check_plan()):
                     say(f"note: {len(unmoved)} trainable weights did not move: {unmoved[:3]}")
                 since_best = number - best.epoch
@@ -145,7 +149,7 @@ def fit(
         check_plan()
     except BaseException:
         # In finetune the best may be the starting point alone, which the parent's run has.
-        if save and reporter.has_trained:
+        if save and history and history[-1].epoch > 0:
             best.restore()
             _save_model(network, directory, clock)
             say(f"the best model so far (epoch {best.epoch}) is in {directory.file(MODEL)}")
@@ -157,7 +161,7 @@ def fit(
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
-    return Trained(best.epoch, tuple(reporter.history), plan.rates.peak, val_probabilities)
+    return Trained(best.epoch, tuple(history), plan.rates.peak, val_probabilities)
 
 
 class BestEpoch:
@@ -182,49 +186,15 @@ class BestEpoch:
         self._trainer.restore(self._weights)
 
 
-class EpochReporter:
-    """Tells of each epoch: in history.csv, on the terminal, and to a callback."""
-
-    def __init__(self, config: RunConfig, directory: RunDir, on_epoch: OnEpoch) -> None:
-        self.history: list[HistoryRow] = []
-        self._config, self._directory, self._on_epoch = config, directory, on_epoch
-
-    @property
-    def has_trained(self) -> bool:
-        """Whether an epoch was trained; the starting point of finetune is none."""
-        return bool(self.history) and self.history[-1].epoch > 0
-
-    def report(
-        self,
-        epoch: int,
-        train: Counts | None,
-        val: Counts,
-        learning_rate: float,
-        seconds: float,
-        is_best: bool,
-    ) -> None:
-        """Report one epoch; epoch 0 is the starting point of finetune and has no `train`."""
-        loss, accuracy = (train.loss, train.accuracy) if train else (math.nan, math.nan)
-        row = HistoryRow(
-            epoch,
-            self._config.phase,
-            loss,
-            accuracy,
-            val.loss,
-            val.accuracy,
-            learning_rate,
-            round(seconds, 3),
-        )
-        self.history.append(row)
-        self._directory.write_history(self.history)
-        trained = f"loss {loss:.4f}  accuracy {accuracy:.4f}" if train else "before training"
-        n_epochs = self._config.epochs
-        say(
-            f"epoch {epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:29}  "
-            f"val loss {val.loss:.4f}  accuracy {val.accuracy:.4f}  {seconds:6.1f} s"
-            + ("  best so far" if is_best else "")
-        )
-        self._on_epoch(row)
+def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
+    trained = "before training"
+    if row.epoch:
+        trained = f"loss {row.loss:.4f}  accuracy {row.accuracy:.4f}"
+    return (
+        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:29}  "
+        f"val loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.4f}  {row.seconds:6.1f} s"
+        + ("  best so far" if is_best else "")
+    )
 
 
 def _save_model(network: Network, directory: RunDir, clock: StageClock) -> None:

@@ -87,10 +87,10 @@ def use_suggested_rate(
     """Write what the learning-rate finder measured; return the plan with the rate to use.
 
     Args:
-        plan: whose peak rate is replaced.
-        rates: that were tried, rising.
-        losses: of the steps at these rates; fewer where the loss diverged.
-        given: the learning rate in the settings, which wins, or None.
+        plan: its peak rate is replaced.
+        rates: ascending.
+        losses: of the steps at these rates; fewer if the loss diverged.
+        given: the learning rate in the settings, which has priority, or None.
         directory: gets lr_finder.csv and lr_finder.png.
         heading: of the figure.
 

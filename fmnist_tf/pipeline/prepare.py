@@ -40,23 +40,6 @@ class RunData:
         """Labels of the validation rows, (V,) int64, in the order of `Splits.val`."""
         return self.dataset.train.labels[self.splits.val]
 
-    def describe(self) -> dict[str, Any]:
-        """Return the entry `data` of provenance.json."""
-        dataset, splits = self.dataset, self.splits
-        return {
-            "name": dataset.name,
-            "kind": dataset.kind,
-            "files": [asdict(file) for file in dataset.files],
-            "decisions": list(dataset.decisions),
-            "warnings": list(dataset.warnings),
-            "split_sha256": splits.digest,
-            "n_train": len(splits.train),
-            "n_val": len(splits.val),
-            "n_test": len(dataset.test.labels),
-            "background": dataset.background,
-            "content_side": dataset.content_side,
-        }
-
 
 @dataclass(frozen=True)
 class Network:
@@ -79,6 +62,37 @@ class Network:
     weights: WeightsSource
     precision: tuple[str, str]
     parent: SavedRun | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one run trains.
+
+    Attributes:
+        config: complete, with image size, stages and kind of data as they turned out.
+        data: images and splits.
+        network: its phase is applied.
+    """
+
+    config: RunConfig
+    data: RunData
+    network: Network
+
+    @property
+    def heading(self) -> Heading:
+        """The title of every figure of the run, and the warning that stands on it, if any."""
+        config, dataset = self.config, self.data.dataset
+        caveats = find_caveats(dataset.kind, self.network.weights.kind, config.phase)
+        title = f"{config.backbone} {config.phase} on {dataset.name}"
+        return Heading(title, "; ".join(caveats) or None)
+
+    @property
+    def sources(self) -> str:
+        """One line that names the data and the backbone's initial weights."""
+        dataset, weights = self.data.dataset, self.network.weights
+        kind = SAMPLE if dataset.kind == "sample" else dataset.kind
+        file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
+        return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"
 
 
 def read_data(
@@ -110,10 +124,7 @@ def read_data(
             seed=config.seed if config.split_seed is None else config.split_seed,
             limit=config.limit,
         )
-    for line in dataset.decisions:
-        say(line)
-    for warning in dataset.warnings:
-        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+    show_decisions(dataset)
     say(
         f"data: {dataset.name}, {len(splits.train):,} train, {len(splits.val):,} val, "
         f"{len(dataset.test.labels):,} test, {len(dataset.train.class_names)} classes"
@@ -121,6 +132,27 @@ def read_data(
     if parent:
         _require_same_data(parent, dataset, splits)
     return RunData(dataset, splits)
+
+
+def show_decisions(dataset: Dataset) -> None:
+    """Print how the data were read, and what is wrong with them."""
+    for line in dataset.decisions:
+        say(line)
+    for warning in dataset.warnings:
+        warn(boxed(*warning.split("\n")) if warning.startswith("WARNING") else warning)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return what provenance.json says of the data, and the data page shows."""
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "files": [asdict(file) for file in dataset.files],
+        "decisions": list(dataset.decisions),
+        "warnings": list(dataset.warnings),
+        "background": dataset.background,
+        "content_side": dataset.content_side,
+    }
 
 
 def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:
@@ -139,15 +171,12 @@ def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> No
 
 def prepare_network(
     config: RunConfig,
-    dataset: Dataset,
+    data: RunData,
     parent: SavedRun | None,
     cache_dir: Path,
     clock: StageClock,
-) -> tuple[RunConfig, Network]:
+) -> Experiment:
     """Build the network that the settings ask for, and print what it is.
-
-    Returns:
-        The settings with image size, stages and kind of data as they turned out, and the network.
 
     Raises:
         UsageError: no such backbone or stage, the image size does not fit, or the weights cannot
@@ -155,6 +184,7 @@ def prepare_network(
     """
     from fmnist_tf.model.phases import plan_unfreeze
 
+    dataset = data.dataset
     with clock.stage("model"):
         network = build_network(config, dataset, parent, cache_dir / "downloads")
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
@@ -171,7 +201,7 @@ def prepare_network(
         f"{network.plan.count('trained'):,} trainable and {network.plan.count('frozen'):,} frozen "
         f"parameters; on {', '.join(describe_devices())}"
     )
-    return config, network
+    return Experiment(config, data, network)
 
 
 def build_network(
@@ -216,17 +246,3 @@ def build_network(
     )
     apply_plan(classifier, spec, plan)
     return Network(classifier, spec, image_size, plan, weights, precision, parent)
-
-
-def heading_of(config: RunConfig, dataset: Dataset, weights: WeightsSource) -> Heading:
-    """Return the title of every figure of a run, and the warning that stands on it, if any."""
-    caveats = find_caveats(dataset.kind, weights.kind, config.phase)
-    title = f"{config.backbone} {config.phase} on {dataset.name}"
-    return Heading(title, "; ".join(caveats) or None)
-
-
-def describe_sources(dataset: Dataset, weights: WeightsSource) -> str:
-    """Return one line that names the data and the backbone's initial weights."""
-    kind = SAMPLE if dataset.kind == "sample" else dataset.kind
-    file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
-    return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fmnist_tf.pipeline.prepare import Network, RunData, heading_of
+from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
 from fmnist_tf.results.provenance import describe_machine
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
 from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
@@ -35,33 +34,26 @@ class Invocation:
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
 
-def write_settings(config: RunConfig, data: RunData, network: Network, directory: RunDir) -> None:
+def write_settings(experiment: Experiment, directory: RunDir) -> None:
     """Write config.json, labels.json and trainable.txt, which training does not change."""
-    directory.write_json("config.json", config.to_json())
-    names = data.dataset.train.class_names
+    directory.write_json("config.json", experiment.config.to_json())
+    names = experiment.data.dataset.train.class_names
     directory.write_json("labels.json", {str(k): name for k, name in enumerate(names)})
-    heading = heading_of(config, data.dataset, network.weights)
-    directory.write_text("trainable.txt", network.plan.to_text(heading.title))
+    directory.write_text("trainable.txt", experiment.network.plan.to_text(experiment.heading.title))
 
 
 def write_provenance(
-    config: RunConfig,
-    data: RunData,
-    network: Network,
-    directory: RunDir,
-    invocation: Invocation,
-    peak_rate: float | None,
+    experiment: Experiment, directory: RunDir, invocation: Invocation, peak_rate: float | None
 ) -> None:
     """Write provenance.json as far as it is known.
 
     Args:
-        config: complete.
-        data: images and splits.
-        network: its phase is applied.
+        experiment: what is trained.
         directory: of the run.
         invocation: how the run was started.
         peak_rate: the learning rate that the schedule is scaled to; None until the finder chose.
     """
+    network, dataset, splits = experiment.network, experiment.data.dataset, experiment.data.splits
     parent: dict[str, Any] = {}
     if network.parent:
         history = network.parent.directory.read_history()
@@ -69,37 +61,41 @@ def write_provenance(
             "parent_history": [asdict(row) for row in history],
             "parent_seconds": network.parent.provenance["seconds"],
         }
-    directory.write_json(
-        "provenance.json",
-        {
-            "command": invocation.command,
-            "code": invocation.code,
-            "machine": {**describe_machine(), "devices": describe_devices()},
-            "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
-            "data": data.describe(),
-            "weights": asdict(network.weights),
-            "trained": network.plan.count_stages(),
-            "peak_learning_rate": peak_rate,
-            "parent": config.parent,
-            **parent,
-            "seconds": invocation.clock.seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "peak_anonymous_bytes": invocation.memory.peak_anonymous_bytes,
+    provenance = {
+        "command": invocation.command,
+        "code": invocation.code,
+        "machine": {**describe_machine(), "devices": describe_devices()},
+        "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
+        "data": {
+            **describe_dataset(dataset),
+            "split_sha256": splits.digest,
+            "n_train": len(splits.train),
+            "n_val": len(splits.val),
+            "n_test": len(dataset.test.labels),
         },
-    )
+        "weights": asdict(network.weights),
+        "trained": network.plan.count_stages(),
+        "peak_learning_rate": peak_rate,
+        "parent": experiment.config.parent,
+        **parent,
+        "seconds": invocation.clock.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_anonymous_bytes": invocation.memory.peak_anonymous_bytes,
+    }
+    directory.write_json("provenance.json", provenance)
 
 
-def tracked_settings(config: RunConfig, data: RunData, network: Network) -> dict[str, Any]:
+def tracked_settings(experiment: Experiment) -> dict[str, Any]:
     """Return what W&B records as the run's settings: no path, but what the files hold."""
-    settings = config.to_json()
+    settings = experiment.config.to_json()
     del settings["cache"], settings["test_data"]
-    weights, parent = network.weights, network.parent
+    data, network = experiment.data, experiment.network
     return settings | {
         "data": data.dataset.name,
         "data_kind": data.dataset.kind,
-        "weights": weights.kind,
-        "weights_sha256": weights.sha256,
-        "parent": parent.directory.path.name if parent else None,
+        "weights": network.weights.kind,
+        "weights_sha256": network.weights.sha256,
+        "parent": network.parent.directory.path.name if network.parent else None,
         "image_size": network.image_size,
         "n_train": len(data.splits.train),
         "n_val": len(data.splits.val),

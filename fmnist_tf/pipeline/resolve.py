@@ -66,7 +66,8 @@ def read_settings(flags: argparse.Namespace, *, default_parent: str | None = Non
             None: the newest complete frozen run.
 
     Raises:
-        UsageError: the recipe or the run to continue is invalid.
+        UsageError: the recipe is invalid, or the run to continue is incomplete, of another phase,
+            or damaged.
     """
     given = {name: value for name, value in vars(flags).items() if name in RunConfig.model_fields}
     recipe, source = {}, ""
@@ -75,7 +76,14 @@ def read_settings(flags: argparse.Namespace, *, default_parent: str | None = Non
         recipe, source = read.settings_of(given.get("phase")), read.name
     parent = None
     if {**recipe, **given}.get("phase") == "finetune":
-        parent = _read_parent(_find_parent(flags, recipe.get("parent"), source, default_parent))
+        from fmnist_tf.pipeline.saved_run import read_saved_run
+
+        parent = read_saved_run(_find_parent(flags, recipe.get("parent"), source, default_parent))
+        if parent.config.phase != "frozen":
+            raise UsageError(
+                f"{parent.directory.path}: expected a frozen run, found one of phase "
+                f"{parent.config.phase}; name another with --from"
+            )
     elif flags.from_run:
         raise UsageError("--from RUN: expected only with --phase finetune")
     return Settings(given, recipe, source, parent, flags.runs_dir)
@@ -121,20 +129,3 @@ def _find_parent(
         )
     say(f"finetune continues {newest.path}, the newest complete frozen run")
     return newest
-
-
-def _read_parent(directory: RunDir) -> SavedRun:
-    """Read a frozen run to continue.
-
-    Raises:
-        UsageError: the run is incomplete, of another phase, or damaged.
-    """
-    from fmnist_tf.pipeline.saved_run import read_saved_run
-
-    parent = read_saved_run(directory)
-    if parent.config.phase != "frozen":
-        raise UsageError(
-            f"{directory.path}: expected a frozen run, found one of phase {parent.config.phase}; "
-            "name another with --from"
-        )
-    return parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 from fmnist_tf.cli.terminal import progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import SplitClassifier
-from fmnist_tf.pipeline.prepare import Network
-from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import feature_store, features
@@ -24,8 +22,7 @@ ComputeFeatures = Callable[[Any], Any]
 
 
 def open_rows(
-    config: RunConfig,
-    network: Network,
+    experiment: Experiment,
     pixels: RowSource,
     split: SplitClassifier,
     plan: TrainingPlan,
@@ -39,14 +36,14 @@ def open_rows(
     small.
 
     Args:
-        config: complete.
-        network: gives compute precision and image size.
+        experiment: gives the settings, and the network's precision and image size.
         pixels: (N, 784) uint8, the train and val images.
         split: the classifier, cut below its lowest trainable layer.
         plan: gives the number of views and the random augmentations.
         cache_dir: cached features lie in its folder `features`.
         clock: counts the seconds.
     """
+    config, network = experiment.config, experiment.network
     views, precision = (pixels, FlippedRows(pixels))[: plan.n_views], network.precision[0]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
@@ -64,10 +61,7 @@ def open_rows(
         release_memory()
     if cached is not None:
         return StackedRows(cached), None
-    compute = features.build_feature_function(
-        split.feature_extractor, precision, pools=split.pools_features
-    )
-    return StackedRows(views), compute
+    return StackedRows(views), _build_compute(split, precision)
 
 
 def _cache_views(
@@ -95,14 +89,8 @@ def _cache_views(
             f"{cached / 1e9:.3g} GB cached there may be deleted while nothing runs"
         )
         return None
-
     # This function holds the only reference, so that the graph is freed when it returns.
-    @functools.cache
-    def build_compute() -> ComputeFeatures:
-        return features.build_feature_function(
-            split.feature_extractor, precision, pools=split.pools_features
-        )
-
+    compute: ComputeFeatures | None = None
     for key, store, view in zip(keys, stores, views, strict=True):
         if store not in missing:
             continue
@@ -112,8 +100,15 @@ def _cache_views(
             say(f"backbone features: averaging the feature maps in {maps.path}")
             _compute(store, maps, features.average_feature_maps, batch_size)
         else:
-            _compute(store, view, build_compute(), batch_size)
+            compute = compute or _build_compute(split, precision)
+            _compute(store, view, compute, batch_size)
     return tuple(stores)
+
+
+def _build_compute(split: SplitClassifier, precision: str) -> ComputeFeatures:
+    return features.build_feature_function(
+        split.feature_extractor, precision, pools=split.pools_features
+    )
 
 
 def _compute(
@@ -122,18 +117,16 @@ def _compute(
     """Compute and cache the features of one view, and print how long that took."""
     say(f"backbone features: computing {store.n_rows:,} images, {store.n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
-    already_cached: int | None = None
+    progress: list[int] = []  # the first entry is what an interrupted run has cached
     with progress_bar("backbone features", "image") as show:
 
         def on_progress(done: int, total: int) -> None:
-            nonlocal already_cached
-            if already_cached is None:
-                already_cached = done
+            progress.append(done)
             show(done, total)
 
         features.cache_features(
             store, rows, compute, batch_size=batch_size, progress=on_progress, say=say
         )
     seconds = time.perf_counter() - started
-    rate = (store.n_rows - (already_cached or 0)) / seconds
+    rate = (store.n_rows - progress[0]) / seconds
     say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")

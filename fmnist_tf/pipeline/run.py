@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.cli.terminal import say
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
-from fmnist_tf.pipeline.prepare import Network, RunData
+from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.pipeline.record import (
     Invocation,
     tracked_settings,
@@ -19,48 +19,39 @@ from fmnist_tf.reporting.tracking import TrackedRun, Tracker, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.memory import release_memory
 
 
-def run_phase(
-    config: RunConfig, data: RunData, network: Network, directory: RunDir, invocation: Invocation
-) -> Evaluation:
+def run_phase(experiment: Experiment, directory: RunDir, invocation: Invocation) -> Evaluation:
     """Train, choose the epoch on val, test once, and leave a complete run directory.
 
     Args:
-        config: complete.
-        data: images and splits.
-        network: its phase is applied.
+        experiment: what is trained.
         directory: of the run, locked.
         invocation: how the run was started.
 
     Returns:
         The test evaluation.
     """
-    with _tracking(config, data, network, directory, invocation) as tracker:
-        trained = fit(config, data, network, directory, invocation.clock, tracker.log_epoch)
+    with _tracking(experiment, directory, invocation) as tracker:
+        trained = fit(experiment, directory, invocation.clock, tracker.log_epoch)
         release_memory()
-        test = finish(config, data, network, directory, invocation, trained, tracker)
+        test = finish(experiment, directory, invocation, trained, tracker)
     for line in tracker.hint:
         say(line)
     return test
 
 
 def run_trial(
-    config: RunConfig,
-    data: RunData,
-    network: Network,
+    experiment: Experiment,
     directory: RunDir,
     invocation: Invocation,
-    on_epoch: Callable[[HistoryRow], None] = lambda row: None,
+    on_epoch: Callable[[HistoryRow], None],
 ) -> Evaluation:
     """Train and choose the epoch on val; write no model and read no test image.
 
     Args:
-        config: complete.
-        data: images and splits.
-        network: its phase is applied.
+        experiment: what is trained.
         directory: gets settings, history, provenance and evaluation.json with val alone.
         invocation: how the sweep was started.
         on_epoch: called with each row of the history; what it raises ends the trial.
@@ -68,41 +59,37 @@ def run_trial(
     Returns:
         The val evaluation.
     """
-    with _tracking(config, data, network, directory, invocation) as tracker:
+    with _tracking(experiment, directory, invocation) as tracker:
 
         def record(row: HistoryRow) -> None:
             tracker.log_epoch(row)
             on_epoch(row)
 
-        trained = fit(config, data, network, directory, invocation.clock, record, save=False)
-        val = Evaluation.from_probabilities(data.val_labels, trained.val_probabilities)
-        write_provenance(config, data, network, directory, invocation, trained.peak_rate)
-        directory.write_json(
-            "evaluation.json", {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
-        )
+        trained = fit(experiment, directory, invocation.clock, record, save=False)
+        labels = experiment.data.val_labels
+        val = Evaluation.from_probabilities(labels, trained.val_probabilities)
+        write_provenance(experiment, directory, invocation, trained.peak_rate)
+        facts = {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
+        directory.write_json("evaluation.json", facts)
     return val
 
 
 @contextmanager
 def _tracking(
-    config: RunConfig, data: RunData, network: Network, directory: RunDir, invocation: Invocation
+    experiment: Experiment, directory: RunDir, invocation: Invocation
 ) -> Iterator[Tracker]:
     """Write what is known before training, and yield the run's W&B mirror."""
-    write_settings(config, data, network, directory)
-    write_provenance(config, data, network, directory, invocation, config.learning_rate)
-    parent = network.parent
-    tracker = start_tracking(
-        invocation.wandb_mode,
-        directory.path,
-        TrackedRun(
-            name=directory.full_name,
-            group=invocation.wandb_group or (parent.directory if parent else directory).group,
-            job_type=config.phase,
-            config=tracked_settings(config, data, network),
-            epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
-        ),
-        warn,
+    write_settings(experiment, directory)
+    write_provenance(experiment, directory, invocation, experiment.config.learning_rate)
+    parent = experiment.network.parent
+    tracked = TrackedRun(
+        name=directory.full_name,
+        group=invocation.wandb_group or (parent.directory if parent else directory).group,
+        job_type=experiment.config.phase,
+        config=tracked_settings(experiment),
+        epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
     )
+    tracker = start_tracking(invocation.wandb_mode, directory.path, tracked)
     succeeded = False
     try:
         yield tracker

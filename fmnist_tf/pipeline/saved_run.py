@@ -1,7 +1,7 @@
 """Load a finished run: its settings, class names and model.
 
-The architecture is built by this package and only weights are read from the run's files, after
-their SHA-256 was compared: nothing in a run directory is executed.
+This package builds the architecture and reads only weights from the run's files, after it has
+compared their SHA-256: nothing in a run directory is executed.
 
 B batch, K classes.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import UsageError
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
@@ -33,7 +33,7 @@ class SavedRun:
 
     Attributes:
         directory: of the run.
-        config: its settings, all said.
+        config: its settings, complete.
         class_names: K names, by label.
         provenance: provenance.json.
         model_sha256: of model.keras, as DONE.json has it.
@@ -47,12 +47,12 @@ class SavedRun:
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
-        """Of the train file and, where there was one, of the test file."""
+        """SHA-256 of the train file and, if there was one, of the test file."""
         return tuple(file["sha256"] for file in self.provenance["data"]["files"])
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What nobody who uses this run's model may miss."""
+        """The warnings that everybody who uses the model must see."""
         data, weights = self.provenance["data"], self.provenance["weights"]
         return find_caveats(data["kind"], weights["kind"], self.config.phase)
 
@@ -73,11 +73,10 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     Raises:
         UsageError: the run is incomplete or damaged.
     """
-    where = printable(str(directory.path), 200)
     if not directory.is_complete:
         raise UsageError(
-            f"{where}: expected a complete run, found one without DONE.json. Let it finish, or "
-            "name another"
+            f"{directory.path}: expected a complete run, found one without DONE.json. Let it "
+            "finish, or name another"
         )
     config = RunConfig.from_json(directory.read_json("config.json"))
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
@@ -93,31 +92,31 @@ def read_saved_run(directory: RunDir) -> SavedRun:
         _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.caveats
     except (KeyError, IndexError, TypeError) as error:
         raise UsageError(
-            f"{where}: expected the files of a finished run, found one without "
-            f"{printable(str(error))}; the run is damaged, or of another version: repeat it"
+            f"{directory.path}: expected the files of a finished run, found one without {error}; "
+            "the run is damaged, or of another version: repeat it"
         ) from error
     return run
 
 
 def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
-    """Put the run's weights into a classifier of the run's architecture.
+    """Load the run's weights into a classifier of the run's architecture.
 
     Raises:
-        UsageError: the model file is not the one that the run wrote, or an older version's.
+        UsageError: the model file is not the one that the run wrote, or of an older version.
     """
     path = run.directory.file(MODEL)
     found = file_digest(path) if path.is_file() else "no file"
     if found != run.model_sha256:
         raise UsageError(
-            f"{printable(str(path), 200)}: expected SHA-256 {run.model_sha256} as DONE.json says, "
-            f"found {found}: the model was changed after its run; train the run again"
+            f"{path}: expected SHA-256 {run.model_sha256} as DONE.json says, found {found}: the "
+            "model was changed after its run; train the run again"
         )
     try:
         classifier.load_weights(path)
     except ValueError as error:
         raise UsageError(
-            f"{printable(str(path), 200)}: expected the weights of the {run.config.backbone} that "
-            "there is now, found another network's, of an older version; train the run again"
+            f"{path}: expected the weights of the {run.config.backbone} that there is now, found "
+            "another network's, of an older version; train the run again"
         ) from error
 
 
@@ -156,11 +155,7 @@ def build_saved_model(run: SavedRun) -> keras.Sequential:
 
 
 def compile_saved_model(run: SavedRun) -> RunBatches:
-    """Return the run's classifier as it was tested: mirror images too, where the run averaged.
-
-    Raises:
-        UsageError: as `build_saved_model`.
-    """
+    """Return the run's classifier as it was tested, with the mean over mirror images if it had."""
     from fmnist_tf.model.inference import average_flips, compile_model
 
     run_batches = compile_model(build_saved_model(run))

@@ -105,7 +105,7 @@ def write_lr_finder(
     smoothed: Sequence[float],
     suggestion: float | None,
 ) -> None:
-    """Write the PNG of a learning rate range test: loss over learning rate.
+    """Write the PNG of a learning-rate finder: loss over learning rate.
 
     Args:
         path: of the PNG.

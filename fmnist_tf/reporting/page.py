@@ -1,15 +1,25 @@
-"""The HTML page of a run and of a data set: one file each, no script, nothing from outside."""
+"""The HTML pages of a run, of several runs and of a data set: one file each, without scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fmnist_tf.data.summary import DataSummary
-from fmnist_tf.reporting import sections
-from fmnist_tf.reporting.record import RunRecord, damage_is_bad_input, explain_caveat
+from fmnist_tf.reporting import curves, sections
+from fmnist_tf.reporting.record import (
+    COLUMNS,
+    RunRecord,
+    damage_is_bad_input,
+    explain_caveat,
+    read_complete,
+)
 from fmnist_tf.reporting.render import display_names, write_page
+from fmnist_tf.reporting.style import COLOURS
 from fmnist_tf.results import analysis
 from fmnist_tf.results.provenance import SAMPLE
 from fmnist_tf.results.rundir import RunDir
@@ -21,20 +31,22 @@ def write_report(run: RunDir, path: Path) -> None:
     Raises:
         UsageError: a file is missing or damaged.
     """
+    record = RunRecord(run)
+    names, arrays, confusion = record.class_names, run.read_arrays("report.npz"), record.confusion
     with damage_is_bad_input(run):
-        record = RunRecord(run)
-        names, arrays, confusion = record.class_names, record.arrays, record.confusion
         test = sections.Examples("test", *record.predictions, arrays, names)
-        val = sections.Examples(
-            "val", arrays["val_labels"], arrays["val_probabilities"], arrays, names
-        )
+        val_predictions = arrays["val_labels"], arrays["val_probabilities"]
+        val = sections.Examples("val", *val_predictions, arrays, names)
         selected = analysis.select_examples(*record.predictions)
         summary, facts = DataSummary.from_arrays(arrays), record.provenance["data"]
         context = {
             "run": record,
-            "scores": sections.describe_scores(confusion, names),
-            "matrix": sections.describe_matrix(confusion, names),
-            "pairs": sections.describe_pairs(selected, confusion, test),
+            "names": names,
+            "confusion": confusion,
+            **sections.describe_scores(confusion),
+            "shown": sections.choose_confused(confusion),
+            "pairs": analysis.rank_confusions(confusion),
+            "pair_tiles": [test.tiles(examples) for _, examples in selected.confused],
             "worst": test.tiles(selected.worst),
             "least_sure": test.tiles(selected.least_sure),
             "issues": [sections.describe_label_issues(examples) for examples in (val, test)],
@@ -43,9 +55,7 @@ def write_report(run: RunDir, path: Path) -> None:
             "cams": sections.describe_cams(arrays, test),
             "cam_cells": arrays["cam_cells"].tolist(),
             "data": sections.describe_data(facts, summary, names),
-            "training": sections.describe_training(
-                record.history, record.chosen, record.provenance
-            ),
+            "training": sections.describe_training(record.history, record.chosen),
             "invert": facts["background"] < 128,
         }
         write_page(path, "report.html.jinja", context)
@@ -67,3 +77,75 @@ def write_data_page(
     banners = [explain_caveat(SAMPLE)] if facts["kind"] == "sample" else []
     context = {"data": data, "banners": banners, "invert": facts["background"] < 128}
     write_page(path, "data.html.jinja", context)
+
+
+def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
+    """Write the page that compares complete runs.
+
+    Returns:
+        For each pair of runs the result of McNemar's test, or why it does not apply.
+
+    Raises:
+        UsageError: a run is incomplete or damaged.
+    """
+    records = [read_complete(run) for run in runs]
+    marks = [_mark(number) for number in range(len(runs))]
+    pairs = [_compare(*pair) for pair in combinations(zip(marks, records, strict=True), 2)]
+    selected = [record.chosen.val_accuracy for record in records]
+    finding = (
+        "Validation accuracy by epoch. In the selected epochs it is between "
+        f"{min(selected):.2%} and {max(selected):.2%}."
+    )
+    if len({record.split for record in records}) > 1:
+        finding += " Not all runs used the same validation rows."
+    histories = [record.history for record in records]
+    same_classes = all(record.label_map == records[0].label_map for record in records)
+    confusions = [record.confusion for record in records]
+    context = {
+        "columns": COLUMNS,
+        "rows": [
+            (mark, COLOURS[number % len(COLOURS)], record)
+            for number, (mark, record) in enumerate(zip(marks, records, strict=True))
+        ],
+        "curves": sections.draw_chart(
+            "overlay", finding, 3.4, curves.plot_overlay, histories, marks
+        ),
+        "pairs": pairs,
+        "recalls": sections.describe_recalls(confusions) if same_classes else None,
+        "names": records[0].class_names,
+        "invert": False,
+    }
+    write_page(path, "comparison.html.jinja", context)
+    return [pair["text"] for pair in pairs]
+
+
+def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dict[str, Any]:
+    """Return the result of McNemar's test on two runs, or why it does not apply."""
+    (mark_a, a), (mark_b, b) = first, second
+    names = f"{mark_a} {a.name} and {mark_b} {b.name}"
+    (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
+    why = None
+    if a.test_data != b.test_data:
+        why = "the recorded test data differ (SHA-256)"
+    elif a.label_map != b.label_map:
+        why = "the classes differ"
+    elif not np.array_equal(labels, other_labels):
+        why = "the test labels differ"
+    if why:
+        return {"test": None, "text": f"{names}: not compared, {why}"}
+    test = analysis.compare_runs(labels, probabilities, other_probabilities)
+    verdict = "no significant difference"
+    if test.p_value < 0.05:
+        better = mark_a if test.only_first > test.only_second else mark_b
+        verdict = f"{better} is significantly better"
+    text = (
+        f"{names}: of {len(labels):,} test images {test.only_first:,} are correct only in {mark_a} "
+        f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
+    )
+    return {"test": test, "marks": f"{mark_a} and {mark_b}", "text": text, "verdict": verdict}
+
+
+def _mark(number: int) -> str:
+    """Return A, B, ... Z, A2, B2, ... for 0, 1, ..."""
+    letter = chr(ord("A") + number % 26)
+    return letter if number < 26 else f"{letter}{number // 26 + 1}"

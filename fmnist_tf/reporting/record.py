@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.reporting.render import display_names
-from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import RANDOM, SAMPLE, find_caveats
 from fmnist_tf.results.rundir import RunDir
@@ -25,89 +23,51 @@ CAVEATS = {
 
 
 class RunRecord:
-    """The files of a run.
+    """The files of a run but `report.npz`, and what tables and pages show of them.
 
     Attributes:
-        name: of its folder.
-        config: config.json.
-        evaluation: evaluation.json.
-        provenance: provenance.json.
+        name: of the run's folder.
+        config, evaluation, provenance: the JSON files of these names.
         label_map: labels.json.
+        predictions: test labels (N,) int64 and probabilities (N, K) float32.
+        class_names: K names for display.
+        confusion: (K, K) int64 counts on the test images.
+        history: the epochs of all phases.
+        chosen: the epoch whose weights were selected.
+        test_data: how many data files there were, and the SHA-256 of the last, which has the test
+            images. Images held out of a single file are others than those of a file of its own.
+        split: SHA-256 of the training file, and of its split into training and validation rows.
+        banners: warnings that every page of the run must show.
+        cells: the run's row in the table of runs, a cell for each of `COLUMNS`.
+
+    Raises:
+        UsageError: a file is missing or damaged.
     """
 
     def __init__(self, run: RunDir) -> None:
-        self._run = run
-        self.name = run.path.resolve().name
-        self.config = run.read_json("config.json")
-        self.evaluation = run.read_json("evaluation.json")
-        self.provenance = run.read_json("provenance.json")
-        self.label_map = run.read_json("labels.json")
+        with damage_is_bad_input(run):
+            self.name = run.path.resolve().name
+            self.config = run.read_json("config.json")
+            self.evaluation = run.read_json("evaluation.json")
+            self.provenance = run.read_json("provenance.json")
+            self.label_map = run.read_json("labels.json")
+            self.predictions = run.read_predictions()
+            n_classes = self.predictions[1].shape[1]
+            self.class_names = display_names([self.label_map[str(k)] for k in range(n_classes)])
+            self.confusion = np.array(self.evaluation["test"]["confusion"], np.int64)
+            before = [HistoryRow(**row) for row in self.provenance.get("parent_history", ())]
+            self.history = before + run.read_history()
+            chosen = self.config["phase"], self.evaluation["chosen_epoch"]
+            self.chosen = next(row for row in self.history if (row.phase, row.epoch) == chosen)
+            data, weights = self.provenance["data"], self.provenance["weights"]
+            files = data["files"]
+            self.test_data = len(files), files[-1]["sha256"]
+            self.split = files[0]["sha256"], data["split_sha256"]
+            caveats = find_caveats(data["kind"], weights["kind"], self.config["phase"])
+            self.banners = [explain_caveat(caveat) for caveat in caveats]
+            self.cells = self._describe()
 
-    def read_all(self) -> RunRecord:
-        """Read everything but report.npz now, so that an error is known to be of this run."""
-        for name in ("cells", "banners", "class_names", "confusion", "chosen", "split"):
-            getattr(self, name)
-        return self
-
-    @cached_property
-    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Test labels (N,) int64 and probabilities (N, K) float32."""
-        labels, probabilities = self._run.read_predictions()
-        check_predictions(labels, probabilities)
-        return labels, probabilities
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of report.npz."""
-        return self._run.read_arrays("report.npz")
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """K names for display."""
-        n_classes = self.predictions[1].shape[1]
-        return display_names([self.label_map[str(k)] for k in range(n_classes)])
-
-    @cached_property
-    def confusion(self) -> np.ndarray:
-        """(K, K) int64 counts on the test images."""
-        return np.array(self.evaluation["test"]["confusion"], np.int64)
-
-    @cached_property
-    def history(self) -> list[HistoryRow]:
-        """The epochs of all phases."""
-        before = [HistoryRow(**row) for row in self.provenance.get("parent_history", ())]
-        return before + self._run.read_history()
-
-    @cached_property
-    def chosen(self) -> HistoryRow:
-        """The epoch whose weights were selected."""
-        epoch, phase = self.evaluation["chosen_epoch"], self.config["phase"]
-        return next(row for row in self.history if (row.phase, row.epoch) == (phase, epoch))
-
-    @property
-    def test_data(self) -> tuple[int, str]:
-        """How many data files there were, and the SHA-256 of the last, which has the test images.
-
-        Test images that were held out of a single file are others than those of a file of its own.
-        """
-        files = self.provenance["data"]["files"]
-        return len(files), files[-1]["sha256"]
-
-    @property
-    def split(self) -> tuple[str, str]:
-        """SHA-256 of the training file, and of its split into training and validation rows."""
-        data = self.provenance["data"]
-        return data["files"][0]["sha256"], data["split_sha256"]
-
-    @property
-    def banners(self) -> list[str]:
-        """Warnings that every page of the run must show."""
-        kinds = self.provenance["data"]["kind"], self.provenance["weights"]["kind"]
-        return [explain_caveat(caveat) for caveat in find_caveats(*kinds, self.config["phase"])]
-
-    @property
-    def cells(self) -> list[str]:
-        """The run's row in the table of runs, a cell for each of `COLUMNS`."""
+    def _describe(self) -> list[str]:
         config, data, weights = self.config, self.provenance["data"], self.provenance["weights"]
         val, test = self.evaluation["val"], self.evaluation["test"]
         low, high = test["interval_95"]
@@ -130,21 +90,15 @@ class RunRecord:
         ]
 
 
-def describe_run(run: RunDir) -> list[str]:
-    """Return the run's row in the table of runs, a cell for each of `COLUMNS`.
+def read_complete(run: RunDir) -> RunRecord:
+    """Read a run with a DONE.json.
 
     Raises:
         UsageError: the run is incomplete or damaged.
     """
-    check_complete(run)
-    with damage_is_bad_input(run):
-        return RunRecord(run).cells
-
-
-def check_complete(run: RunDir) -> None:
-    """Raise UsageError for a run without DONE.json."""
     if not run.is_complete:
         raise UsageError(f"{run.path}: expected a complete run, found no DONE.json in it")
+    return RunRecord(run)
 
 
 @contextmanager

@@ -5,17 +5,20 @@ K classes; `names` are K names for display, `arrays` those of report.npz.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, plots
-from fmnist_tf.reporting.images import encode_heat_map, encode_image
-from fmnist_tf.reporting.render import format_probability, squeeze
+from fmnist_tf.reporting.render import (
+    encode_heat_map,
+    encode_image,
+    format_probability,
+    squeeze,
+)
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
@@ -52,15 +55,15 @@ class Examples:
         """Return image, captions and line of an example."""
         row, label = self.probabilities[index], int(self.labels[index])
         first, second = (int(k) for k in np.argsort(-row, kind="stable")[:2])
-        said = f"{self.names[label]}, predicted {self.names[first]}"
         captions = [("true", "", label), ("predicted", "→ ", first)]
         if label == first:
             captions = [("correct", "✓ ", label), ("second", "or ", second)]
         return {
+            "label": label,
             "src": encode_image(self.pixels(index)),
-            "alt": f"{said} ({format_probability(row[first])})",
+            "alt": f"{self.names[label]}, predicted {self.names[first]} "
+            f"({format_probability(row[first])})",
             "prediction": self.names[first],
-            "is_correct": label == first,
             "captions": [(word, sign, self.names[k], float(row[k])) for word, sign, k in captions],
             "line": int(self.arrays[f"{self.split}_lines"][index]),
         }
@@ -70,71 +73,27 @@ class Examples:
         return [self.tile(int(index)) for index in indices]
 
 
-def describe_scores(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return the scores of all classes; of many classes also those with the lowest F1."""
+def describe_scores(confusion: np.ndarray) -> dict[str, Any]:
+    """Return the scores of all classes, and the classes to name: extremes, lowest F1 of many."""
     scores = analysis.score_classes(confusion)
-    columns = {
-        "name": names,
-        "support": scores.support.tolist(),
-        "n_predicted": confusion.sum(axis=0).tolist(),
-        "n_correct": confusion.diagonal().tolist(),
-        "recall": scores.recall.tolist(),
-        "precision": scores.precision.tolist(),
-        "f1": scores.f1.tolist(),
-    }
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
-    tested = sorted((row for row in rows if row["support"]), key=lambda row: row["recall"])
-    by_f1 = sorted(tested, key=lambda row: row["f1"])
+    tested = np.flatnonzero(scores.support)
+    by_recall = tested[np.argsort(scores.recall[tested], kind="stable")].tolist()
+    by_f1 = sorted(by_recall, key=lambda k: scores.f1[k])
     return {
-        "rows": rows,
-        "lowest": by_f1[:_FEW_CLASSES] if len(rows) > _ALL_CLASSES else [],
-        "n_tested": len(tested),
-        "weakest": tested[0],
-        "strongest": tested[-1],
-        "macro_f1": scores.macro_f1,
+        "scores": scores,
+        "by_recall": by_recall,
+        "lowest": by_f1[:_FEW_CLASSES] if len(confusion) > _ALL_CLASSES else [],
     }
 
 
-def describe_matrix(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix; of many classes only the most confused.
-
-    The page has a table instead of the PNG: screen readers read it, it can be copied, and on a
-    phone it scrolls.
-    """
-    shown = list(range(len(names)))
-    if len(shown) > _ALL_CLASSES:
-        pairs = analysis.rank_confusions(confusion, len(shown))
-        ranked = dict.fromkeys(k for pair in pairs for k in (pair.label, pair.prediction))
-        shown = sorted(list(ranked)[:_FEW_CLASSES]) or shown[:_FEW_CLASSES]
-    support = confusion.sum(axis=1)
-    rows = []
-    for label in shown:
-        counts = confusion[label, shown]
-        fractions = counts / max(support[label], 1)
-        is_diagonal = [k == label for k in shown]
-        cells = list(zip(counts.tolist(), fractions.tolist(), is_diagonal, strict=True))
-        rows.append((names[label], cells, int(support[label] - counts.sum()), int(support[label])))
-    return {"names": [names[k] for k in shown], "rows": rows, "n_classes": len(names)}
-
-
-def describe_pairs(
-    selected: analysis.Selection, confusion: np.ndarray, test: Examples
-) -> list[dict[str, Any]]:
-    """Return the most confused pairs of classes, the first of them with examples."""
-    examples = {(pair.label, pair.prediction): rows for pair, rows in selected.confused}
-    return [
-        {
-            "label": test.names[pair.label],
-            "prediction": test.names[pair.prediction],
-            "count": pair.count,
-            "support": int(confusion[pair.label].sum()),
-            "fraction": pair.fraction,
-            "tiles": test.tiles(examples.get((pair.label, pair.prediction), np.array([], int))),
-        }
-        for pair in analysis.rank_confusions(confusion, 10)
-    ]
+def choose_confused(confusion: np.ndarray) -> list[int]:
+    """Return the classes for the confusion matrix: all, or of many the most confused."""
+    classes = list(range(len(confusion)))
+    if len(classes) <= _ALL_CLASSES:
+        return classes
+    pairs = analysis.rank_confusions(confusion, len(classes))
+    ranked = dict.fromkeys(k for pair in pairs for k in (pair.label, pair.prediction))
+    return sorted(list(ranked)[:_FEW_CLASSES]) or classes[:_FEW_CLASSES]
 
 
 def describe_label_issues(examples: Examples) -> dict[str, Any]:
@@ -157,8 +116,7 @@ def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[
         f"Mean confidence {confidence}, accuracy {accuracy}; expected calibration error (ECE) "
         f"{calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
     )
-    plot = partial(plots.plot_calibration, calibration=calibration)
-    return {"svg": inline_svg("calibration", finding, 4.4, plot), "finding": finding}
+    return draw_chart("calibration", finding, 4.4, plots.plot_calibration, calibration)
 
 
 def describe_projections(
@@ -174,21 +132,19 @@ def describe_projections(
             f"{kind.capitalize()} of {len(points):,} test images; the two components explain "
             f"{variance.sum():.0%} of the variance."
         )
-        plot = partial(plots.plot_projection, points=points, labels=labels, names=short_names)
-        svg = inline_svg(f"projection-{kind}", finding, 5.6, plot, dpi=150)
-        projections.append({"svg": svg, "finding": finding})
+        data = (points, labels, short_names)
+        chart = draw_chart(
+            f"projection-{kind}", finding, 5.6, plots.plot_projection, *data, dpi=150
+        )
+        projections.append(chart)
     return projections
 
 
 def describe_cams(arrays: Mapping[str, np.ndarray], test: Examples) -> list[dict[str, Any]]:
-    """Return by class its examples with Grad-CAM heat maps, the correct one first."""
-    classes: dict[int, list[dict[str, Any]]] = {}
-    for index, heat in zip(arrays["cam_rows"].tolist(), arrays["cam_maps"], strict=True):
-        tile = test.tile(index) | {"heat": encode_heat_map(test.pixels(index), heat)}
-        classes.setdefault(int(test.labels[index]), []).append(tile)
+    """Return the tiles of the examples with Grad-CAM heat maps, by class, the correct one first."""
     return [
-        {"name": test.names[k], "tiles": sorted(tiles, key=lambda tile: not tile["is_correct"])}
-        for k, tiles in sorted(classes.items())
+        test.tile(index) | {"heat": encode_heat_map(test.pixels(index), heat)}
+        for index, heat in zip(arrays["cam_rows"].tolist(), arrays["cam_maps"], strict=True)
     ]
 
 
@@ -232,20 +188,13 @@ def describe_data(
         "largest": (names[int(train.argmax())], int(train.max())),
         "smallest": (names[int(train.argmin())], int(train.min())),
         "duplicates": summary.duplicates.tolist(),
-        "histogram": inline_svg(
-            "histogram", finding, 2.3, partial(plots.plot_histogram, counts=summary.histogram)
-        ),
-        "finding": finding,
+        "histogram": draw_chart("histogram", finding, 2.3, plots.plot_histogram, summary.histogram),
     }
 
 
-def describe_training(
-    rows: Sequence[HistoryRow], chosen: HistoryRow, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return curves, learning rates, seconds and parameter counts; `rows` are of all phases."""
+def describe_training(rows: Sequence[HistoryRow], chosen: HistoryRow) -> list[dict[str, Any]]:
+    """Return the charts of accuracy and loss, and of learning rates, over the epochs."""
     phases = " and ".join(dict.fromkeys(row.phase for row in rows))
-    plot_curves = partial(curves.plot_curves, rows=rows, chosen_epoch=chosen.epoch)
-    plot_rates = partial(curves.plot_learning_rate, rows=rows)
     finding = (
         f"{phases.capitalize()}: validation accuracy {rows[0].val_accuracy:.2%} in the first "
         f"epoch, {chosen.val_accuracy:.2%} in the selected one, {chosen.phase} epoch "
@@ -255,46 +204,32 @@ def describe_training(
     rate_finding = f"Learning rate between {min(rates):.3g} and {max(rates):.3g}."
     if min(rates) == max(rates):
         rate_finding = f"Constant learning rate of {rates[0]:.3g}."
-    seconds, before = provenance["seconds"], provenance.get("parent_seconds", {})
-    longest = max(seconds.values())
-    return {
-        "finding": finding,
-        "curves": inline_svg("curves", finding, 4.6, plot_curves),
-        "rate_finding": rate_finding,
-        "rates": inline_svg("rates", rate_finding, 2.3, plot_rates),
-        "stages": [
-            (
-                stage.replace("_", " "),
-                before.get(stage),
-                seconds.get(stage),
-                seconds.get(stage, 0) / max(longest, 1e-9),
-            )
-            for stage in dict.fromkeys([*before, *seconds])
-        ],
-        "total": sum(seconds.values()),
-        "total_before": sum(before.values()) if before else None,
-        "parameters": provenance["trained"],
-    }
+    return [
+        draw_chart("curves", finding, 4.6, curves.plot_curves, rows, chosen.epoch),
+        draw_chart("rates", rate_finding, 2.3, curves.plot_learning_rate, rows),
+    ]
 
 
-def describe_recalls(confusions: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    """Return the recall of each class in each of several runs of the same classes."""
+def describe_recalls(confusions: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return the scores of several runs of the same classes, and the classes that differ most."""
     scores = [analysis.score_classes(confusion) for confusion in confusions]
     recalls = np.stack([score.recall for score in scores])
     spread = np.ptp(recalls, axis=0)
-    shown = np.arange(len(names))
+    shown = np.arange(len(spread))
     if len(shown) > _ALL_CLASSES:
         shown = np.argsort(-spread, kind="stable")[:_FEW_CLASSES]
-    rows = []
-    for k in shown.tolist():
-        cells = [
-            (float(score.recall[k]), int(confusion[k, k]), int(score.support[k]))
-            for confusion, score in zip(confusions, scores, strict=True)
-        ]
-        rows.append((names[k], cells, float(recalls[:, k].max())))
     return {
-        "rows": rows,
-        "n_classes": len(names),
-        "widest": names[int(spread.argmax())],
+        "scores": scores,
+        "shown": shown.tolist(),
+        "best": recalls.max(axis=0),
+        "widest": int(spread.argmax()),
         "spread": float(spread.max()),
     }
+
+
+def draw_chart(
+    name: str, finding: str, height: float, plot: Callable[..., None], *data: Any, dpi: int = 100
+) -> dict[str, Any]:
+    """Return `plot(figure, *data)` as inline SVG, and the sentence that tells what it shows."""
+    svg = inline_svg(name, finding, height, lambda figure: plot(figure, *data), dpi=dpi)
+    return {"svg": svg, "finding": finding}

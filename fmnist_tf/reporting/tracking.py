@@ -24,6 +24,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
+from fmnist_tf.cli.terminal import warn
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
@@ -31,7 +32,6 @@ from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.settings.config import WANDB_PROJECT
 
 P = ParamSpec("P")
-MODES = ("auto", "online", "offline", "disabled")
 
 _INIT_TIMEOUT_SECONDS = 20  # of trying to reach the server before recording offline
 _FINISH_TIMEOUT_SECONDS = 300  # of uploading at the end; the rest is left to `wandb sync`
@@ -67,7 +67,7 @@ def choose_mode(mode: str) -> str:
     if mode != "auto":
         return mode
     wanted = os.environ.get("WANDB_MODE", "").lower()
-    if wanted in MODES[1:]:
+    if wanted in ("online", "offline", "disabled"):
         return wanted
     try:
         import wandb
@@ -91,7 +91,7 @@ def _harmless(
             method(self, *args, **kwargs)
         except (Exception, SystemExit) as error:
             run, self.run = self.run, None
-            self.warn(_describe_failure("W&B stopped recording", error))
+            _warn("W&B stopped recording", error)
             with contextlib.suppress(Exception, SystemExit):
                 _close(run, exit_code=1)
 
@@ -103,13 +103,11 @@ class Tracker:
     """A W&B run, or nothing: if W&B is disabled, or after its first failure.
 
     Attributes:
-        warn: takes one line of text.
         run: the wandb.Run, or None.
         hint: lines that say how to look at what was recorded.
         epochs_before: see `TrackedRun`.
     """
 
-    warn: Callable[[str], None]
     run: Any = None
     hint: tuple[str, ...] = ()
     epochs_before: int = 0
@@ -159,9 +157,9 @@ class Tracker:
         mistakes = wandb.Table(columns=["image", "true label", "prediction", "probability", "loss"])
         for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True):
             image = wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28)))
-            label, prediction = int(labels[index]), int(predictions[index])
-            probability = float(probabilities[index, prediction])
-            mistakes.add_data(image, names[label], names[prediction], probability, float(loss))
+            prediction = predictions[index]
+            numbers = float(probabilities[index, prediction]), float(loss)
+            mistakes.add_data(image, names[labels[index]], names[prediction], *numbers)
         scores = score_classes(confusion)
         columns = (scores.precision, scores.recall, scores.f1, scores.support)
         classes = zip(names, *(column.tolist() for column in columns), strict=True)
@@ -194,12 +192,7 @@ class Tracker:
 
     @_harmless
     def log_model(self, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
-        """Record the model's files as an artifact; they stay where they are until uploaded.
-
-        Args:
-            paths: of the model and what belongs to it.
-            metadata: JSON-able, without secrets.
-        """
+        """Record the model's files as an artifact; they stay where they are until uploaded."""
         import wandb
 
         artifact = wandb.Artifact(f"model-{self.run.name}", type="model", metadata=dict(metadata))
@@ -231,25 +224,20 @@ class Tracker:
         try:
             _close(run, exit_code=0 if ok else 1)
         except (Exception, SystemExit) as error:
-            self.warn(_describe_failure("W&B did not finish", error))
+            _warn("W&B did not finish", error)
 
 
-def start_tracking(
-    mode: str, run_dir: Path, tracked: TrackedRun, warn: Callable[[str], None]
-) -> Tracker:
+def start_tracking(mode: str, run_dir: Path, tracked: TrackedRun) -> Tracker:
     """Start a W&B run, or return a tracker that does nothing after one warning if that fails.
 
     If the server does not answer within 20 seconds, or refuses the credentials, the run is recorded
     offline. WANDB_PROJECT and WANDB_ENTITY are respected.
 
     Args:
-        mode: one of `MODES`; `disabled` does not import wandb.
+        mode: auto, online, offline or disabled, which does not import wandb.
         run_dir: the run directory; the data goes to its folder `wandb`.
         tracked: the run.
-        warn: takes one line of text.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(
         WANDB_SILENT="true",  # also the messages of login
@@ -258,21 +246,18 @@ def start_tracking(
         WANDB_CACHE_DIR=data_dir,
     )
     mode = choose_mode(mode)
-    tracker = Tracker(warn, epochs_before=tracked.epochs_before)
     if mode == "disabled":
-        return tracker
-    first_error = None
+        return Tracker()
+    run = first_error = None
     for attempt in ("online", "offline") if mode == "online" else ("offline",):
         try:
-            tracker.run = _open_run(attempt, run_dir, tracked)
-            tracker.hint = _make_hint(tracker.run, run_dir)
+            run = _open_run(attempt, run_dir, tracked)
             break
         except (Exception, SystemExit) as error:
             first_error = first_error or error
     if first_error is not None:
-        outcome = "W&B is not recording" if tracker.run is None else "W&B records offline"
-        warn(_describe_failure(outcome, first_error))
-    return tracker
+        _warn("W&B records offline" if run else "W&B is not recording", first_error)
+    return Tracker(run, _make_hint(run, run_dir) if run else (), tracked.epochs_before)
 
 
 def _open_run(mode: str, run_dir: Path, tracked: TrackedRun) -> Any:
@@ -343,7 +328,7 @@ def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
     )
 
 
-def _describe_failure(outcome: str, error: BaseException) -> str:
-    """Return one line on a failure inside W&B."""
+def _warn(outcome: str, error: BaseException) -> None:
+    """Print one line on a failure inside W&B."""
     reason = printable(" ".join(str(error).split()), 200)
-    return f"{outcome} ({type(error).__name__}: {reason}); the run itself is not affected"
+    warn(f"{outcome} ({type(error).__name__}: {reason}); the run itself is not affected")

@@ -44,27 +44,18 @@ def score_classes(confusion: np.ndarray) -> ClassScores:
     """Score each class from (K, K) counts; rows are true labels, columns predictions."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    classes = np.arange(len(confusion))
-    labels, predictions = np.meshgrid(classes, classes, indexing="ij")
+    labels, predictions = np.indices(confusion.shape).reshape(2, -1)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        labels.ravel(),
-        predictions.ravel(),
-        labels=classes,
-        sample_weight=confusion.ravel(),
-        zero_division=0,
+        labels, predictions, sample_weight=confusion.ravel(), zero_division=0
     )
     return ClassScores(precision, recall, f1, confusion.sum(axis=1))
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """One off-diagonal cell of the confusion matrix.
+    """One off-diagonal cell of the confusion matrix, which is not 0.
 
-    Attributes:
-        label: the true class.
-        prediction: the predicted class.
-        count: number of examples, at least 1.
-        fraction: the same as a fraction 0..1 of all examples of the class `label`.
+    `fraction` is `count` divided by the number of examples of the class `label`.
     """
 
     label: int
@@ -79,12 +70,8 @@ def rank_confusions(confusion: np.ndarray, count: int = 10) -> list[ConfusedPair
     cells = np.argwhere(confusion * (1 - np.eye(len(confusion), dtype=np.int64)))
     counts = confusion[tuple(cells.T)]
     order = np.argsort(-counts, kind="stable")[:count]
-    return [
-        ConfusedPair(label, prediction, n, n / int(support[label]))
-        for (label, prediction), n in zip(
-            cells[order].tolist(), counts[order].tolist(), strict=True
-        )
-    ]
+    ranked = np.column_stack([cells, counts])[order].tolist()
+    return [ConfusedPair(k, other, n, n / int(support[k])) for k, other, n in ranked]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,10 +233,8 @@ def _select_explained(
     present = np.unique(labels)
     shown = present[np.argsort(-n_mistakes[present], kind="stable")[:_EXPLAINED_CLASSES]]
     # np.unique gives the first of each class: the most confident, and the worst.
-    firsts = [
-        group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)
-    ]
-    chosen = np.concatenate(firsts)
+    firsts = [np.unique(labels[group], return_index=True)[1] for group in (correct, mistakes)]
+    chosen = np.concatenate([correct[firsts[0]], mistakes[firsts[1]]])
     chosen = chosen[np.isin(labels[chosen], shown)]
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
@@ -285,14 +270,9 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two classifiers on the same examples.
+    """How many examples both, one or neither of two classifiers predicts correctly.
 
-    Attributes:
-        both: number of examples that both classify correctly.
-        only_first: number that only the first classifies correctly.
-        only_second: number that only the second classifies correctly.
-        neither: number that neither classifies correctly.
-        p_value: 0..1, of the exact two-sided test.
+    `p_value` is that of the exact two-sided test, 0..1.
     """
 
     both: int
@@ -323,12 +303,7 @@ def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> M
     for probabilities in (first, second):
         check_predictions(labels, probabilities)
     a, b = (probabilities.argmax(axis=1) == labels for probabilities in (first, second))
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    neither, only_second, only_first, both = np.bincount(2 * a + b, minlength=4).tolist()
     discordant = only_first + only_second
-    return McNemar(
-        both=int((a & b).sum()),
-        only_first=only_first,
-        only_second=only_second,
-        neither=int((~a & ~b).sum()),
-        p_value=float(binomtest(only_first, discordant).pvalue) if discordant else 1.0,
-    )
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(both, only_first, only_second, neither, p_value)

@@ -1,11 +1,8 @@
-"""The metrics of each epoch, and their CSV form `history.csv`."""
+"""The metrics of an epoch."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -31,30 +28,3 @@ class HistoryRow:
     val_accuracy: float
     learning_rate: float
     seconds: float
-
-
-_HEADER = [field.name for field in fields(HistoryRow)]
-
-
-def format_history(rows: Iterable[HistoryRow]) -> str:
-    """Return the rows as CSV with a header; floats keep every digit (`repr`)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows(astuple(row) for row in rows)
-    return text.getvalue()
-
-
-def parse_history(text: str) -> list[HistoryRow]:
-    """Return the rows that `format_history` was given.
-
-    Raises:
-        ValueError, TypeError, csv.Error: the header is another, or a line is not an epoch.
-    """
-    header, *lines = csv.reader(text.splitlines() or [""])
-    if header != _HEADER:
-        raise ValueError(f"the header {','.join(header)}")
-    return [
-        HistoryRow(int(epoch), phase, *(float(number) for number in numbers))
-        for epoch, phase, *numbers in lines
-    ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.errors import RunExistsError, UsageError, printable
-from fmnist_tf.results.history import HistoryRow, format_history, parse_history
+from fmnist_tf.results.evaluation import check_predictions
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.system import files
 
 DONE = "DONE.json"
@@ -34,17 +36,17 @@ LOCK = ".lock"  # see system.files.locked
 
 # What may change after DONE.json; it has no checksum there.
 _UNCHECKED = ("wandb", "checkpoints", "export", "report.html")
+_READ_ERRORS = (
+    OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, csv.Error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of one run, which exists; made by `create` or found by `open`.
-
-    Attributes:
-        path: as the user named it, relative or absolute.
-    """
+    """The folder of one run, which exists; `create` makes it, `open` finds it."""
 
     path: Path
 
@@ -172,8 +174,12 @@ class RunDir:
         return content
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
-        """Write all epochs so far to `history.csv`."""
-        self.write_text(HISTORY, format_history(rows))
+        """Write all epochs so far to `history.csv`; floats keep every digit (`repr`)."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(field.name for field in fields(HistoryRow))
+        writer.writerows(astuple(row) for row in rows)
+        self.write_text(HISTORY, text.getvalue())
 
     def read_history(self) -> list[HistoryRow]:
         """Read `history.csv`.
@@ -182,7 +188,13 @@ class RunDir:
             UsageError: it is missing or a line is not an epoch.
         """
         with self._reading(HISTORY) as path:
-            return parse_history(path.read_text(encoding="utf-8"))
+            header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines() or [""])
+            if header != [field.name for field in fields(HistoryRow)]:
+                raise ValueError(f"the header {','.join(header)}")
+            return [
+                HistoryRow(int(epoch), phase, *(float(number) for number in numbers))
+                for epoch, phase, *numbers in lines
+            ]
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the arrays atomically as one uncompressed .npz file."""
@@ -211,30 +223,22 @@ class RunDir:
             labels: (N,) integers 0..K-1, the true labels.
             probabilities: (N, K) floats.
         """
-        arrays: dict[str, np.ndarray] = {
-            "labels": np.asarray(labels, np.int64),
-            "probabilities": np.asarray(probabilities, np.float32),
-        }
-        self.write_arrays(PREDICTIONS, arrays)
+        labels, probabilities = labels.astype("int64"), probabilities.astype("float32")
+        self.write_arrays(PREDICTIONS, {"labels": labels, "probabilities": probabilities})
 
     def read_predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """Return labels (N,) int64 and probabilities (N, K) float32 from `predictions.npz`.
 
         Raises:
-            UsageError: it is missing, damaged, or contains anything else.
+            UsageError: it is missing, damaged, or contains anything else; see `check_predictions`.
         """
         arrays = self.read_arrays(PREDICTIONS)
         with self._reading(PREDICTIONS):
-            labels, probabilities = arrays.pop("labels", None), arrays.pop("probabilities", None)
-            if labels is None or probabilities is None or arrays:
-                raise ValueError("other entries than labels and probabilities")
-            fits = labels.dtype == np.int64 and probabilities.dtype == np.float32
-            if not fits or probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
-                raise ValueError(
-                    f"labels {labels.dtype}{labels.shape}, "
-                    f"probabilities {probabilities.dtype}{probabilities.shape}"
-                )
-            return labels, probabilities
+            found = {name: str(array.dtype) for name, array in arrays.items()}
+            if found != {"labels": "int64", "probabilities": "float32"}:
+                raise ValueError(f"the arrays {found}")
+            check_predictions(**arrays)
+            return arrays["labels"], arrays["probabilities"]
 
     def write_done(self) -> None:
         """Mark the run as complete: list each of its files with size in bytes and SHA-256.
@@ -257,10 +261,7 @@ class RunDir:
         """Yield the path of a file to read; turn what is wrong with it into a UsageError."""
         try:
             yield self.file(name)
-        except (
-            *(OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError),
-            *(csv.Error, zipfile.BadZipFile),
-        ) as error:
+        except _READ_ERRORS as error:
             is_missing = isinstance(error, FileNotFoundError)
             found = "no such file" if is_missing else printable(str(error), 200)
             raise UsageError(

@@ -18,11 +18,14 @@ import pytest
 from fakerun import HOSTILE, NAMES, change_json, make_run, make_summary, predict, write_test
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.reporting.comparison import write_comparison
-from fmnist_tf.reporting.images import encode_heat_map
-from fmnist_tf.reporting.page import write_data_page, write_report
-from fmnist_tf.reporting.record import describe_run
-from fmnist_tf.reporting.render import display_names, format_probability, squeeze
+from fmnist_tf.reporting.page import write_comparison, write_data_page, write_report
+from fmnist_tf.reporting.record import read_complete
+from fmnist_tf.reporting.render import (
+    display_names,
+    encode_heat_map,
+    format_probability,
+    squeeze,
+)
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results.analysis import LABEL_ISSUES, compare_runs, find_label_issues
 from fmnist_tf.results.rundir import RunDir
@@ -164,7 +167,7 @@ def test_the_result_is_accuracy_interval_and_sources(plain):
         *(f"{test['correct']} of 60", "my|data", "w.h5 (eeeeeeee)", "2026-11-22 18:30 UTC"),
     ):
         assert text in page.text
-    assert describe_run(run)[5] == f"{test['accuracy']:.4f} ({test['correct']}/60)"
+    assert read_complete(run).cells[5] == f"{test['accuracy']:.4f} ({test['correct']}/60)"
 
 
 @pytest.mark.parametrize(
@@ -325,10 +328,10 @@ def test_a_comparison_names_the_damaged_or_incomplete_run(tmp_path):
     labels, probabilities = runs[2].read_predictions()
     runs[2].write_predictions(labels, probabilities * np.nan)
     for run in runs[1:]:
-        with pytest.raises(UsageError, match=f"^{run.path}: "):
+        with pytest.raises(UsageError, match=f"^{run.path}"):
             comparison_of(runs[0], run)
     runs[0].file("DONE.json").unlink()
-    for ask in (describe_run, comparison_of):
+    for ask in (read_complete, comparison_of):
         with pytest.raises(UsageError, match="DONE"):
             ask(runs[0])
 
@@ -388,9 +391,9 @@ def test_the_data_page_has_counts_duplicates_images_and_decisions(tmp_path):
 
 def test_test_time_flip_is_part_of_the_runs_description(tmp_path):
     run = make_run(tmp_path / "a")
-    assert "flip" not in describe_run(run)[0]
+    assert "flip" not in read_complete(run).cells[0]
     change_json(run.file("config.json"), test_time_flip=True)
-    assert "flip" in describe_run(run)[0]
+    assert "flip" in read_complete(run).cells[0]
 
 
 def test_display_names_are_short_unique_and_not_empty():
@@ -421,7 +424,7 @@ def test_a_chart_escapes_its_label_and_texts(tmp_path):
 def test_importing_costs_nothing():
     script = "import sys, fmnist_tf.reporting.%s\nprint([m for m in %r if m in sys.modules])"
     heavy = ("matplotlib", "jinja2", "PIL", "sklearn", "scipy", "wandb", "tensorflow", "keras")
-    for module in ("page", "comparison", "tracking"):
+    for module in ("page", "tracking"):
         answer = subprocess.run(
             [sys.executable, "-c", script % (module, heavy)],
             capture_output=True,
