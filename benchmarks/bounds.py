@@ -1,4 +1,4 @@
-"""The bound that rates are compared with: what the processor's arithmetic could do.
+"""The bound that rates are compared with: what the processor could compute.
 
 FLOP/s = physical cores x clock x FLOP a cycle; a multiplication and its addition count as two.
 """
@@ -23,8 +23,7 @@ FLOP_PER_CYCLE: dict[str, tuple[tuple[str, int], ...]] = {
 
 def flop_per_cycle(features: Collection[str], precision: str) -> int | None:
     """Return the FLOP a cycle of one core, or None where it is not known."""
-    known = (flop for feature, flop in FLOP_PER_CYCLE[precision] if feature in features)
-    return next(known, None)
+    return next((flop for name, flop in FLOP_PER_CYCLE[precision] if name in features), None)
 
 
 def count_physical_cores() -> int:

@@ -6,7 +6,7 @@ Shape letters: N images, B batch.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,18 +72,18 @@ class System:
 
     Attributes:
         name: as in the rows.
-        module: its `open_stage(job)` returns what `worker.Stage` describes.
+        stage: `module:callable` that opens a stage of a job; see `measure.Stage`.
         precision: compute precision, float32 or bfloat16.
         uses_tensorflow: only these systems have more than the feature pass.
     """
 
     name: str
-    module: str
+    stage: str
     precision: str
     uses_tensorflow: bool = False
 
 
-PREPARE = System("prepare", "benchmarks.prepare", "float32", uses_tensorflow=True)
+PREPARE = System("prepare", "benchmarks.plain_keras:prepare", "float32", uses_tensorflow=True)
 
 
 def plan_systems(precision: str, features: Collection[str]) -> list[System]:
@@ -96,16 +96,12 @@ def plan_systems(precision: str, features: Collection[str]) -> list[System]:
     # OpenVINO runs on the processor even where a GPU decided on bfloat16.
     on_processor = "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(features) else "float32"
     short = {"bfloat16": "bf16", "float32": "float32"}
-    keras = System("keras_float32", "benchmarks.plain_keras", "float32", uses_tensorflow=True)
+    of_keras = dict.fromkeys(("float32", precision))
     return [
-        System("ours", "benchmarks.ours", precision, uses_tensorflow=True),
-        keras,
-        *(
-            [replace(keras, name="keras_bfloat16", precision="bfloat16")]
-            * (precision == "bfloat16")
-        ),
-        System(f"openvino_{short[on_processor]}", "benchmarks.with_openvino", on_processor),
-        System(f"torch_compile_{short[precision]}", "benchmarks.with_torch", precision),
+        System("ours", "benchmarks.ours:open_stage", precision, uses_tensorflow=True),
+        *(System(f"keras_{p}", "benchmarks.plain_keras:KerasStage", p, True) for p in of_keras),
+        System(f"openvino_{short[on_processor]}", "benchmarks.with_openvino:Pass", on_processor),
+        System(f"torch_compile_{short[precision]}", "benchmarks.with_torch:Pass", precision),
     ]
 
 
