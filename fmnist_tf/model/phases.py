@@ -95,8 +95,7 @@ def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> 
         return (stages[-1],)
     if unfreeze == ("all",):
         return stages
-    unknown = [stage for stage in unfreeze if stage not in stages]
-    if unknown:
+    if unknown := [stage for stage in unfreeze if stage not in stages]:
         raise UsageError(
             f"--unfreeze {','.join(unfreeze)}: {spec.name} has no stage {', '.join(unknown)}; "
             f"expected some of {','.join(stages)}, or all"
@@ -123,32 +122,23 @@ def plan_phase(
     """
     stages = plan_unfreeze(spec, phase, unfreeze)
     norm_trains = phase == "scratch" or train_batch_norm
-    planned, covered = [], set()
-    for named in _named_weights(classifier, spec):
-        covered.add(id(named.weight))
-        is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
-        stage = named.stage
-        if named.layer.name == "value_range":
+    planned = []
+    for path, (weight, layer, stage) in _named_weights(classifier, spec).items():
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if layer.name == "value_range":
             stage = "preprocessing"
             status, rule = FROZEN, "the value range is fixed"
-        elif named.stage == HEAD:
+        elif stage == HEAD:
             status, rule = TRAINED, "the head always trains"
-        elif named.stage not in stages:
-            status, rule = FROZEN, f"stage {named.stage} is frozen"
+        elif stage not in stages:
+            status, rule = FROZEN, f"stage {stage} is frozen"
         elif is_norm and not norm_trains:
             status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
-        elif is_norm and any(
-            named.weight is statistic
-            for statistic in (named.layer.moving_mean, named.layer.moving_variance)
-        ):
-            status, rule = UPDATED, f"moving statistic of stage {named.stage}"
+        elif is_norm and (weight is layer.moving_mean or weight is layer.moving_variance):
+            status, rule = UPDATED, f"moving statistic of stage {stage}"
         else:
-            status, rule = TRAINED, f"stage {named.stage} is unfrozen"
-        shape = tuple(named.weight.shape)
-        planned.append(PlannedWeight(named.path, shape, stage, status, rule))
-    missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
-    if missed or len({weight.path for weight in planned}) != len(planned):
-        raise PlanBrokenError(f"the plan does not list each weight once; missing: {missed[:5]}")
+            status, rule = TRAINED, f"stage {stage} is unfrozen"
+        planned.append(PlannedWeight(path, tuple(weight.shape), stage, status, rule))
     return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
 
 
@@ -165,14 +155,15 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
     find_backbone(classifier).trainable = True
     for layer, _ in _leaves(classifier, spec):
         layer.trainable = False
-    for named in _named_weights(classifier, spec):
-        if status[named.path] != FROZEN:
-            named.layer.trainable = True
+    named = _named_weights(classifier, spec)
+    for path, (_, layer, _) in named.items():
+        if status[path] != FROZEN:
+            layer.trainable = True
     actual = {id(weight) for weight in classifier.trainable_weights}
     differing = [
-        named.path
-        for named in _named_weights(classifier, spec)
-        if (status[named.path] == TRAINED) != (id(named.weight) in actual)
+        path
+        for path, (weight, _, _) in named.items()
+        if (status[path] == TRAINED) != (id(weight) in actual)
     ]
     if differing:
         raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")
@@ -181,8 +172,8 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
 def digest_weights(classifier: keras.Sequential, spec: BackboneSpec) -> dict[str, str]:
     """Return path -> SHA-256 of every weight's bytes."""
     return {
-        named.path: hashlib.sha256(np.ascontiguousarray(named.weight.numpy()).data).hexdigest()
-        for named in _named_weights(classifier, spec)
+        path: hashlib.sha256(np.ascontiguousarray(weight.numpy()).data).hexdigest()
+        for path, (weight, _, _) in _named_weights(classifier, spec).items()
     }
 
 
@@ -202,21 +193,19 @@ def verify_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, st
     return [w.path for w in plan.weights if w.status != FROZEN and w.path not in changed]
 
 
-@dataclass(frozen=True)
-class _NamedWeight:
-    """A variable with its layer and its stage (`HEAD` outside the backbone)."""
-
-    path: str
-    weight: Any
-    layer: keras.Layer
-    stage: str
-
-
-def _named_weights(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[_NamedWeight]:
+def _named_weights(
+    classifier: keras.Sequential, spec: BackboneSpec
+) -> dict[str, tuple[Any, keras.Layer, str]]:
+    """Return path -> variable, its layer and its stage, for every weight."""
     # Keras' own paths begin with the model's name for some layers and not for others.
-    for layer, stage in _leaves(classifier, spec):
-        for weight in layer.weights:
-            yield _NamedWeight(f"{layer.name}/{weight.name}", weight, layer, stage)
+    named = {
+        f"{layer.name}/{weight.name}": (weight, layer, stage)
+        for layer, stage in _leaves(classifier, spec)
+        for weight in layer.weights
+    }
+    if len(named) != len(classifier.weights):
+        raise PlanBrokenError("two weights have the same path, or a nested model has weights")
+    return named
 
 
 def _leaves(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:

@@ -7,7 +7,6 @@ one, and [about] for people. A phase's own section overrides [settings].
 
 from __future__ import annotations
 
-import itertools
 import json
 import textwrap
 import tomllib
@@ -23,7 +22,6 @@ FOLDER = Path(__file__).with_name("recipes")
 ABOUT = ("what", "source", "published", "ours")
 SECTIONS = ("about", "settings", *PHASES)
 _MAX_BYTES = 65_536
-_COLUMNS = {"recipe": 13, "phases": 16, "published": 21, "ours": 24}  # with gaps, 80 wide
 
 
 @dataclass(frozen=True)
@@ -92,26 +90,16 @@ def read_recipe(name: str) -> Recipe:
 
 
 def describe_recipes() -> str:
-    """Return the table of this package's recipes, at most 80 columns wide."""
-    lines = [*_align(list(_COLUMNS)), "-" * 80]
+    """Return a paragraph on each of this package's recipes, at most 80 columns wide."""
+    lines = []
     for name in list_names():
         recipe = read_recipe(name)
-        about = recipe.about
-        ours = about.get("ours", "not measured yet")
-        lines += _align([name, ", ".join(recipe.phases), about["published"], ours])
-        for text in (about["what"], f"from: {about['source']}"):
+        about = {"ours": "not measured yet", **recipe.about}
+        lines.append(f"{name} ({', '.join(recipe.phases)})")
+        for text in (about["what"], *(f"{key}: {about[key]}" for key in ABOUT[1:])):
             lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
     lines += ["", "Run one:  python -m fmnist_tf.train --recipe NAME [--phase PHASE]"]
     return "\n".join(lines)
-
-
-def _align(cells: list[str]) -> list[str]:
-    widths = _COLUMNS.values()
-    wrapped = [textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
-    return [
-        "  ".join(f"{part:<{width}}" for part, width in zip(row, widths, strict=True)).rstrip()
-        for row in itertools.zip_longest(*wrapped, fillvalue="")
-    ]
 
 
 def _parse(data: bytes, where: str, *, is_json: bool) -> Recipe:
