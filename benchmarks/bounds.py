@@ -47,12 +47,9 @@ def read_clock_mhz() -> float | None:
 def count_multiplications(model: Any) -> dict[str, int]:
     """Return the multiplications of one image in a functional Keras model without nested models.
 
-    Only layers with a kernel count.
-
-    Returns:
-        `frozen`: forward, of what lies below every trainable layer; `trained`: forward, of the
-        rest; `backward`: once for each trainable kernel's gradient, and once for the gradient of
-        each input that depends on a trainable layer.
+    Only layers with a kernel count. `frozen`: forward, of what lies below every trainable layer;
+    `trained`: forward, of the rest; `backward`: once for each trainable kernel's gradient, and once
+    for the gradient of each input that depends on a trainable layer.
     """
     counts = {"frozen": 0, "trained": 0, "backward": 0}
     trained: set[int] = set()  # tensors that depend on a trainable layer

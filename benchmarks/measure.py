@@ -37,7 +37,7 @@ ENVIRONMENT = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "TORCHINDUCTOR_COMPILE_THREA
 
 
 class BenchmarkError(FmnistError):
-    """Nothing could be measured; the message says why."""
+    """Nothing could be measured."""
 
 
 class WorkerError(Exception):
@@ -155,12 +155,8 @@ def measure_task(
 ) -> list[Measurement]:
     """Measure one task in several systems, a round of each in turn.
 
-    A system that fails loses its own measurement; the others go on.
-
-    Args:
-        jobs: one for each system; their folder holds the common files.
-        settings: how much is measured.
-        step_done: called `settings.rounds` + 2 times for each job.
+    A system that fails loses its own measurement; the others go on. `step_done` is called
+    `settings.rounds` + 2 times for each job, one for each system.
     """
     units: dict[str, int] = {}
 
@@ -195,8 +191,7 @@ def measure_task(
 def run_benchmark(settings: Settings) -> dict[str, Any]:
     """Measure everything and return `machine`, `settings` and `rows` as JSON values.
 
-    Args:
-        settings: how much is measured; at 224 pixels the temporary folder takes up to 2 GB.
+    At 224 pixels the temporary folder takes up to 2 GB.
 
     Raises:
         BenchmarkError: nothing could be measured.
@@ -254,9 +249,7 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
             "precision_why": facts["why"],
         },
         "settings": {
-            "image_size": side,
-            "rounds": settings.rounds,
-            "round_seconds": settings.round_seconds,
+            key: getattr(settings, key) for key in ("image_size", "rounds", "round_seconds")
         },
         "rows": compose_rows(measurements, bounds),
     }

@@ -30,10 +30,7 @@ PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "openvino", "torch")
 def build_network(side: int, head: str | None, *, finetune: bool = False) -> keras.Model:
     """Return (B, 28, 28, 3) uint8 -> features (B, H*W*C), or probabilities (B, K) of a head.
 
-    Args:
-        side: in pixels, that images are resized to.
-        head: flatten or gap; None for the features alone.
-        finetune: whether the deepest stage trains, its BatchNorm excepted, or the head alone.
+    In finetune the deepest stage trains too, except for its BatchNorm.
     """
     inputs = keras.Input((28, 28, 3), dtype="uint8")
     # Resizing would round integers, and preprocessing would wrap them around.

@@ -32,11 +32,10 @@ class Task:
     stage: str
     head: str | None
     batch_size: int | None
-    """B, by default that of `train`; None: that of our feature pass."""
 
 
 TASKS = (
-    Task("feature_pass", None, None),
+    Task("feature_pass", None, None),  # with the batches of ours; the others with those of `train`
     Task("frozen_epoch", "flatten", 256),
     Task("frozen_epoch", "gap", 256),
     Task("finetune_epoch", "flatten", 64),
@@ -47,12 +46,8 @@ TASKS = (
 class Settings:
     """How much is measured.
 
-    Attributes:
-        image_size: side in pixels that images are resized to.
-        rounds: measurements of each system in each task; their median counts.
-        round_seconds: target duration of a measurement; a slow system computes one batch.
-        tasks: what is measured, in order.
-        timeout_seconds: a worker that needs longer for one answer is killed.
+    A system's median of `rounds` measurements counts, each of about `round_seconds`; a slow system
+    computes one batch. A worker that needs longer for one answer than the timeout is killed.
     """
 
     image_size: int
@@ -107,16 +102,7 @@ def plan_systems(precision: str, features: Collection[str]) -> list[System]:
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker process measures.
-
-    Attributes:
-        system: which system.
-        task: which stage.
-        batch_size: B.
-        image_size: side in pixels.
-        folder: holds the common files; the worker may write there.
-        on_gpu: whether TensorFlow computes on a GPU.
-    """
+    """What one worker process measures; it may write into the folder of the common files."""
 
     system: System
     task: Task

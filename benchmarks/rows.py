@@ -32,25 +32,15 @@ Bounds = Mapping[str, float | None]
 
 @dataclass(eq=False)
 class Measurement:
-    """What was measured of one system in one task.
-
-    Attributes:
-        job: the system and the task.
-        rates: images a second, one a round.
-        peak_bytes: largest resident memory of the process.
-        clock_mhz: of the processor in the last round, None where it is not known.
-        facts: of the stage.
-        outputs: (N, ...) float32 features, or probabilities where the task has a head.
-        reason: why there is no rate, else None.
-    """
+    """What was measured of one system in one task; see `measure.Stage` and `measure.Sample`."""
 
     job: Job
-    rates: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)  # images a second, one a round
     peak_bytes: int = 0
     clock_mhz: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    outputs: np.ndarray | None = None
-    reason: str | None = None
+    outputs: np.ndarray | None = None  # (N, ...) float32
+    reason: str | None = None  # why there is no rate
 
     @property
     def is_ours(self) -> bool:
@@ -78,10 +68,7 @@ def compare_outputs(found: np.ndarray, expected: np.ndarray) -> float:
 def compose_rows(measurements: Sequence[Measurement], bounds: Bounds) -> list[dict[str, Any]]:
     """Return a row for each measurement and for each frozen phase that they compose to.
 
-    Args:
-        measurements: one for each system in each task that it has. One whose outputs differ from
-            the reference's gets a reason.
-        bounds: what the processor could do.
+    A measurement whose outputs differ from the reference's gets a reason.
     """
     reference = {m.job.task: m for m in measurements if m.job.system.name == REFERENCE}
     rows = []
@@ -119,11 +106,8 @@ def _row(
 ) -> dict[str, Any]:
     """Return the row of a stage of one system that consists of passes over `N_PHASE` images.
 
-    Args:
-        stage: as the row calls it.
-        parts: measurement and number of its passes; the rate counts those of the first.
-        reference: by task; its facts hold the multiplications.
-        bounds: as in `compose_rows`.
+    Each of its parts is a measurement and the number of its passes; the rate counts those of the
+    first. The reference's facts hold the multiplications of each task.
     """
     first, times = parts[0]
     job, reasons = first.job, [part.reason for part, _ in parts if part.reason]

@@ -38,7 +38,7 @@ def build_classifier(
 
     Args:
         backbone: the result of `spec.build`.
-        spec: its spec; gives the value range.
+        spec: gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
         units: width of the hidden layer; 0 for none.
         dropout: rate in 0..1, before the last layer.
@@ -122,7 +122,7 @@ def split_classifier(
 
     Args:
         classifier: its phase's plan is applied; the folding depends on its trainable flags.
-        spec: its backbone's spec.
+        spec: of its backbone.
         lowest_stage: the lowest trainable stage, or `HEAD`.
         precision: float32 or bfloat16, the compute dtype of the trained layers.
 

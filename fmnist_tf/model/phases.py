@@ -33,9 +33,8 @@ class PlannedWeight:
     """One weight of the classifier.
 
     Attributes:
-        path: its name in the model, e.g. `conv5_block1_1_conv/kernel`.
-        shape: its shape.
-        stage: its stage in the backbone, `head` or `preprocessing`.
+        path: `layer/weight`, e.g. `conv5_block1_1_conv/kernel`.
+        stage: of the backbone, `head` or `preprocessing`.
         status: trained (by gradient), updated (a moving statistic) or frozen.
         rule: the reason for the status.
     """
@@ -113,12 +112,8 @@ def plan_phase(
 ) -> TrainablePlan:
     """Return which weights of `classifier` train; the classifier stays as it is.
 
-    Args:
-        classifier: the result of `build_classifier`.
-        spec: its backbone's spec.
-        phase: frozen, finetune or scratch.
-        unfreeze: stages that the user named; see `plan_unfreeze`.
-        train_batch_norm: in finetune, train the BatchNorm of unfrozen stages too.
+    In finetune, `unfreeze` are the stages that the user named (see `plan_unfreeze`), and
+    `train_batch_norm` trains their BatchNorm too.
     """
     stages = plan_unfreeze(spec, phase, unfreeze)
     norm_trains = phase == "scratch" or train_batch_norm

@@ -102,7 +102,7 @@ class TrainingPlan:
         n_views: views of each row in the source; see `batches.StackedRows`.
         augment: kinds of `augmentation.augment`, for raw pixels.
         background: grey level that augmentation fills with, 0..255.
-        label_smoothing: part of the target that is spread evenly over the classes, 0..1 (Szegedy et
+        label_smoothing: fraction of the target that is spread evenly over the classes (Szegedy et
             al. 2016, section 7).
         class_weights: (K,) factor on the loss of each class, or None.
         ema_decay: per step, of the exponential moving average of weights and BatchNorm statistics,
@@ -139,11 +139,16 @@ class Trainer:
         *,
         compute_features: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
-        self.classifier = classifier
-        self.split = split
-        self.optimizer = optimizer
+        self.split, self.optimizer = split, optimizer
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
+        statistics = [
+            variable
+            for layer in find_backbone(classifier).layers
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        self._changing_variables = [*self._variables, *statistics]
         optimizer.build(self._variables)
         self._train_steps: dict[TrainingPlan, Step] = {}
         self._seed_states = list(_seed_states(split.trained_layers))
@@ -272,16 +277,6 @@ class Trainer:
     def restore(self, snapshot: list[np.ndarray]) -> None:
         """Assign a snapshot to the network."""
         _assign(self._changing_variables, snapshot)
-
-    @property
-    def _changing_variables(self) -> list[Any]:
-        statistics = [
-            variable
-            for layer in find_backbone(self.classifier).layers
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
-        return [*self._variables, *statistics]
 
     def _seed_dropout(self, seed: int, epoch: int) -> None:
         """Make this epoch's dropout a function of (seed, epoch)."""

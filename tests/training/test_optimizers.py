@@ -89,25 +89,6 @@ def test_same_as_keras(pair: str) -> None:
         np.testing.assert_allclose(ours, keras_, rtol=2e-5, atol=1e-6)
 
 
-def test_adamw_is_the_published_algorithm() -> None:
-    """Against Loshchilov and Hutter 2019 in float64.
-
-    Epsilon stands where the last lines of section 2 of Kingma and Ba 2015 have it.
-    """
-    variables = build_variables()
-    weight = variables[0].numpy().astype(np.float64)
-    first, second = np.zeros_like(weight), np.zeros_like(weight)
-    for step in range(STEPS):
-        gradient = gradients_of(step)[0].numpy().astype(np.float64)
-        weight -= rate_of(step) * 0.1 * weight
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        rate = rate_of(step) * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
-        weight -= rate * first / (np.sqrt(second) + 1e-7)
-    ours, _ = run_steps(build_optimizer("adamw", weight_decay=0.1), variables)
-    np.testing.assert_allclose(ours[0], weight, rtol=2e-6, atol=2e-7)
-
-
 def test_only_kernels_decay() -> None:
     variables = build_variables()
     start = [v.numpy() for v in variables]
@@ -141,18 +122,6 @@ def test_a_factor_of_an_unknown_variable() -> None:
     optimizer = build_optimizer("adam", rate_factors={"dense/kernel": 1, "dense/kernle": 0.5})
     with pytest.raises(ValueError, match=r"unknown variables: dense/kernle$"):
         optimizer.build(build_variables())
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_sparse_gradients_too(name: str) -> None:
-    stock = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}.get(
-        name, lambda: keras.optimizers.SGD(momentum=0.9, nesterov=True)
-    )()
-    rows = tf.IndexedSlices(tf.ones((2, 5)), tf.constant([1, 4]), tf.constant([7, 5]))
-    settings = {"steps": range(3), "gradients": lambda step: [rows]}
-    expected, _ = run_steps(stock, build_variables()[:1], **settings)
-    ours, _ = run_steps(build_optimizer(name), build_variables()[:1], **settings)
-    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
