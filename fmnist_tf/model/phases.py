@@ -70,11 +70,10 @@ class TrainablePlan:
             of_stage[weight.status] += weight.size
         return counts
 
-    def to_text(self, title: str = "") -> str:
+    def to_text(self, title: str) -> str:
         """Return the content of trainable.txt, one weight a line."""
-        lines = [f"# {title}"] if title else []
-        lines += [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
-        lines += ["# path\tshape\tstatus\trule"]
+        counts = [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
+        lines = [f"# {title}", *counts, "# path\tshape\tstatus\trule"]
         for weight in self.weights:
             shape = "x".join(map(str, weight.shape)) or "scalar"
             lines.append(f"{weight.path}\t{shape}\t{weight.status}\t{weight.rule}")

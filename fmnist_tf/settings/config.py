@@ -44,8 +44,6 @@ Schedule = Literal["constant", "cosine", "triangular2", "plateau"]
 Augmentation = Literal["flip", "shift-crop", "erasing", "mixup"]
 
 PHASES: tuple[str, ...] = get_args(Phase)
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 RANDOM_AUGMENTATIONS = AUGMENTATIONS[1:]
 """Those with too many outcomes to store each, in the order in which they are applied."""

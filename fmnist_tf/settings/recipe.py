@@ -31,9 +31,8 @@ class Recipe:
     Attributes:
         name: what messages call it.
         about: some of `ABOUT`, as text.
-        shared: settings of every phase.
-        phases: phase -> its own settings, in the order of `PHASES`; empty if the file has no
-            sections of phases; then `shared` may name the phase.
+        shared: settings of every phase; without sections of phases they may name the phase.
+        phases: phase -> its own settings, in the order of `PHASES`.
     """
 
     name: str
@@ -121,22 +120,17 @@ def _check(content: Any, where: str) -> Recipe:
     check_names([k for k, v in content.items() if isinstance(v, dict)], SECTIONS, "section", where)
     for name, value in content.items():
         if not isinstance(value, dict):
-            raise UsageError(
-                f"{printable(name)} in {where} is in no section; expected it under [settings], or "
-                f"under {', '.join(f'[{phase}]' for phase in PHASES)} for one phase"
-            )
+            expected = "[settings], or under [PHASE] for one phase"
+            shown = printable(name)
+            raise UsageError(f"{shown} in {where} is in no section; expected it under {expected}")
     about = content.get("about", {})
     check_names(about, ABOUT, "key of [about]", where)
     for key, value in about.items():
         if not isinstance(value, str):
             raise UsageError(f"{key} in {where} is {printable(repr(value))}; expected text")
-    phases = {
-        phase: check_settings(content[phase], f"[{phase}] of {where}")
-        for phase in PHASES
-        if phase in content
-    }
+    named = [phase for phase in PHASES if phase in content]
+    phases = {phase: check_settings(content[phase], f"[{phase}] of {where}") for phase in named}
     shared = check_settings(content.get("settings", {}), where)
     if any("phase" in settings for settings in (*phases.values(), shared if phases else {})):
-        sections = ", ".join(f"[{phase}]" for phase in phases)
-        raise UsageError(f"phase in {where} is set; expected none, as {sections} names it")
+        raise UsageError(f"phase in {where} is set; expected none, as a section names it")
     return Recipe(where, about, shared, phases)

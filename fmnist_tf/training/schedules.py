@@ -12,7 +12,7 @@ class RatePlan:
     """The learning rate of a whole run.
 
     Attributes:
-        schedule: one of `config.SCHEDULES`; see `rate_at`.
+        schedule: constant, cosine, triangular2 or plateau; see `rate_at`.
         peak: the highest rate.
         steps_per_epoch: optimizer steps of one pass over the training rows.
         epochs: passes.

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmnist_tf.settings.config import OPTIMIZERS
 from fmnist_tf.training.optimizers import build_optimizer, update_averages
 
 SHAPES = {"dense/kernel": (7, 5), "dense/bias": (5,), "conv/kernel": (3, 3, 2, 4)}
@@ -105,7 +104,7 @@ def test_only_kernels_decay() -> None:
     np.testing.assert_allclose(ours[2], start[2] * kept_slowly, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_a_factor_scales_the_learning_rate_of_its_variable(name: str) -> None:
     whole, _ = run_steps(build_optimizer(name), build_variables())
     factors = {"dense/kernel": 0.25, "dense/bias": 0.0}
@@ -124,7 +123,7 @@ def test_a_factor_of_an_unknown_variable() -> None:
         optimizer.build(build_variables())
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_the_variables_are_the_whole_state(name: str) -> None:
     straight, _ = run_steps(build_optimizer(name), build_variables())
     variables, broken = build_variables(), build_optimizer(name)

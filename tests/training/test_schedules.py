@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.settings.config import SCHEDULES, WITH_WARMUP
+from fmnist_tf.settings.config import WITH_WARMUP
 from fmnist_tf.training.schedules import RatePlan, count_reductions, rate_at
 
 few = settings(deadline=None, max_examples=80)
@@ -149,7 +149,7 @@ def test_cosine_is_keras_cosine_decay(warmup_steps: int) -> None:
 
 @st.composite
 def plans(draw: Any) -> RatePlan:
-    schedule = draw(st.sampled_from(SCHEDULES))
+    schedule = draw(st.sampled_from(["constant", "cosine", "triangular2", "plateau"]))
     peak = draw(st.floats(1e-6, 10))
     steps_per_epoch, epochs = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     steps = steps_per_epoch * epochs
