@@ -7,9 +7,11 @@ the same figures to a file.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
@@ -59,19 +61,12 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.json is not None:
         check_target("--json", flags.json)
 
-    import json
-    from dataclasses import replace
-
     from benchmarks.measure import run_benchmark
     from benchmarks.plan import FULL, QUICK
     from benchmarks.table import format_result
-    from fmnist_tf.cli.terminal import progress_bar, say
 
     settings = QUICK if flags.quick else FULL
-    if side is not None:
-        settings = replace(settings, image_size=side)
-    with progress_bar("benchmarks", "step") as show:
-        result = run_benchmark(settings, say=say, show=show)
+    result = run_benchmark(replace(settings, image_size=side or settings.image_size))
     # Printed first: a full disk does not lose the result.
     print(format_result(result, shutil.get_terminal_size().columns), flush=True)
     if flags.json is not None:

@@ -1,4 +1,4 @@
-"""The bound that rates are compared with: what the processor's peak FLOP rate allows.
+"""The bound that rates are compared with: what the processor could compute.
 
 FLOP/s = physical cores x clock x FLOP a cycle; a multiplication and its addition count as two.
 """
@@ -23,8 +23,7 @@ FLOP_PER_CYCLE: dict[str, tuple[tuple[str, int], ...]] = {
 
 def flop_per_cycle(features: Collection[str], precision: str) -> int | None:
     """Return the FLOP a cycle of one core, or None where it is not known."""
-    known = (flop for feature, flop in FLOP_PER_CYCLE[precision] if feature in features)
-    return next(known, None)
+    return next((flop for name, flop in FLOP_PER_CYCLE[precision] if name in features), None)
 
 
 def count_physical_cores() -> int:
@@ -48,12 +47,9 @@ def read_clock_mhz() -> float | None:
 def count_multiplications(model: Any) -> dict[str, int]:
     """Return the multiplications of one image in a functional Keras model without nested models.
 
-    Only layers with a kernel count.
-
-    Returns:
-        `frozen`: forward, of what lies below every trainable layer; `trained`: forward, of the
-        rest; `backward`: once for each trainable kernel's gradient, and once for the gradient of
-        each input that depends on a trainable layer.
+    Only layers with a kernel count. `frozen`: forward, of what lies below every trainable layer;
+    `trained`: forward, of the rest; `backward`: once for each trainable kernel's gradient, and once
+    for the gradient of each input that depends on a trainable layer.
     """
     counts = {"frozen": 0, "trained": 0, "backward": 0}
     trained: set[int] = set()  # tensors that depend on a trainable layer

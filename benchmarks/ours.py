@@ -13,18 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks import plan
 from benchmarks.plain_keras import set_weights
-from benchmarks.plan import (
-    BACKBONE,
-    DROPOUT,
-    LEARNING_RATE,
-    N_CHECKED,
-    N_CLASSES,
-    N_IMAGES,
-    SEED,
-    UNITS,
-    Job,
-)
+from benchmarks.plan import N_CHECKED, N_IMAGES, SEED, Job
 from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
@@ -43,7 +34,7 @@ class _Ours:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._images, self._labels = job.load_images()
-        spec, side = find_backbone_spec(BACKBONE, job.image_size)
+        spec, side = find_backbone_spec(plan.BACKBONE, job.image_size)
         keras.utils.set_random_seed(SEED)
         backbone = spec.build(side)
         set_weights(backbone, job.load_weights())
@@ -51,16 +42,16 @@ class _Ours:
             backbone,
             spec,
             head=job.task.head or "flatten",
-            units=UNITS,
-            dropout=DROPOUT,
-            n_classes=N_CLASSES,
+            units=plan.UNITS,
+            dropout=plan.DROPOUT,
+            n_classes=plan.N_CLASSES,
             seed=SEED,
         )
         phase = "finetune" if job.task.stage == "finetune_epoch" else "frozen"
-        plan = plan_phase(self._classifier, spec, phase)
-        apply_plan(self._classifier, spec, plan)
+        trainable = plan_phase(self._classifier, spec, phase)
+        apply_plan(self._classifier, spec, trainable)
         precision = job.system.precision
-        self._split = split_classifier(self._classifier, spec, plan.lowest_stage, precision)
+        self._split = split_classifier(self._classifier, spec, trainable.lowest_stage, precision)
         self._compute = build_feature_function(
             self._split.feature_extractor, precision, pools=self._split.pools_features
         )
@@ -113,10 +104,9 @@ class Epoch(_Ours):
         """Train a short epoch and validate it."""
         train, val = self._job.plan_epoch(units)
         steps = math.ceil(len(train) / self._job.batch_size)
-        rates = RatePlan("constant", LEARNING_RATE, steps, epochs=1)
-        plan = TrainingPlan(rates, self._job.batch_size, SEED)
-        for _ in self._trainer.run_epochs(self._source, self._labels, train, val, plan):
-            pass
+        rates = RatePlan("constant", plan.LEARNING_RATE, steps, epochs=1)
+        one_epoch = TrainingPlan(rates, self._job.batch_size, SEED)
+        list(self._trainer.run_epochs(self._source, self._labels, train, val, one_epoch))
         return len(train) + len(val)
 
 

@@ -9,32 +9,28 @@ Shape letters: N images, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import plan
 from benchmarks.bounds import count_multiplications
-from benchmarks.plan import (
-    DROPOUT,
-    LEARNING_RATE,
-    N_CHECKED,
-    N_CLASSES,
-    N_IMAGES,
-    SEED,
-    UNITS,
-    Job,
-)
+from benchmarks.plan import N_CHECKED, N_CLASSES, N_IMAGES, SEED, Job
+from fmnist_tf.model.precision import choose_precision
+from fmnist_tf.results.provenance import describe_versions
+from fmnist_tf.training.features import rows_per_batch
+
+PACKAGES = ("fmnist-tf", "tensorflow", "keras", "numpy", "openvino", "torch")
 
 
 def build_network(side: int, head: str | None, *, finetune: bool = False) -> keras.Model:
     """Return (B, 28, 28, 3) uint8 -> features (B, H*W*C), or probabilities (B, K) of a head.
 
-    Args:
-        side: in pixels, that images are resized to.
-        head: flatten or gap; None for the features alone.
-        finetune: whether the deepest stage trains, its BatchNorm excepted, or the head alone.
+    In finetune the deepest stage trains too, except for its BatchNorm.
     """
     inputs = keras.Input((28, 28, 3), dtype="uint8")
     # Resizing would round integers, and preprocessing would wrap them around.
@@ -50,14 +46,12 @@ def build_network(side: int, head: str | None, *, finetune: bool = False) -> ker
         return keras.Model(inputs, keras.layers.Flatten()(x))
     pooling = keras.layers.Flatten if head == "flatten" else keras.layers.GlobalAveragePooling2D
     glorot = keras.initializers.GlorotUniform  # with our seeds, so that outputs can be compared
-    x = keras.layers.Dense(UNITS, "relu", kernel_initializer=glorot(SEED))(pooling()(x))
-    x = keras.layers.Dropout(DROPOUT)(x)
-    last = keras.layers.Dense(
-        N_CLASSES, "softmax", kernel_initializer=glorot(SEED + 1), dtype="float32"
-    )
-    model = keras.Model(inputs, last(x))
+    x = keras.layers.Dense(plan.UNITS, "relu", kernel_initializer=glorot(SEED))(pooling()(x))
+    x = keras.layers.Dropout(plan.DROPOUT)(x)
+    last = {"kernel_initializer": glorot(SEED + 1), "dtype": "float32"}
+    model = keras.Model(inputs, keras.layers.Dense(N_CLASSES, "softmax", **last)(x))
     model.compile(
-        optimizer=keras.optimizers.Adam(LEARNING_RATE),
+        optimizer=keras.optimizers.Adam(plan.LEARNING_RATE),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
@@ -77,20 +71,6 @@ def to_rgb(images: Any) -> Any:
     return tf.image.grayscale_to_rgb(tf.convert_to_tensor(images)[..., tf.newaxis])
 
 
-def make_dataset(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, *, shuffled: bool
-) -> tf.data.Dataset:
-    """Return batches of (B, 28, 28, 3) uint8 images and (B,) labels."""
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-    if shuffled:
-        dataset = dataset.shuffle(len(labels))
-    return (
-        dataset.batch(batch_size)
-        .map(lambda x, y: (to_rgb(x), y), num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
 class KerasStage:
     """One stage in plain Keras."""
 
@@ -108,27 +88,78 @@ class KerasStage:
 
     def measure(self, units: int) -> int:
         """Predict `units` batches, or fit a short epoch and validate it."""
-        batch_size = self._job.batch_size
         if self._job.task.head is None:
-            return len(self._predict(np.arange(units * batch_size) % N_IMAGES))
+            return len(self._predict(np.arange(units * self._job.batch_size) % N_IMAGES))
         train, val = self._job.plan_epoch(units)
         self._model.fit(
-            make_dataset(self._images[train], self._labels[train], batch_size, shuffled=True),
-            validation_data=make_dataset(
-                self._images[val], self._labels[val], batch_size, shuffled=False
-            ),
+            self._make_dataset(train, shuffled=True),
+            validation_data=self._make_dataset(val),
             shuffle=False,  # the dataset shuffles
             verbose=0,
         )
         return len(train) + len(val)
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
-        dataset = make_dataset(
-            self._images[rows], self._labels[rows], self._job.batch_size, shuffled=False
+        return np.asarray(self._model.predict(self._make_dataset(rows), verbose=0))
+
+    def _make_dataset(self, rows: np.ndarray, *, shuffled: bool = False) -> tf.data.Dataset:
+        """Return batches of (B, 28, 28, 3) uint8 images and (B,) labels."""
+        dataset = tf.data.Dataset.from_tensor_slices((self._images[rows], self._labels[rows]))
+        if shuffled:
+            dataset = dataset.shuffle(len(rows))
+        return (
+            dataset.batch(self._job.batch_size)
+            .map(lambda x, y: (to_rgb(x), y), num_parallel_calls=tf.data.AUTOTUNE)
+            .prefetch(tf.data.AUTOTUNE)
         )
-        return np.asarray(self._model.predict(dataset, verbose=0))
 
 
-def open_stage(job: Job) -> KerasStage:
-    """Return the job's stage in plain Keras."""
-    return KerasStage(job)
+def prepare(job: Job) -> SimpleNamespace:
+    """Write what all systems share into the job's folder; the facts describe the machine.
+
+    That is images of random 7x7 blocks, (N, 28, 28) uint8, with random labels, (N,) int64; one set
+    of weights; and the feature pass as a SavedModel.
+    """
+    rng = np.random.default_rng(SEED)
+    blocks = rng.integers(0, 256, (N_IMAGES, 7, 7), np.uint8)
+    images = np.kron(blocks, np.ones((1, 4, 4), np.uint8))
+    np.savez(job.folder / plan.IMAGES, images=images, labels=rng.integers(0, N_CLASSES, N_IMAGES))
+    keras.utils.set_random_seed(SEED)
+    network = build_network(job.image_size, None)
+    _randomize(network, images[:N_CHECKED])
+    weights = {
+        f"{layer.name}/{number}": array
+        for layer in network.layers
+        for number, array in enumerate(layer.get_weights())
+    }
+    np.savez(job.folder / plan.WEIGHTS, **weights)
+    if find_spec("openvino"):
+        network.export(str(job.folder / plan.SAVED_MODEL), verbose=False)
+    precision, why = choose_precision("auto")
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    facts = {
+        "precision": precision,
+        "why": why,
+        "gpus": gpus,
+        "feature_batch": rows_per_batch(job.image_size),
+        "versions": describe_versions(PACKAGES),
+    }
+    return SimpleNamespace(facts=facts, outputs=())  # there is nothing to measure
+
+
+def _randomize(network: keras.Model, images: np.ndarray) -> None:
+    """Give the BatchNorm layers the statistics of these images, and random scales and shifts.
+
+    Then activations stay in range through fifty layers, as in a trained network, and a system that
+    folded or skipped a BatchNorm wrongly would be found out.
+    """
+    rng = np.random.default_rng(SEED)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
+            layer.beta.assign(rng.uniform(-0.5, 0.5, layer.beta.shape))
+    network(to_rgb(images), training=True)

@@ -6,7 +6,7 @@ Shape letters: N images, B batch.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,10 @@ class Task:
     stage: str
     head: str | None
     batch_size: int | None
-    """B, by default that of `train`; None: that of our feature pass."""
 
 
 TASKS = (
-    Task("feature_pass", None, None),
+    Task("feature_pass", None, None),  # with the batches of ours; the others with those of `train`
     Task("frozen_epoch", "flatten", 256),
     Task("frozen_epoch", "gap", 256),
     Task("finetune_epoch", "flatten", 64),
@@ -47,12 +46,8 @@ TASKS = (
 class Settings:
     """How much is measured.
 
-    Attributes:
-        image_size: side in pixels that images are resized to.
-        rounds: measurements of each system in each task; their median counts.
-        round_seconds: target duration of a measurement; a slow system computes one batch.
-        tasks: what is measured, in order.
-        timeout_seconds: a worker that needs longer for one answer is killed.
+    A system's median of `rounds` measurements counts, each of about `round_seconds`; a slow system
+    computes one batch. A worker that needs longer for one answer than the timeout is killed.
     """
 
     image_size: int
@@ -72,18 +67,18 @@ class System:
 
     Attributes:
         name: as in the rows.
-        module: its `open_stage(job)` returns what `worker.Stage` describes.
+        stage: `module:callable` that opens a stage of a job; see `measure.Stage`.
         precision: compute precision, float32 or bfloat16.
         uses_tensorflow: only these systems have more than the feature pass.
     """
 
     name: str
-    module: str
+    stage: str
     precision: str
     uses_tensorflow: bool = False
 
 
-PREPARE = System("prepare", "benchmarks.prepare", "float32", uses_tensorflow=True)
+PREPARE = System("prepare", "benchmarks.plain_keras:prepare", "float32", uses_tensorflow=True)
 
 
 def plan_systems(precision: str, features: Collection[str]) -> list[System]:
@@ -96,31 +91,18 @@ def plan_systems(precision: str, features: Collection[str]) -> list[System]:
     # OpenVINO runs on the processor even where a GPU decided on bfloat16.
     on_processor = "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(features) else "float32"
     short = {"bfloat16": "bf16", "float32": "float32"}
-    keras = System("keras_float32", "benchmarks.plain_keras", "float32", uses_tensorflow=True)
+    of_keras = dict.fromkeys(("float32", precision))
     return [
-        System("ours", "benchmarks.ours", precision, uses_tensorflow=True),
-        keras,
-        *(
-            [replace(keras, name="keras_bfloat16", precision="bfloat16")]
-            * (precision == "bfloat16")
-        ),
-        System(f"openvino_{short[on_processor]}", "benchmarks.with_openvino", on_processor),
-        System(f"torch_compile_{short[precision]}", "benchmarks.with_torch", precision),
+        System("ours", "benchmarks.ours:open_stage", precision, uses_tensorflow=True),
+        *(System(f"keras_{p}", "benchmarks.plain_keras:KerasStage", p, True) for p in of_keras),
+        System(f"openvino_{short[on_processor]}", "benchmarks.with_openvino:Pass", on_processor),
+        System(f"torch_compile_{short[precision]}", "benchmarks.with_torch:Pass", precision),
     ]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker process measures.
-
-    Attributes:
-        system: which system.
-        task: which stage.
-        batch_size: B.
-        image_size: side in pixels.
-        folder: holds the common files; the worker may write there.
-        on_gpu: whether TensorFlow computes on a GPU.
-    """
+    """What one worker process measures; it may write into the folder of the common files."""
 
     system: System
     task: Task

@@ -1,4 +1,4 @@
-"""Measurements -> the rows of the result: medians, ratios, the composed phase, shares of the bound.
+"""Measurements -> the rows of the result: medians, ratios, the composed phase, percent of bound.
 
 Shape letters: N images.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan import BACKBONE, N_PHASE, N_TRAIN, PHASE_EPOCHS, System, Task
+from benchmarks.plan import BACKBONE, N_PHASE, N_TRAIN, PHASE_EPOCHS, Job, Task
 
 REFERENCE = "keras_float32"
 # With a lower cosine a system computes something else. In bfloat16 every layer rounds by 0.4 %, and
@@ -32,34 +32,25 @@ Bounds = Mapping[str, float | None]
 
 @dataclass(eq=False)
 class Measurement:
-    """What was measured of one system in one task.
+    """What was measured of one system in one task; see `measure.Stage` and `measure.Sample`."""
 
-    Attributes:
-        system: which.
-        task: of which stage.
-        batch_size: images in a batch.
-        rates: images a second, one a round.
-        peak_bytes: largest resident memory of the process.
-        clock_mhz: of the processor in the last round, None where it is not known.
-        facts: of the stage.
-        outputs: (N, ...) float32 features, or probabilities where the task has a head.
-        reason: why there is no rate, else None.
-    """
-
-    system: System
-    task: Task
-    batch_size: int
-    rates: list[float] = field(default_factory=list)
+    job: Job
+    rates: list[float] = field(default_factory=list)  # images a second, one a round
     peak_bytes: int = 0
     clock_mhz: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    outputs: np.ndarray | None = None
-    reason: str | None = None
+    outputs: np.ndarray | None = None  # (N, ...) float32
+    reason: str | None = None  # why there is no rate
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this project."""
+        return self.job.system.name == "ours"
 
     def comparable(self) -> np.ndarray:
         """Return the features, or the logarithms of the probabilities: small ones count too."""
         outputs = np.asarray(self.outputs, np.float64)
-        return np.log(np.maximum(outputs, MIN_PROBABILITY)) if self.task.head else outputs
+        return np.log(np.maximum(outputs, MIN_PROBABILITY)) if self.job.task.head else outputs
 
 
 def compare_outputs(found: np.ndarray, expected: np.ndarray) -> float:
@@ -74,42 +65,33 @@ def compare_outputs(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.where(np.all(a == b, axis=1), 1.0, cosines).min())
 
 
-def compose_rows(
-    measurements: Sequence[Measurement], bounds: Bounds, image_size: int
-) -> list[dict[str, Any]]:
+def compose_rows(measurements: Sequence[Measurement], bounds: Bounds) -> list[dict[str, Any]]:
     """Return a row for each measurement and for each frozen phase that they compose to.
 
-    Args:
-        measurements: one for each system in each task that it has. One whose outputs differ from
-            the reference's gets a reason.
-        bounds: what the processor could do.
-        image_size: side in pixels.
+    A measurement whose outputs differ from the reference's gets a reason.
     """
-    reference = {m.task: m for m in measurements if m.system.name == REFERENCE}
-    rows, passes = [], []
+    reference = {m.job.task: m for m in measurements if m.job.system.name == REFERENCE}
+    rows = []
     for measurement in measurements:
-        expected, cosine = reference.get(measurement.task), None
+        job, cosine, expected = measurement.job, None, reference.get(measurement.job.task)
         if measurement.reason is None and expected and expected.reason is None:
             cosine = compare_outputs(measurement.comparable(), expected.comparable())
-            if not cosine >= MIN_COSINE[measurement.system.precision]:  # a NaN is wrong too
+            if not cosine >= MIN_COSINE[job.system.precision]:  # a NaN is wrong too
                 measurement.reason = f"other outputs than {REFERENCE}: cosine {cosine:.3f}"
-        row = _row(measurement.task.stage, [(measurement, 1)], reference, bounds)
-        row |= {"rounds": measurement.rates, "batch_size": measurement.batch_size}
-        row |= {"cosine": cosine}
-        row["stored_bytes_per_image"] = measurement.facts.get("stored_bytes_per_image")
-        rows.append(row)
-        if measurement.task.stage == "feature_pass" and measurement.system.name == "ours":
-            passes.append((measurement, 1))
-    for epoch in measurements:
-        if epoch.task.stage == "frozen_epoch":
-            once = passes if epoch.system.name == "ours" else []
-            parts = [(epoch, PHASE_EPOCHS), *once]
-            rows.append(_row("frozen_phase", parts, reference, bounds))
+        row = _row(job.task.stage, [(measurement, 1)], reference, bounds)
+        stored = measurement.facts.get("stored_bytes_per_image")
+        row |= {"rounds": measurement.rates, "batch_size": job.batch_size, "cosine": cosine}
+        rows.append(row | {"stored_bytes_per_image": stored})
+    passes = [(m, 1) for m in measurements if m.is_ours and m.job.task.stage == "feature_pass"]
+    rows += [
+        _row("frozen_phase", [(m, PHASE_EPOCHS), *(passes if m.is_ours else [])], reference, bounds)
+        for m in measurements
+        if m.job.task.stage == "frozen_epoch"
+    ]
     rates = {
         (r["stage"], r["head"]): r["images_per_second"] for r in rows if r["system"] == REFERENCE
     }
     for row in rows:
-        row |= {"backbone": BACKBONE, "image_size": image_size}
         expected_rate = rates.get((row["stage"], row["head"]))
         if expected_rate and row["images_per_second"]:
             row["ratio"] = row["images_per_second"] / expected_rate
@@ -124,28 +106,26 @@ def _row(
 ) -> dict[str, Any]:
     """Return the row of a stage of one system that consists of passes over `N_PHASE` images.
 
-    Args:
-        stage: as the row calls it.
-        parts: measurement and number of its passes; the rate counts those of the first.
-        reference: by task; its facts hold the multiplications.
-        bounds: as in `compose_rows`.
+    Each of its parts is a measurement and the number of its passes; the rate counts those of the
+    first. The reference's facts hold the multiplications of each task.
     """
     first, times = parts[0]
+    job, reasons = first.job, [part.reason for part, _ in parts if part.reason]
     row: dict[str, Any] = dict.fromkeys(KEYS)
-    row |= {"stage": stage, "head": first.task.head, "system": first.system.name}
-    row |= {"precision": first.system.precision}
-    row["reason"] = next((part.reason for part, _ in parts if part.reason), None)
-    if row["reason"]:
-        return row
+    row |= {"stage": stage, "head": job.task.head, "system": job.system.name}
+    row |= {"precision": job.system.precision, "backbone": BACKBONE, "image_size": job.image_size}
+    if reasons:
+        return row | {"reason": reasons[0]}
     seconds = flop = 0.0
-    bound = bounds.get(first.system.precision)
+    bound = bounds.get(job.system.precision)
     for part, count in parts:
         seconds += count * N_PHASE / statistics.median(part.rates)
-        counted = reference[part.task].facts if part.task in reference else {}
-        if "multiplications" in counted:
-            flop += count * N_PHASE * _flop(part, counted["multiplications"])
-        else:
+        task = part.job.task
+        counted = reference[task].facts.get("multiplications") if task in reference else None
+        if counted is None:
             bound = None
+        else:
+            flop += count * N_PHASE * _flop(part, counted)
     return row | {
         "images_per_second": times * N_PHASE / seconds,
         "seconds": seconds,
@@ -159,7 +139,7 @@ def _flop(measurement: Measurement, multiplications: Mapping[str, int]) -> float
 
     Ours caches the backbone features instead of computing them in an epoch.
     """
-    is_cached = measurement.system.name == "ours" and measurement.task.head is not None
+    is_cached = measurement.is_ours and measurement.job.task.head is not None
     frozen = 0 if is_cached else multiplications["frozen"]
     backward = multiplications["backward"] * N_TRAIN / N_PHASE
     return 2 * (frozen + multiplications["trained"] + backward)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.plan import N_PHASE, N_TRAIN, N_VAL, PHASE_EPOCHS
 
 MIN_WIDTH = 79
-COLUMNS = "{:<23}{:>9}{:>6}{:>8}{:>10}{:>7}{:>8}{:>7}"
+COLUMNS = "{:<23}{:>9}{:>6}{:>8}{:>7}{:>8}{:>7}"
 TITLES = {
     "feature_pass": "28x28 uint8 to backbone features",
     "frozen_epoch": "{} head on the frozen backbone",
@@ -33,7 +33,7 @@ def format_result(result: Mapping[str, Any], width: int) -> str:
     ]
     for (stage, head), rows in tables.items():
         batch = f", batch {rows[0]['batch_size']}" if rows[0]["batch_size"] else ""
-        lines += ["", f"{stage}: {TITLES[stage].format(head)}{batch}", *_format_rows(stage, rows)]
+        lines += ["", f"{stage}: {TITLES[stage].format(head)}{batch}", *_format_rows(rows)]
     lines += ["", *_write_notes(result)]
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
@@ -43,24 +43,21 @@ def format_result(result: Mapping[str, Any], width: int) -> str:
     )
 
 
-def _format_rows(stage: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    duration = f"{PHASE_EPOCHS} epochs" if stage == "frozen_phase" else f"{N_PHASE:,}"
-    yield COLUMNS.format("", "images/s", "+-%", "ratio", duration, "MB", "bound%", "cosine")
+def _format_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield COLUMNS.format("", "images/s", "+-%", "ratio", "MB", "bound%", "cosine")
     for row in rows:
         name = row["system"] + (f" ({row['precision']})" if row["system"] == "ours" else "")
         if row["reason"] is not None:
             yield f"{name:<23} not measured: {row['reason']}"
             continue
-        rate, rounds, ratio = row["images_per_second"], row["rounds"], row["ratio"]
-        share, cosine = row["percent_of_bound"], row["cosine"]
+        rate, rounds, cosine = row["images_per_second"], row["rounds"], row["cosine"]
         yield COLUMNS.format(
             name,
             _figure(rate),
             f"{50 * (max(rounds) - min(rounds)) / rate:.0f}" if rounds else "",
-            f"{_figure(ratio)}x" if ratio else "",
-            format_seconds(row["seconds"]),
+            f"{_figure(row['ratio'])}x" if row["ratio"] else "",
             f"{row['peak_mb']:.0f}",
-            "?" if share is None else f"{share:.1f}",
+            "?" if row["percent_of_bound"] is None else f"{row['percent_of_bound']:.1f}",
             "" if cosine is None else f"{int(cosine * 1e3) / 1e3:g}",  # never rounded up to 1
         ).rstrip()
 
@@ -70,12 +67,12 @@ def _write_notes(result: Mapping[str, Any]) -> Iterator[str]:
     machine = result["machine"]
     yield (
         "images/s: median of the rounds; +-%: half their spread. ratio: to keras_float32 in the "
-        f"same table. {N_PHASE:,}: time for so many images. MB: peak resident memory of the "
-        "process. cosine: the lowest over images, to keras_float32's outputs."
+        "same table. MB: peak resident memory of the process. cosine: the lowest over images, to "
+        "keras_float32's outputs."
     )
     bounds = machine["flop_per_second_bound"].items()
     known = ", ".join(f"{name} {bound / 1e9:,.0f} GFLOP/s" for name, bound in bounds if bound)
-    yield "bound%: of the processor's peak FLOP rate: " + (
+    yield "bound%: of what the processor could compute: " + (
         f"{known} ({machine['physical_cores']} cores at {machine['clock_mhz']:.0f} MHz; a virtual "
         "machine may not tell its true clock)."
         if known
@@ -96,13 +93,6 @@ def _write_notes(result: Mapping[str, Any]) -> Iterator[str]:
                 f"{row['stage']}, {row['head']} head: ours caches {size / 1e9:.3g} GB for "
                 f"{N_PHASE:,} images, more than memory holds; reading them is NOT in the rate."
             )
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in the unit that suits it."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _figure(value: float) -> str:

@@ -19,7 +19,7 @@ openvino: Any = import_module("openvino")
 MAX_KEPT = 64  # batches
 
 
-class FeaturePass:
+class Pass:
     """Batches of images through a queue of as many requests as OpenVINO finds best."""
 
     def __init__(self, job: Job) -> None:
@@ -29,14 +29,9 @@ class FeaturePass:
         self._images = np.repeat(images[..., np.newaxis], 3, axis=-1)  # (N, 28, 28, 3)
         model = openvino.convert_model(str(job.folder / SAVED_MODEL))
         model.reshape([job.batch_size, *self._images.shape[1:]])
-        hints = {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[
-                job.system.precision
-            ],
-        }
-        compiled = openvino.Core().compile_model(model, "CPU", hints)
-        self._queue = openvino.AsyncInferQueue(compiled)
+        precision = {"float32": "f32", "bfloat16": "bf16"}[job.system.precision]
+        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
+        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", hints))
         self._features: dict[int, np.ndarray] = {}
         self._queue.set_callback(self._keep)
         n_batches = math.ceil(N_CHECKED / job.batch_size)
@@ -58,12 +53,4 @@ class FeaturePass:
 
     def _keep(self, request: Any, batch: int) -> None:
         # A copy, which a cache of features needs too: the request's memory is reused.
-        features, place = request.get_output_tensor(0).data, batch % MAX_KEPT
-        if place not in self._features:
-            self._features[place] = np.empty_like(features)
-        np.copyto(self._features[place], features)
-
-
-def open_stage(job: Job) -> FeaturePass:
-    """Return the feature pass in OpenVINO."""
-    return FeaturePass(job)
+        self._features[batch % MAX_KEPT] = request.get_output_tensor(0).data.copy()

@@ -72,7 +72,7 @@ class ResNet50(torch.nn.Module):  # type: ignore[misc]
         return x.permute(0, 2, 3, 1).flatten(1).float()
 
 
-class FeaturePass:
+class Pass:
     """Batches of images through the compiled network."""
 
     def __init__(self, job: Job) -> None:
@@ -99,8 +99,3 @@ class FeaturePass:
         with torch.no_grad():  # required by freezing
             images = torch.from_numpy(self._images[rows]).to(self._device)
             return self._network(images).cpu().numpy()
-
-
-def open_stage(job: Job) -> FeaturePass:
-    """Return the feature pass in PyTorch."""
-    return FeaturePass(job)

@@ -38,7 +38,7 @@ def build_classifier(
 
     Args:
         backbone: the result of `spec.build`.
-        spec: its spec; gives the value range.
+        spec: gives the value range.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
         units: width of the hidden layer; 0 for none.
         dropout: rate in 0..1, before the last layer.
@@ -53,31 +53,19 @@ def build_classifier(
         raise UsageError(
             f"--head gap: expected flatten, since {spec.name} has no feature map to average"
         )
-    side = backbone.input_shape[1]
-    pooling = {
-        "flatten": keras.layers.Flatten(name="flatten"),
-        "gap": keras.layers.GlobalAveragePooling2D(name="gap"),
-    }[head]
-    glorot = keras.initializers.GlorotUniform
+    layers, glorot = keras.layers, keras.initializers.GlorotUniform
+    pooling = layers.Flatten if head == "flatten" else layers.GlobalAveragePooling2D
+    hidden = {"kernel_initializer": glorot(seed), "name": "hidden"}
+    last = {"kernel_initializer": glorot(seed + 1), "dtype": "float32", "name": "probabilities"}
     return keras.Sequential(
         [
             keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8", name="pixels"),
-            *build_preprocessing(spec.value_range, side),  # (B, S, S, 3), or of one channel
+            *build_preprocessing(spec.value_range, backbone.input_shape[1]),  # (B, S, S, 1 or 3)
             backbone,  # (B, H, W, C)
-            pooling,  # (B, H*W*C) or (B, C)
-            *(
-                [keras.layers.Dense(units, "relu", kernel_initializer=glorot(seed), name="hidden")]
-                if units
-                else []
-            ),  # (B, units)
-            keras.layers.Dropout(dropout, seed=seed, name="dropout"),
-            keras.layers.Dense(
-                n_classes,
-                "softmax",
-                kernel_initializer=glorot(seed + 1),
-                dtype="float32",
-                name="probabilities",
-            ),  # (B, K)
+            pooling(name=head),  # (B, H*W*C) or (B, C)
+            *([layers.Dense(units, "relu", **hidden)] if units else []),  # (B, units)
+            layers.Dropout(dropout, seed=seed, name="dropout"),
+            layers.Dense(n_classes, "softmax", **last),  # (B, K)
         ],
         name=name,
     )
@@ -134,7 +122,7 @@ def split_classifier(
 
     Args:
         classifier: its phase's plan is applied; the folding depends on its trainable flags.
-        spec: its backbone's spec.
+        spec: of its backbone.
         lowest_stage: the lowest trainable stage, or `HEAD`.
         precision: float32 or bfloat16, the compute dtype of the trained layers.
 
@@ -156,9 +144,8 @@ def split_classifier(
     has_frozen_layers = bool(backbone.weights) and first_trained != 0
     pools_features = False
     if first_trained is None:
-        pools_features = has_frozen_layers and isinstance(
-            above[0], keras.layers.GlobalAveragePooling2D
-        )
+        is_pooled = isinstance(above[0], keras.layers.GlobalAveragePooling2D)
+        pools_features = has_frozen_layers and is_pooled
         layers_below, layers_above = [*below, backbone], above[1:] if pools_features else above
     elif first_trained == 0:
         layers_below, layers_above = below, [backbone, *above]

@@ -33,9 +33,8 @@ class PlannedWeight:
     """One weight of the classifier.
 
     Attributes:
-        path: its name in the model, e.g. `conv5_block1_1_conv/kernel`.
-        shape: its shape.
-        stage: its stage in the backbone, `head` or `preprocessing`.
+        path: `layer/weight`, e.g. `conv5_block1_1_conv/kernel`.
+        stage: of the backbone, `head` or `preprocessing`.
         status: trained (by gradient), updated (a moving statistic) or frozen.
         rule: the reason for the status.
     """
@@ -71,11 +70,10 @@ class TrainablePlan:
             of_stage[weight.status] += weight.size
         return counts
 
-    def to_text(self, title: str = "") -> str:
+    def to_text(self, title: str) -> str:
         """Return the content of trainable.txt, one weight a line."""
-        lines = [f"# {title}"] if title else []
-        lines += [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
-        lines += ["# path\tshape\tstatus\trule"]
+        counts = [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
+        lines = [f"# {title}", *counts, "# path\tshape\tstatus\trule"]
         for weight in self.weights:
             shape = "x".join(map(str, weight.shape)) or "scalar"
             lines.append(f"{weight.path}\t{shape}\t{weight.status}\t{weight.rule}")
@@ -95,8 +93,7 @@ def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> 
         return (stages[-1],)
     if unfreeze == ("all",):
         return stages
-    unknown = [stage for stage in unfreeze if stage not in stages]
-    if unknown:
+    if unknown := [stage for stage in unfreeze if stage not in stages]:
         raise UsageError(
             f"--unfreeze {','.join(unfreeze)}: {spec.name} has no stage {', '.join(unknown)}; "
             f"expected some of {','.join(stages)}, or all"
@@ -114,41 +111,28 @@ def plan_phase(
 ) -> TrainablePlan:
     """Return which weights of `classifier` train; the classifier stays as it is.
 
-    Args:
-        classifier: the result of `build_classifier`.
-        spec: its backbone's spec.
-        phase: frozen, finetune or scratch.
-        unfreeze: stages that the user named; see `plan_unfreeze`.
-        train_batch_norm: in finetune, train the BatchNorm of unfrozen stages too.
+    In finetune, `unfreeze` are the stages that the user named (see `plan_unfreeze`), and
+    `train_batch_norm` trains their BatchNorm too.
     """
     stages = plan_unfreeze(spec, phase, unfreeze)
     norm_trains = phase == "scratch" or train_batch_norm
-    planned, covered = [], set()
-    for named in _named_weights(classifier, spec):
-        covered.add(id(named.weight))
-        is_norm = isinstance(named.layer, keras.layers.BatchNormalization)
-        stage = named.stage
-        if named.layer.name == "value_range":
+    planned = []
+    for path, (weight, layer, stage) in _named_weights(classifier, spec).items():
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if layer.name == "value_range":
             stage = "preprocessing"
             status, rule = FROZEN, "the value range is fixed"
-        elif named.stage == HEAD:
+        elif stage == HEAD:
             status, rule = TRAINED, "the head always trains"
-        elif named.stage not in stages:
-            status, rule = FROZEN, f"stage {named.stage} is frozen"
+        elif stage not in stages:
+            status, rule = FROZEN, f"stage {stage} is frozen"
         elif is_norm and not norm_trains:
             status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
-        elif is_norm and any(
-            named.weight is statistic
-            for statistic in (named.layer.moving_mean, named.layer.moving_variance)
-        ):
-            status, rule = UPDATED, f"moving statistic of stage {named.stage}"
+        elif is_norm and (weight is layer.moving_mean or weight is layer.moving_variance):
+            status, rule = UPDATED, f"moving statistic of stage {stage}"
         else:
-            status, rule = TRAINED, f"stage {named.stage} is unfrozen"
-        shape = tuple(named.weight.shape)
-        planned.append(PlannedWeight(named.path, shape, stage, status, rule))
-    missed = [weight.path for weight in classifier.weights if id(weight) not in covered]
-    if missed or len({weight.path for weight in planned}) != len(planned):
-        raise PlanBrokenError(f"the plan does not list each weight once; missing: {missed[:5]}")
+            status, rule = TRAINED, f"stage {stage} is unfrozen"
+        planned.append(PlannedWeight(path, tuple(weight.shape), stage, status, rule))
     return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
 
 
@@ -165,14 +149,15 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
     find_backbone(classifier).trainable = True
     for layer, _ in _leaves(classifier, spec):
         layer.trainable = False
-    for named in _named_weights(classifier, spec):
-        if status[named.path] != FROZEN:
-            named.layer.trainable = True
+    named = _named_weights(classifier, spec)
+    for path, (_, layer, _) in named.items():
+        if status[path] != FROZEN:
+            layer.trainable = True
     actual = {id(weight) for weight in classifier.trainable_weights}
     differing = [
-        named.path
-        for named in _named_weights(classifier, spec)
-        if (status[named.path] == TRAINED) != (id(named.weight) in actual)
+        path
+        for path, (weight, _, _) in named.items()
+        if (status[path] == TRAINED) != (id(weight) in actual)
     ]
     if differing:
         raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")
@@ -181,8 +166,8 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
 def digest_weights(classifier: keras.Sequential, spec: BackboneSpec) -> dict[str, str]:
     """Return path -> SHA-256 of every weight's bytes."""
     return {
-        named.path: hashlib.sha256(np.ascontiguousarray(named.weight.numpy()).data).hexdigest()
-        for named in _named_weights(classifier, spec)
+        path: hashlib.sha256(np.ascontiguousarray(weight.numpy()).data).hexdigest()
+        for path, (weight, _, _) in _named_weights(classifier, spec).items()
     }
 
 
@@ -202,21 +187,19 @@ def verify_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, st
     return [w.path for w in plan.weights if w.status != FROZEN and w.path not in changed]
 
 
-@dataclass(frozen=True)
-class _NamedWeight:
-    """A variable with its layer and its stage (`HEAD` outside the backbone)."""
-
-    path: str
-    weight: Any
-    layer: keras.Layer
-    stage: str
-
-
-def _named_weights(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[_NamedWeight]:
+def _named_weights(
+    classifier: keras.Sequential, spec: BackboneSpec
+) -> dict[str, tuple[Any, keras.Layer, str]]:
+    """Return path -> variable, its layer and its stage, for every weight."""
     # Keras' own paths begin with the model's name for some layers and not for others.
-    for layer, stage in _leaves(classifier, spec):
-        for weight in layer.weights:
-            yield _NamedWeight(f"{layer.name}/{weight.name}", weight, layer, stage)
+    named = {
+        f"{layer.name}/{weight.name}": (weight, layer, stage)
+        for layer, stage in _leaves(classifier, spec)
+        for weight in layer.weights
+    }
+    if len(named) != len(classifier.weights):
+        raise PlanBrokenError("two weights have the same path, or a nested model has weights")
+    return named
 
 
 def _leaves(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:

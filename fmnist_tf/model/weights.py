@@ -139,19 +139,10 @@ def read_weights_file(network: keras.Model, path: Path, name: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"--weights {path}: not a readable HDF5 file; {hint}") from error
     if found != expected:
-        missing, surplus = expected - found, found - expected
-        difference = "; ".join(
-            f"{word} {next(iter(shapes))}"
-            + (f" and {shapes.total() - 1} more" if shapes.total() > 1 else "")
-            for word, shapes in (
-                ("lacks an array of shape", missing),
-                ("has one too many of shape", surplus),
-            )
-            if shapes
-        )
+        missing, surplus = ([*counts][:1] for counts in (expected - found, found - expected))
         raise UsageError(
-            f"--weights {path}: {hint}, that is {expected.total()} arrays; found "
-            f"{found.total()} arrays, of which it {difference}"
+            f"--weights {path}: {hint}, that is {expected.total()} arrays; found {found.total()} "
+            f"arrays; missing shapes, such as: {missing}; surplus ones: {surplus}"
         )
     try:
         network.load_weights(path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fmnist_tf.errors import UsageError
 from fmnist_tf.settings.config import (
     DEFAULTS,
     FROZEN_GAP_RATE,
@@ -68,7 +66,14 @@ def complete_config(
         (where, value), *overridden = found
         values[name] = value
         if parent is not None and name in FIXED_BY_PARENT and value != inherited[name]:
-            raise _contradiction(name, value, where, inherited[name], parent_name)
+            shown = show_value(inherited[name])
+            expected = (
+                f"{shown}, which {parent_name} was trained with; finetune continues that network "
+                f"on that split. Use {flag_of(name)} {shown}, name another run with --from, or "
+                "train a new frozen run with this value first"
+            )
+            error = SettingError(name, value, expected)
+            raise error.in_file(where) if where else error
         notes = [f"overrides {show_value(v)} of {w}" for w, v in overridden if v != value][:1]
         if name not in both:
             notes = [f"inherited from {where}"]
@@ -91,27 +96,9 @@ def complete_config(
 
 def _phase_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     phase = settings.get("phase", "frozen")
-    values = dataclasses.asdict(DEFAULTS[phase]) if phase in DEFAULTS else {}
+    values: dict[str, Any] = dict(DEFAULTS.get(phase, {}))
     if phase == "frozen" and settings.get("head") == "gap":
         values["learning_rate"] = FROZEN_GAP_RATE
     if settings.get("lr_finder"):
         values.pop("learning_rate", None)  # the learning rate finder suggests one
     return values
-
-
-def _contradiction(
-    name: str, value: Any, where: str, expected: Any, parent_name: str | None
-) -> UsageError:
-    flag, shown = flag_of(name), show_value(expected)
-    reason = (
-        f"{shown}, which {parent_name} was trained with; finetune continues that network on that "
-        "split"
-    )
-    if not where:
-        hint = f"Leave {flag} out, or train a new frozen run with it first"
-        return SettingError(name, value, f"{reason}. {hint}")
-    hint = (
-        f"Name another run with --from, override it with {flag} {shown}, or train a new frozen run "
-        "with this first"
-    )
-    return SettingError(name, value, f"{reason}. {hint}").in_file(where)

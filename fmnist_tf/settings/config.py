@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -32,7 +32,6 @@ from fmnist_tf.settings.types import (
     PositiveFraction,
     Text,
     Unique,
-    ValueType,
 )
 
 WANDB_PROJECT = "fmnist-tf"
@@ -45,8 +44,6 @@ Schedule = Literal["constant", "cosine", "triangular2", "plateau"]
 Augmentation = Literal["flip", "shift-crop", "erasing", "mixup"]
 
 PHASES: tuple[str, ...] = get_args(Phase)
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 RANDOM_AUGMENTATIONS = AUGMENTATIONS[1:]
 """Those with too many outcomes to store each, in the order in which they are applied."""
@@ -215,9 +212,13 @@ class _Settings(BaseModel):
         try:
             return validate(values)
         except ValidationError as error:
-            name = str(error.errors(include_url=False)[0]["loc"][0])
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
             check_names([name], cls.model_fields, "setting", "the settings")
-            raise SettingError(name, values[name], value_type(name).in_words) from None
+            expected = re.sub("^(Input should be|Value error,) ", "", first["msg"])
+            expected = re.sub("^(?=greater|less)", "a number ", expected)
+            expected = expected.replace("valid tuple", "list of texts")
+            raise SettingError(name, values[name], expected) from None
 
 
 class RunConfig(_Settings):
@@ -229,17 +230,15 @@ class RunConfig(_Settings):
             if not holds:
                 raise SettingError(name, getattr(self, name), expected)
 
-        finetune, sgd = self.phase == "finetune", self.optimizer == "sgd"
-        decays, scratch = self.optimizer != "adam", self.phase == "scratch"
+        finetune, scratch = self.phase == "finetune", self.phase == "scratch"
+        sgd, adam = self.optimizer == "sgd", self.optimizer == "adam"
         peak, epochs = self.learning_rate or math.inf, self.epochs or math.inf
         warms_up, cycles = self.schedule in WITH_WARMUP, self.schedule == "triangular2"
         require(sgd or self.momentum == 0.9, "momentum", "only with --optimizer sgd")
-        require(
-            decays or not self.weight_decay, "weight_decay", "only with --optimizer adamw or sgd"
-        )
-        require(
-            self.min_learning_rate <= peak, "min_learning_rate", "a number up to --learning-rate"
-        )
+        expected = "only with --optimizer adamw or sgd"
+        require(not adam or not self.weight_decay, "weight_decay", expected)
+        expected = "a number up to --learning-rate"
+        require(self.min_learning_rate <= peak, "min_learning_rate", expected)
         require(self.warmup_epochs <= epochs, "warmup_epochs", "a number up to --epochs")
         expected = f"only with --schedule {' or '.join(WITH_WARMUP)}"
         require(warms_up or not self.warmup_epochs, "warmup_epochs", expected)
@@ -316,25 +315,19 @@ def check_names(names: Collection[str], known: Collection[str], kind: str, where
     Raises:
         UsageError: with one line for each unknown name, or the first ten.
     """
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(
-            *(
-                f"unknown {kind} {printable(name)} in {where}; {suggest(name, known)}"
-                for name in unknown[:10]
-            )
-        )
+    lines = [
+        f"unknown {kind} {printable(name)} in {where}; {suggest(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    if lines:
+        raise UsageError(*lines[:10])
 
 
 def suggest(name: str, known: Collection[str]) -> str:
     """Return the known names that are most like `name`, as a hint; all if none is like it."""
     near = difflib.get_close_matches(name, known)
     return f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(known))}"
-
-
-def value_type(name: str) -> ValueType:
-    """Return what the setting may be."""
-    return ValueType.of(_Settings.model_fields[name])
 
 
 def flag_of(name: str) -> str:
@@ -344,24 +337,16 @@ def flag_of(name: str) -> str:
 
 def show_value(value: Any) -> str:
     """Return a value for a message, as its flag takes it, cut where it is long."""
-    text = ",".join(value) if isinstance(value, tuple) else str("" if value is None else value)
-    return printable(text or "none", 200)
+    parts = value if isinstance(value, tuple) else () if value is None else (value,)
+    return printable(",".join(map(str, parts)) or "none", 200)
 
 
-@dataclass(frozen=True)
-class PhaseDefaults:
-    """What a phase uses for settings that are None."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-
-
-# Chosen on validation rows of Fashion-MNIST; the trials are in runs/LOG.md.
-DEFAULTS = {
-    "frozen": PhaseDefaults(epochs=6, batch_size=256, learning_rate=1e-4),
-    "finetune": PhaseDefaults(epochs=3, batch_size=64, learning_rate=5e-5),
-    "scratch": PhaseDefaults(epochs=10, batch_size=64, learning_rate=1e-3),
+# What a phase uses for settings that are None: chosen on validation rows of Fashion-MNIST; the
+# trials are in runs/LOG.md.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "frozen": {"epochs": 6, "batch_size": 256, "learning_rate": 1e-4},
+    "finetune": {"epochs": 3, "batch_size": 64, "learning_rate": 5e-5},
+    "scratch": {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3},
 }
 
 FROZEN_GAP_RATE = 1e-3

@@ -12,7 +12,6 @@ from fmnist_tf.settings.config import (
     RunConfig,
     check_value,
     flag_of,
-    value_type,
 )
 
 _METAVARS = {int: "N", float: "X", str: "PATH"}
@@ -34,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         extra: Any = RunConfig.model_fields[name].json_schema_extra
         if extra["group"] not in groups:
             groups[extra["group"]] = parser.add_argument_group(extra["group"])
-        kind = value_type(name).kind
+        kind, _ = _type_of(name)
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(name)}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -55,14 +54,23 @@ def read_value(name: str, text: str) -> Any:
         SettingError: the value is of another type, or out of range by itself.
     """
     try:
-        value = _BOOLEANS[text] if value_type(name).kind is bool else _reader(name)(text)
+        value = _BOOLEANS[text] if _type_of(name)[0] is bool else _reader(name)(text)
     except (KeyError, ValueError):
         value = text  # which is refused with the right words
     return check_value(name, value)
 
 
+def _type_of(name: str) -> tuple[Any, bool]:
+    """Return str, int, float, bool, a Literal or a tuple type; and whether None is allowed too."""
+    kind: Any = RunConfig.model_fields[name].annotation
+    if type(None) not in get_args(kind):
+        return kind, False
+    kind = get_args(kind)[0]
+    return getattr(kind, "__origin__", kind), True  # without the range
+
+
 def _reader(name: str) -> Callable[[str], Any]:
-    kind, is_optional, _ = value_type(name)
+    kind, is_optional = _type_of(name)
     convert = kind if kind in _METAVARS else str if get_origin(kind) is Literal else _read_list
 
     def read(text: str) -> Any:
@@ -78,7 +86,7 @@ def _read_list(text: str) -> tuple[str, ...]:
 
 def _help(name: str) -> str:
     field = RunConfig.model_fields[name]
-    by_phase = {phase: getattr(value, name, None) for phase, value in DEFAULTS.items()}
+    by_phase = {phase: values.get(name) for phase, values in DEFAULTS.items()}
     if None not in by_phase.values():
         shown = ", ".join(f"{phase} {value:g}" for phase, value in by_phase.items())
         gap = f"; frozen with --head gap {FROZEN_GAP_RATE:g}" * (name == "learning_rate")

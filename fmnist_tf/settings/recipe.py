@@ -7,7 +7,6 @@ one, and [about] for people. A phase's own section overrides [settings].
 
 from __future__ import annotations
 
-import itertools
 import json
 import textwrap
 import tomllib
@@ -23,7 +22,6 @@ FOLDER = Path(__file__).with_name("recipes")
 ABOUT = ("what", "source", "published", "ours")
 SECTIONS = ("about", "settings", *PHASES)
 _MAX_BYTES = 65_536
-_COLUMNS = {"recipe": 13, "phases": 16, "published": 21, "ours": 24}  # with gaps, 80 wide
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,8 @@ class Recipe:
     Attributes:
         name: what messages call it.
         about: some of `ABOUT`, as text.
-        shared: settings of every phase.
-        phases: phase -> its own settings, in the order of `PHASES`; empty if the file has no
-            sections of phases; then `shared` may name the phase.
+        shared: settings of every phase; without sections of phases they may name the phase.
+        phases: phase -> its own settings, in the order of `PHASES`.
     """
 
     name: str
@@ -92,26 +89,16 @@ def read_recipe(name: str) -> Recipe:
 
 
 def describe_recipes() -> str:
-    """Return the table of this package's recipes, at most 80 columns wide."""
-    lines = [*_align(list(_COLUMNS)), "-" * 80]
+    """Return a paragraph on each of this package's recipes, at most 80 columns wide."""
+    lines = []
     for name in list_names():
         recipe = read_recipe(name)
-        about = recipe.about
-        ours = about.get("ours", "not measured yet")
-        lines += _align([name, ", ".join(recipe.phases), about["published"], ours])
-        for text in (about["what"], f"from: {about['source']}"):
+        about = {"ours": "not measured yet", **recipe.about}
+        lines.append(f"{name} ({', '.join(recipe.phases)})")
+        for text in (about["what"], *(f"{key}: {about[key]}" for key in ABOUT[1:])):
             lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
     lines += ["", "Run one:  python -m fmnist_tf.train --recipe NAME [--phase PHASE]"]
     return "\n".join(lines)
-
-
-def _align(cells: list[str]) -> list[str]:
-    widths = _COLUMNS.values()
-    wrapped = [textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
-    return [
-        "  ".join(f"{part:<{width}}" for part, width in zip(row, widths, strict=True)).rstrip()
-        for row in itertools.zip_longest(*wrapped, fillvalue="")
-    ]
 
 
 def _parse(data: bytes, where: str, *, is_json: bool) -> Recipe:
@@ -133,22 +120,17 @@ def _check(content: Any, where: str) -> Recipe:
     check_names([k for k, v in content.items() if isinstance(v, dict)], SECTIONS, "section", where)
     for name, value in content.items():
         if not isinstance(value, dict):
-            raise UsageError(
-                f"{printable(name)} in {where} is in no section; expected it under [settings], or "
-                f"under {', '.join(f'[{phase}]' for phase in PHASES)} for one phase"
-            )
+            expected = "[settings], or under [PHASE] for one phase"
+            shown = printable(name)
+            raise UsageError(f"{shown} in {where} is in no section; expected it under {expected}")
     about = content.get("about", {})
     check_names(about, ABOUT, "key of [about]", where)
     for key, value in about.items():
         if not isinstance(value, str):
             raise UsageError(f"{key} in {where} is {printable(repr(value))}; expected text")
-    phases = {
-        phase: check_settings(content[phase], f"[{phase}] of {where}")
-        for phase in PHASES
-        if phase in content
-    }
+    named = [phase for phase in PHASES if phase in content]
+    phases = {phase: check_settings(content[phase], f"[{phase}] of {where}") for phase in named}
     shared = check_settings(content.get("settings", {}), where)
     if any("phase" in settings for settings in (*phases.values(), shared if phases else {})):
-        sections = ", ".join(f"[{phase}]" for phase in phases)
-        raise UsageError(f"phase in {where} is set; expected none, as {sections} names it")
+        raise UsageError(f"phase in {where} is set; expected none, as a section names it")
     return Recipe(where, about, shared, phases)

@@ -6,7 +6,6 @@ Anonymous memory, which no file backs, is what can run out.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import re
@@ -16,7 +15,6 @@ import threading
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 _INTERVAL_SECONDS = 0.1
 
 
@@ -31,13 +29,6 @@ class MemoryWatch:
         self.peak_anonymous_bytes = _anonymous_bytes()
         if self.peak_anonymous_bytes is not None:
             threading.Thread(target=self._sample, daemon=True).start()
-
-    def restart(self) -> None:
-        """Forget the peaks so far, that of the resident memory too where the system allows it."""
-        if self.peak_anonymous_bytes is not None:
-            with contextlib.suppress(OSError):
-                _CLEAR_REFS.write_text("5")  # proc(5)
-            self.peak_anonymous_bytes = _anonymous_bytes()
 
     def _sample(self) -> None:
         # Unlike time.sleep, waiting for an event does not delay the interpreter's exit.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 _STARTUP_NOISE = re.compile(
     r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|oneDNN supports DT_|^\s*$"
@@ -26,7 +27,8 @@ def import_tensorflow() -> None:
     # keras.json is for the user's own programs: its backend, axis order or dtype would change what
     # a run computes.
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with holding_stderr(is_startup_noise):
+    is_first = "tensorflow" not in sys.modules
+    with holding_stderr(is_startup_noise), freezing_objects() if is_first else nullcontext():
         import keras
         import tensorflow as tf
 
@@ -37,6 +39,23 @@ def import_tensorflow() -> None:
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@contextmanager
+def freezing_objects() -> Iterator[None]:
+    """Import inside without garbage collection, then exclude all objects from later collections.
+
+    TensorFlow's modules have hundreds of thousands of objects that live until the process ends, and
+    each full collection would visit them all (runs/LOG.md). It must not be used after other work,
+    whose objects would never be collected either.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def is_startup_noise(line: str) -> bool:

@@ -70,7 +70,7 @@ class FeatureStore:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the rows."""
+        """bfloat16."""
         return FEATURE_DTYPE
 
     @property

@@ -1,4 +1,4 @@
-"""The learning-rate finder (range test): rates to try, and one to use.
+"""The learning-rate finder: rates to try, and one to use.
 
 Smith 2017, section 3.3: train while the rate rises. The loss falls fastest where the rate is large
 enough to learn and not yet too large to be stable. `Trainer.run_lr_finder` takes the steps.

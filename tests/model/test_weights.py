@@ -81,7 +81,7 @@ def _other_shape(path: Path) -> None:
     ("damage", "found"),
     [
         (_other_network, "2 arrays"),
-        (_other_shape, "lacks an array of shape"),
+        (_other_shape, "(1, 2, 3)"),
         (_text, "HDF5"),
         (_cut_short, "HDF5"),
         (Path.unlink, "no such file"),

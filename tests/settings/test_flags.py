@@ -57,7 +57,7 @@ def test_help_has_groups_and_every_default() -> None:
     parser = argparse.ArgumentParser(prog="x")
     add_flags(parser)
     text = " ".join(parser.format_help().split())
-    assert f"(default: frozen {DEFAULTS['frozen'].epochs}, finetune" in text
+    assert f"(default: frozen {DEFAULTS['frozen']['epochs']}, finetune" in text
     assert [text.index(f" {group}: ") for group in ("run", "data", "model", "training")]
     for name in setting_names():
         default = RunConfig.model_fields[name].default

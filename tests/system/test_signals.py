@@ -35,11 +35,6 @@ def test_what_is_dropped_comes_again_once() -> None:
         signals.check()
 
 
-def test_no_signal_no_error() -> None:
-    with signals.listening():
-        signals.check()
-
-
 def test_a_second_signal_ends_the_process() -> None:
     script = (
         "import os, signal\n"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 
-from fmnist_tf.system.startup import holding_stderr, is_startup_noise
+from fmnist_tf.system.startup import freezing_objects, holding_stderr, is_startup_noise
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["DEFAULT", "AVX2"])
 def test_neither_the_import_nor_the_first_cast_prints_anything(isa: str) -> None:
     script = (
+        "import gc\n"
         "from fmnist_tf.system.startup import import_tensorflow as f; f()\n"
+        "frozen = gc.get_freeze_count(); f()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() == frozen > 100_000\n"
         "import tensorflow as tf\n"
         "tf.function(lambda x: tf.cast(x, tf.bfloat16))(tf.ones((8, 64)))"
     )
@@ -45,3 +49,20 @@ def test_if_the_import_fails_all_lines_are_printed(capfd) -> None:
     with pytest.raises(ImportError), holding_stderr(is_startup_noise):
         raise ImportError(os.write(2, NOISE))
     assert capfd.readouterr().err.encode() == NOISE
+
+
+def test_frozen_objects_are_not_collected_and_later_ones_are() -> None:
+    already = gc.get_freeze_count()
+    with freezing_objects():
+        made = [[] for _ in range(1000)]
+        assert not gc.isenabled()
+    frozen = gc.get_freeze_count()
+    assert frozen >= already + len(made)
+    assert gc.isenabled()
+    cycle: list[object] = []
+    cycle.append(cycle)
+    del cycle
+    assert gc.collect() >= 1
+    with pytest.raises(ImportError), freezing_objects():
+        raise ImportError
+    assert gc.isenabled()

@@ -209,13 +209,6 @@ def test_every_byte_of_a_shard_is_checked(entry: Entry) -> None:
         assert entry.store.find_invalid_shards() == [1]
 
 
-def test_an_entry_under_another_key_is_invalid(entry: Entry) -> None:
-    entry.fill()
-    renamed = FeatureStore(entry.path.with_name("other"), N_ROWS, ROW_SHAPE, SHARD_ROWS)
-    shutil.move(entry.path, renamed.path)
-    assert renamed.find_invalid_shards() == list(range(N_SHARDS))
-
-
 @some
 @given(st.lists(st.integers(0, N_ROWS // BATCH - 1), max_size=4))
 def test_it_continues_after_any_number_of_interruptions(batches_until_stop: list[int]) -> None:
@@ -381,15 +374,6 @@ def test_computing_does_not_run_ahead_of_writing(entry: Entry) -> None:
 
     entry.fill(count, slow_writer)
     assert max(ahead) <= BATCH * feature_store.N_THREADS
-
-
-def test_progress_starts_at_the_stored_rows_and_ends_at_all(entry: Entry) -> None:
-    entry.fill()
-    for number in (1, 3):
-        entry.shard(number).unlink()
-    seen: list[tuple[int, int]] = []
-    entry.fill(progress=lambda *now: seen.append(now))
-    assert seen == [(done, N_ROWS) for done in (16, 18, 20, 22, 24, 26)]
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,23 +232,3 @@ def test_key_depends_on_versions_and_on_what_chooses_the_kernels(
     assert len(keys) == 1 + len(variables) + 6
     monkeypatch.setattr(features, "read_cpu_features", lambda: {"avx2"})
     assert key() in keys  # the others choose no kernel
-
-
-@pytest.mark.slow
-def test_key_is_the_same_in_another_process() -> None:
-    keras.layers.ReLU(), keras.layers.Flatten()  # Keras counts default names in each process
-    inputs = keras.Input((28, 28))
-    model = keras.Model(inputs, keras.layers.ReLU()(keras.layers.Flatten()(inputs)))
-    script = (
-        "import keras, numpy as np\n"
-        "from fmnist_tf.data.batches import ArrayRows\n"
-        "from fmnist_tf.training.features import feature_key\n"
-        "inputs = keras.Input((28, 28))\n"
-        "model = keras.Model(inputs, keras.layers.ReLU()(keras.layers.Flatten()(inputs)))\n"
-        "print(feature_key(ArrayRows(np.zeros((2, 784), np.uint8)), model, 'float32'))\n"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    own = feature_key(ArrayRows(np.zeros((2, 784), np.uint8)), model, "float32")
-    assert answer.stdout.strip() == own

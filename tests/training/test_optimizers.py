@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmnist_tf.settings.config import OPTIMIZERS
 from fmnist_tf.training.optimizers import build_optimizer, update_averages
 
 SHAPES = {"dense/kernel": (7, 5), "dense/bias": (5,), "conv/kernel": (3, 3, 2, 4)}
@@ -93,25 +88,6 @@ def test_same_as_keras(pair: str) -> None:
         np.testing.assert_allclose(ours, keras_, rtol=2e-5, atol=1e-6)
 
 
-def test_adamw_is_the_published_algorithm() -> None:
-    """Against Loshchilov and Hutter 2019 in float64.
-
-    Epsilon stands where the last lines of section 2 of Kingma and Ba 2015 have it.
-    """
-    variables = build_variables()
-    weight = variables[0].numpy().astype(np.float64)
-    first, second = np.zeros_like(weight), np.zeros_like(weight)
-    for step in range(STEPS):
-        gradient = gradients_of(step)[0].numpy().astype(np.float64)
-        weight -= rate_of(step) * 0.1 * weight
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        rate = rate_of(step) * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
-        weight -= rate * first / (np.sqrt(second) + 1e-7)
-    ours, _ = run_steps(build_optimizer("adamw", weight_decay=0.1), variables)
-    np.testing.assert_allclose(ours[0], weight, rtol=2e-6, atol=2e-7)
-
-
 def test_only_kernels_decay() -> None:
     variables = build_variables()
     start = [v.numpy() for v in variables]
@@ -128,7 +104,7 @@ def test_only_kernels_decay() -> None:
     np.testing.assert_allclose(ours[2], start[2] * kept_slowly, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_a_factor_scales_the_learning_rate_of_its_variable(name: str) -> None:
     whole, _ = run_steps(build_optimizer(name), build_variables())
     factors = {"dense/kernel": 0.25, "dense/bias": 0.0}
@@ -147,19 +123,7 @@ def test_a_factor_of_an_unknown_variable() -> None:
         optimizer.build(build_variables())
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_sparse_gradients_too(name: str) -> None:
-    stock = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}.get(
-        name, lambda: keras.optimizers.SGD(momentum=0.9, nesterov=True)
-    )()
-    rows = tf.IndexedSlices(tf.ones((2, 5)), tf.constant([1, 4]), tf.constant([7, 5]))
-    settings = {"steps": range(3), "gradients": lambda step: [rows]}
-    expected, _ = run_steps(stock, build_variables()[:1], **settings)
-    ours, _ = run_steps(build_optimizer(name), build_variables()[:1], **settings)
-    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_the_variables_are_the_whole_state(name: str) -> None:
     straight, _ = run_steps(build_optimizer(name), build_variables())
     variables, broken = build_variables(), build_optimizer(name)
@@ -171,70 +135,6 @@ def test_the_variables_are_the_whole_state(name: str) -> None:
     ours, _ = run_steps(resumed, variables, steps=range(3, STEPS))
     for one, other in zip(ours, straight, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_invalid_settings() -> None:
-    with pytest.raises(ValueError, match="lion"):
-        build_optimizer("lion")
-    with pytest.raises(ValueError, match="weight decay"):
-        build_optimizer("adam", weight_decay=0.1)
-
-
-def compare_under_replicas() -> None:
-    """Compare with Keras under `tf.distribute`, in a process without devices yet."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-
-    def run(build: Callable[[], Any], devices: list[str]) -> list[np.ndarray]:
-        strategy = tf.distribute.MirroredStrategy(devices)
-        with strategy.scope():
-            variables = build_variables()
-            averages = [keras.Variable(v.numpy(), trainable=False) for v in variables]
-            optimizer = spare_vectors(build(), variables)
-            optimizer.build(variables)
-
-            def in_replica(*gradients: tf.Tensor) -> None:
-                # Each replica sees another gradient; they are summed.
-                number = tf.distribute.get_replica_context().replica_id_in_sync_group
-                share = tf.cast(number + 1, tf.float32)
-                optimizer.apply([gradient * share for gradient in gradients], variables)
-
-            @tf.function(autograph=False)
-            def step(gradients: list[tf.Tensor]) -> None:
-                strategy.run(in_replica, gradients)
-                update_averages(averages, variables, 0.9, optimizer.iterations - 1)
-
-            for number in range(STEPS):
-                optimizer.learning_rate.assign(rate_of(number))
-                step(gradients_of(number))
-        changed = [*variables, *averages, *optimizer.variables]
-        for variable in changed:
-            copies = strategy.experimental_local_results(variable.value)
-            assert len(copies) == len(devices), variable.path
-            for copy in copies:
-                np.testing.assert_array_equal(copy.numpy(), copies[0].numpy())
-        return [variable.numpy() for variable in changed]
-
-    for name in ("adam", "adamw", "adam, clipped", "sgd"):
-        settings, build_stock = PAIRS[name]
-        for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
-            expected = run(build_stock, devices)
-            ours = run(lambda settings=settings: build_optimizer(**settings), devices)
-            for one, other in zip(ours, expected, strict=True):
-                np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
-            print(f"{name}: the same on {len(devices)}")
-
-
-@pytest.mark.slow
-def test_same_as_keras_under_one_and_two_replicas() -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_optimizers; "
-        "test_optimizers.compare_under_replicas()"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    assert answer.stdout.count("the same on 2") == 4
 
 
 def test_averages_move_towards_the_variables() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.settings.config import SCHEDULES, WITH_WARMUP
+from fmnist_tf.settings.config import WITH_WARMUP
 from fmnist_tf.training.schedules import RatePlan, count_reductions, rate_at
 
 few = settings(deadline=None, max_examples=80)
@@ -149,7 +149,7 @@ def test_cosine_is_keras_cosine_decay(warmup_steps: int) -> None:
 
 @st.composite
 def plans(draw: Any) -> RatePlan:
-    schedule = draw(st.sampled_from(SCHEDULES))
+    schedule = draw(st.sampled_from(["constant", "cosine", "triangular2", "plateau"]))
     peak = draw(st.floats(1e-6, 10))
     steps_per_epoch, epochs = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     steps = steps_per_epoch * epochs
@@ -178,26 +178,3 @@ def test_rates_are_between_minimum_and_peak(plan: RatePlan, losses: list[float])
 def test_step_outside_the_run(step: int) -> None:
     with pytest.raises(ValueError, match=r"0\.\.3"):
         rate_at(RatePlan("cosine", 1.0, 2, 2), step)
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"schedule": "linear"}, "one of constant, cosine, triangular2, plateau"),
-        ({"peak": 0.0}, "peak a finite number above 0"),
-        ({"peak": math.nan}, "peak a finite number above 0"),
-        ({"minimum": 1.5}, "minimum from 0 to peak"),
-        ({"minimum": -0.1}, "minimum from 0 to peak"),
-        ({"epochs": 0}, "steps_per_epoch and epochs from 1"),
-        ({"warmup_steps": 13}, "warmup_steps from 0 to all steps"),
-        ({"schedule": "plateau", "warmup_steps": 1}, "only with constant or cosine"),
-        ({"schedule": "triangular2", "cycle_steps": 4, "warmup_steps": 1}, "only with"),
-        ({"schedule": "triangular2", "cycle_steps": 1}, "cycle_steps from 2"),
-        ({"factor": 1.0}, "factor above 0 and below 1"),
-        ({"patience": 0}, "patience from 1"),
-        ({"threshold": -1e-9}, "threshold from 0"),
-    ],
-)
-def test_plan_outside_its_ranges(change: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
-        replace(RatePlan("cosine", 1.0, steps_per_epoch=4, epochs=3), **change)
