@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fmnist_tf.data.sources import Dataset
     from fmnist_tf.pipeline.prepare import RunData
-    from fmnist_tf.pipeline.study import Claim, Plan, SweepStudy
+    from fmnist_tf.pipeline.study import Claim, Space, SweepStudy, Trial
     from fmnist_tf.results.rundir import RunDir
 
 _MAX_SEED = 2**31 - 1
@@ -107,16 +107,29 @@ class Sweep:
     Attributes:
         flags: of the command.
         settings: what they set, without the grid.
-        plan: of the trials.
+        space: what the trials vary.
+        sampler: grid, random or tpe.
+        trials: as they begin.
         configs: complete settings of the points that are checked before any work.
         command: the command line without secrets.
     """
 
     flags: argparse.Namespace
     settings: Settings
-    plan: Plan
+    space: Space
+    sampler: str
+    trials: Sequence[Trial]
     configs: Sequence[RunConfig]
     command: str
+
+    def describe(self, trial: Trial) -> str:
+        """Return a trial as people see it."""
+        from fmnist_tf.pipeline.study import show_point
+
+        point = "depends on earlier results" if trial.point is None else show_point(trial.point)
+        seed = f"seed={trial.seed}" if self.trials[0].seed != self.trials[-1].seed else ""
+        words = " ".join(filter(None, (point, seed)))
+        return f"trial {trial.number} of {len(self.trials)}: {words}".removesuffix(": ")
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -130,7 +143,7 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     from fmnist_tf.system.clock import StageClock
     from fmnist_tf.system.startup import import_tensorflow
 
-    plan, cache_dir = sweep.plan, sweep.configs[0].cache_dir(flags.runs_dir)
+    cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
     data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
     if not begun:
         import_tensorflow()
@@ -138,15 +151,14 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     if begun or not flags.dry_run:
         directory = _open_sweep(sweep, data)
     if flags.dry_run:
-        for number in range(1, plan.n_trials + 1 if plan.points else 1):
-            print(plan.describe(plan.make_trial(number)))
-        if not plan.points:
-            print(f"{plan.n_trials} trials, which depend on the results of earlier ones")
+        for trial in sweep.trials:
+            print(sweep.describe(trial))
         return
-    study = SweepStudy(directory, plan)
-    n_finished = sum(trial.is_finished for trial in study.read_trials())
-    say(f"sweep: {directory.path}, {plan.n_trials} trials, {n_finished} finished before")
-    if n_finished < plan.n_trials:
+    study = SweepStudy(directory, sweep.space, sweep.sampler)
+    n_trials = len(sweep.trials)
+    n_finished = sum(trial.state in ("complete", "pruned") for trial in study.read_trials())
+    say(f"sweep: {directory.path}, {n_trials} trials, {n_finished} finished before")
+    if n_finished < n_trials:
         import_tensorflow()
         # It warns of functions that are built again and again, as trials do.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -154,7 +166,7 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     with closing(study.claims()) as claims:
         for claim in claims:
             is_new = True
-            say(plan.describe(claim.trial))
+            say(sweep.describe(claim.trial))
             _run_claim(sweep, study, claim, data)
     _conclude(sweep, directory, study, is_new=is_new)
 
@@ -180,7 +192,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     Raises:
         UsageError: settings or flags contradict one another.
     """
-    from fmnist_tf.pipeline.study import Plan, decode, read_space, show_point
+    from fmnist_tf.pipeline.study import corners, decode, plan_trials, read_space, show_point
     from fmnist_tf.results.provenance import command_line
 
     if not flags.grid.strip() and flags.seeds is None:
@@ -196,11 +208,13 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
         raise UsageError(f"{flag_of(clash)}: expected once, but --grid varies it")
     if settings.seed + n_seeds - 1 > _MAX_SEED:
         raise UsageError(f"--seeds {n_seeds}: expected seeds up to {_MAX_SEED}")
-    plan = Plan.make(space, sampler, n_points, range(settings.seed, settings.seed + n_seeds))
-    if n_points and plan.n_points < n_points:
-        say(f"--{sampler} {n_points}: there are {plan.n_points} different points")
+    seeds = range(settings.seed, settings.seed + n_seeds)
+    trials = plan_trials(space, sampler, n_points, seeds)
+    if n_points and len(trials) < n_points * n_seeds:
+        say(f"--{sampler} {n_points}: there are {len(trials) // n_seeds} different points")
     configs: list[RunConfig] = []
-    for point in plan.checked_points:
+    points = [trial.point for trial in trials if trial.point is not None]
+    for point in points[: len(trials) // n_seeds] or corners(space):
         try:
             config, lines = settings.complete(**decode(point))
         except UsageError as error:
@@ -210,7 +224,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
         if line.split(" = ")[0] not in space:
             say(line)
     command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags, configs[0]))
-    return Sweep(flags, settings, plan, configs, command)
+    return Sweep(flags, settings, space, sampler, trials, configs, command)
 
 
 def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
@@ -244,15 +258,14 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     from fmnist_tf.results.rundir import SWEEP, RunDir
     from fmnist_tf.system.files import locked
 
-    flags, plan, parent = sweep.flags, sweep.plan, sweep.settings.parent
+    flags, parent = sweep.flags, sweep.settings.parent
     wanted = sweep.configs[0].to_json() | {
         "data_sha256": [file.sha256 for file in data.dataset.files],
         "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
-        "grid": {name: distribution_to_json(d) for name, d in plan.space.items()},
-        "sampler": plan.sampler,
-        "points": plan.n_points,
-        "seeds": list(plan.seeds),
+        "grid": {name: distribution_to_json(d) for name, d in sweep.space.items()},
+        "sampler": sweep.sampler,
+        "seeds": [trial.seed for trial in sweep.trials],
     }
     if flags.run is None:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
@@ -261,7 +274,7 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(directory.path, on_wait=say):
         if not directory.file(SWEEP).is_file():
-            directory.write_json(SWEEP, wanted)
+            directory.write_json(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
     begun = directory.read_json(SWEEP)
     if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
         raise RunExistsError(
@@ -282,30 +295,30 @@ def _run_claim(sweep: Sweep, study: SweepStudy, claim: Claim, data: RunData) -> 
     from fmnist_tf.data.downloads import DownloadError
     from fmnist_tf.system.memory import release_memory
 
-    started, title = time.perf_counter(), f"trial {claim.trial.number}"
+    started = time.perf_counter()
     try:
         if not claim.is_trained:
             _train(sweep, claim, data)
-        figures = _read_figures(claim.directory)
-        study.finish(claim, "complete", **figures)
+        state, figures = "complete", _read_figures(claim.directory)
         accuracy = figures["correct"] / figures["total"]
-        say(f"{title}: val accuracy {accuracy:.4f} ({figures['correct']}/{figures['total']})")
+        outcome = f"has val accuracy {accuracy:.4f} ({figures['correct']}/{figures['total']})"
     except (OSError, DownloadError):
         raise
     except TrialPruned:
-        seconds, epoch = time.perf_counter() - started, claim.directory.read_history()[-1].epoch
-        study.finish(claim, "pruned", epoch=epoch, seconds=round(seconds, 3))
-        say(f"{title}: pruned after epoch {epoch}, below the median of the trials so far")
+        state, figures = "pruned", {"epoch": claim.directory.read_history()[-1].epoch}
+        outcome = f"is pruned after epoch {figures['epoch']}, below the median of the trials so far"
     except Exception as error:
         if sweep.flags.debug:
             traceback.print_exc()
         kind = "" if isinstance(error, FmnistError) else f"{type(error).__name__}: "
-        reason = printable(" ".join(f"{kind}{error}".split()), 300)
-        seconds = time.perf_counter() - started
-        study.finish(claim, "failed", error=reason, seconds=round(seconds, 3))
-        warn(f"{title} failed, the others continue: {reason}")
+        state, figures = "failed", {"error": printable(" ".join(f"{kind}{error}".split()), 300)}
+        outcome = f"failed, the others continue: {figures['error']}"
     finally:
         release_memory()
+    seconds = round(time.perf_counter() - started, 3)
+    study.finish(claim, state, **{"seconds": seconds, **figures})
+    tell = warn if state == "failed" else say
+    tell(f"trial {claim.trial.number} {outcome}")
 
 
 def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
@@ -318,7 +331,7 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     from fmnist_tf.results.provenance import describe_code
 
     flags, own = sweep.flags, claim.directory
-    config, _ = sweep.settings.complete(**decode(claim.trial.point))
+    config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
     invocation = Invocation(
@@ -330,7 +343,7 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     keras.backend.clear_session()
     cache_dir, parent = config.cache_dir(flags.runs_dir), sweep.settings.parent
     config, network = prepare_network(config, data.dataset, parent, cache_dir, invocation.clock)
-    if sweep.plan.is_tested:
+    if not sweep.space:
         run_phase(config, data, network, own, invocation)
     else:
         report = partial(claim.report, epochs=config.epochs or 0)
@@ -356,8 +369,8 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     from fmnist_tf.pipeline.study import create_study, show_point, tabulate
     from fmnist_tf.reporting.trials import describe_accuracy, plot_trials, rank, summarize
 
-    space, trials = sweep.plan.space, study.read_trials()
-    points = rank(tabulate(trials, space), sweep.plan.n_points)
+    space, trials = sweep.space, study.read_trials()
+    points = rank(tabulate(trials, space), study.n_points)
     table = summarize(points, space)
     print(table.to_string(index=False), end="\n\n", flush=True)
     best, errors = points[0].dropna(subset="correct"), points[0]["error"].dropna()
@@ -372,12 +385,12 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
     print(sources)
-    if sweep.plan.is_tested:
-        result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
-    else:
+    if space:
         print(f"train the best and test it:  {_best_command(sweep, best_trial)}")
         point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)
         result = f"best val accuracy {describe_accuracy(best)} (n = {len(best)})  {point}"
+    else:
+        result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
     print(f"{directory.path}  {result}", flush=True)
 
 
@@ -409,7 +422,7 @@ def _track(sweep: Sweep, directory: RunDir, table: pd.DataFrame) -> None:
     from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
     name = directory.path.name
-    facts = {"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials}
+    facts = {"grid": sweep.flags.grid, "n_trials": len(sweep.trials)}
     tracked = TrackedRun(name=name, group=name, job_type="sweep", config=facts)
     tracker = start_tracking(sweep.flags.wandb, directory.path, tracked, warn)
     figure = directory.file("optimization_history.png")

@@ -28,7 +28,7 @@ from test_train import write_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline import run as pipeline
-from fmnist_tf.pipeline.study import Plan, SweepStudy, Trial, decode, read_space, show_point
+from fmnist_tf.pipeline.study import SweepStudy, Trial, decode, plan_trials, read_space, show_point
 from fmnist_tf.reporting.trials import rank
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
@@ -92,7 +92,7 @@ def test_ranges() -> None:
     assert [(d.low, d.high, d.log) for d in space.values()] == [
         (1e-5, 1e-2, True), (0, 0.5, False), (8, 64, False),
     ]  # fmt: skip
-    points = Plan.make(space, "random", 40, range(1)).points
+    points = [trial.point for trial in plan_trials(space, "random", 40, range(1))]
     assert len({tuple(point.items()) for point in points}) == 40
     assert all(type(point["units"]) is int and 8 <= point["units"] <= 64 for point in points)
     rates = sorted(point["learning_rate"] for point in points)
@@ -121,8 +121,8 @@ def test_any_text_is_a_space_or_one_error(text: str) -> None:
 
 
 def test_a_grid_has_every_combination_once_for_each_seed() -> None:
-    plan = Plan.make(read_space("units=0,8 dropout=0,0.5,0.9"), "grid", None, range(4, 6))
-    made = [plan.make_trial(number) for number in range(1, plan.n_trials + 1)]
+    space = read_space("units=0,8 dropout=0,0.5,0.9")
+    made = plan_trials(space, "grid", None, range(4, 6))
     trials = [(trial.point, trial.seed) for trial in made]
     points = [{"units": u, "dropout": d} for u in (0, 8) for d in (0, 0.5, 0.9)]
     assert trials == [(point, seed) for seed in (4, 5) for point in points]
@@ -130,9 +130,12 @@ def test_a_grid_has_every_combination_once_for_each_seed() -> None:
 
 def test_random_points_depend_on_the_seed_and_differ() -> None:
     space = read_space("units=0..3 head=gap,flatten")
-    plans = [Plan.make(space, "random", 99, range(seed, seed + 1)) for seed in (3, 3, 4)]
-    assert plans[0].points == plans[1].points != plans[2].points
-    assert len({tuple(p.items()) for p in plans[0].points}) == plans[0].n_points == 8
+    drawn = [
+        [tuple(t.point.items()) for t in plan_trials(space, "random", 99, range(seed, seed + 1))]
+        for seed in (3, 3, 4)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == len(drawn[0]) == 8
 
 
 def test_points_are_ranked_by_counts_then_loss_and_incomplete_ones_come_last() -> None:
@@ -305,9 +308,18 @@ def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
 # Samplers
 
 
-def train_nothing(folder: Path, plan: Plan, *, p_stop: float = 0.0, seed: int = 0) -> list[Trial]:
-    """Run the trials of a plan with a formula in place of training; it may stop at any epoch."""
-    rng, study = random.Random(seed), SweepStudy(RunDir(folder), plan)
+def begin(folder: Path, sampler: str, grid: str, n_points: int | None, seeds: range) -> SweepStudy:
+    """Open the study in a folder; the first call plans its trials."""
+    space, directory = read_space(grid), RunDir(folder)
+    if not directory.file("sweep.json").exists():
+        trials = plan_trials(space, sampler, n_points, seeds)
+        directory.write_json("sweep.json", {"trials": [*map(dataclasses.asdict, trials)]})
+    return SweepStudy(directory, space, sampler)
+
+
+def train_nothing(study: SweepStudy, *, p_stop: float = 0.0, seed: int = 0) -> list[Trial]:
+    """Run the trials with a formula in place of training; it may stop at any epoch."""
+    rng = random.Random(seed)
     with contextlib.closing(study.claims()) as claims:
         for claim in claims:
             best = 1 / (1 + abs(np.log10(claim.trial.point["learning_rate"]) + 3))
@@ -327,39 +339,36 @@ def train_nothing(folder: Path, plan: Plan, *, p_stop: float = 0.0, seed: int = 
     return [dataclasses.replace(trial, attempts=1) for trial in study.read_trials()]
 
 
-@pytest.fixture
-def search() -> dict[str, Plan]:
-    space = read_space("learning_rate=1e-7..1e-1:log units=0,8")
-    return {name: Plan.make(space, name, 24, range(7, 8)) for name in ("tpe", "random")}
+SEARCH = ("learning_rate=1e-7..1e-1:log units=0,8", 24, range(7, 8))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_interruptions_change_neither_sampling_nor_pruning(tmp_path, search, sampler) -> None:
+def test_interruptions_change_neither_sampling_nor_pruning(tmp_path, sampler) -> None:
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    whole = train_nothing(tmp_path / "whole", search[sampler])
+    whole = train_nothing(begin(tmp_path / "whole", sampler, *SEARCH))
     n_stopped = 0
     for seed in itertools.count():
         try:
-            rows = train_nothing(tmp_path / "stopped", search[sampler], p_stop=0.05, seed=seed)
+            study = begin(tmp_path / "stopped", sampler, *SEARCH)
+            trials = train_nothing(study, p_stop=0.05, seed=seed)
             break
         except StoppedError:
             n_stopped += 1
     assert n_stopped >= 3
-    assert rows == whole
-    assert {trial.state for trial in rows} == {"complete", "pruned"}
-    assert all(trial.state == "complete" for trial in rows[:5])
+    assert trials == whole
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    assert all(trial.state == "complete" for trial in trials[:5])
 
 
-def test_tpe_follows_the_results(tmp_path, search) -> None:
-    points = [t.point["learning_rate"] for t in train_nothing(tmp_path, search["tpe"])]
-    distances = np.abs(np.log10(points) + 3)
+def test_tpe_follows_the_results(tmp_path) -> None:
+    trials = train_nothing(begin(tmp_path, "tpe", *SEARCH))
+    distances = np.abs(np.log10([trial.point["learning_rate"] for trial in trials]) + 3)
     assert np.median(distances[10:]) < np.median(distances[:10])  # the first ten are random
 
 
 def test_tpe_repeats_its_points_with_other_seeds_and_takes_none_twice(tmp_path) -> None:
-    plan = Plan.make(read_space("learning_rate=1e-4,1e-3,1e-2"), "tpe", 9, range(5, 7))
-    trials = train_nothing(tmp_path, plan)
+    trials = train_nothing(begin(tmp_path, "tpe", "learning_rate=1e-4,1e-3,1e-2", 9, range(5, 7)))
     points = [trial.point["learning_rate"] for trial in trials]
     assert sorted(points[:3]) == [1e-4, 1e-3, 1e-2]
     assert points[3:] == points[:3]
@@ -367,24 +376,22 @@ def test_tpe_repeats_its_points_with_other_seeds_and_takes_none_twice(tmp_path) 
 
 
 def test_a_trial_that_always_stops_its_process_waits_for_the_others(tmp_path) -> None:
-    plan = Plan.make(read_space("units=1,2,3"), "grid", None, range(1))
     begun = []
     for _ in range(5):
-        with contextlib.closing(SweepStudy(RunDir(tmp_path), plan).claims()) as claims:
+        study = begin(tmp_path, "grid", "units=1,2,3", None, range(1))
+        with contextlib.closing(study.claims()) as claims:
             begun.append(next(claims).trial.number)
     assert begun == [1, 1, 1, 2, 2]
 
 
-def test_two_workers_get_each_trial_once(tmp_path) -> None:
-    plan = Plan.make(
-        read_space("learning_rate=1e-5,1e-4,1e-3 units=1,2,3,4"), "grid", None, range(1)
-    )
+def test_three_workers_train_each_trial_once(tmp_path) -> None:
+    grid = "learning_rate=1e-5,1e-4,1e-3 units=1,2,3,4"
+    studies = [begin(tmp_path, "grid", grid, None, range(1)) for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
-        works = [threads.submit(train_nothing, tmp_path, plan) for _ in range(3)]
-        tables = [work.result() for work in works]
+        tables = list(threads.map(train_nothing, studies))
     assert tables[0] == tables[1] == tables[2]
     assert [trial.number for trial in tables[0]] == list(range(1, 13))
-    assert all(trial.attempts == 1 for trial in SweepStudy(RunDir(tmp_path), plan).read_trials())
+    assert all(trial.attempts == 1 for trial in studies[0].read_trials())
 
 
 def test_pruned_trials_are_shown(folder, capsys) -> None:
@@ -545,7 +552,7 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 def count_starts(run: str) -> int:
     """How many trials were begun, or begun again."""
-    return sum(read_json(str(path))["attempts"] for path in Path("runs", run).glob("trial-*.json"))
+    return sum(trial["attempts"] for trial in read_json(f"runs/{run}/sweep.json")["trials"])
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -26,7 +27,7 @@ from optuna.trial import TrialState, create_trial
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import DONE, LOCK, RunDir
+from fmnist_tf.results.rundir import DONE, LOCK, SWEEP, RunDir
 from fmnist_tf.settings.config import flag_of, suggest, value_type
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.system.files import locked
@@ -51,6 +52,7 @@ FIGURES = {
 
 MAX_TRIALS = 10_000
 _MAX_ATTEMPTS = 3  # then a trial waits for the others: it may kill its process every time
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 _SAME_FOR_ALL = {
     *("phase", "data", "test_data", "label_column", "val_fraction", "limit"),
     *("cache", "precision", "test_time_flip"),
@@ -130,110 +132,56 @@ def show_point(point: Point) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, which `trial-001.json` and so on record.
+    """One trial, as `sweep.json` records it.
 
     Attributes:
         number: 1-based.
+        point: empty if nothing is varied; None if it depends on results that are not there yet.
         attempts: how often it was begun.
-        state: running (or interrupted), complete, pruned or failed.
+        state: waiting, running (or interrupted), complete, pruned or failed.
         figures: some of `FIGURES`, once it has ended.
         val_accuracy: by epoch, unless it failed.
     """
 
     number: int
     seed: int
-    point: Point
+    point: Point | None
     attempts: int = 0
-    state: str = "running"
+    state: str = "waiting"
     figures: dict[str, Any] = field(default_factory=dict)
     val_accuracy: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it is not tried again."""
-        return self.state in ("complete", "pruned")
 
+def plan_trials(space: Space, sampler: str, n_points: int | None, seeds: range) -> list[Trial]:
+    """Return the trials of a sweep; every point has its first seed before any has its second.
 
-@dataclass(frozen=True)
-class Plan:
-    """Which trials a sweep has.
-
-    Attributes:
+    Args:
         space: what is varied; if empty, there is one point that varies nothing.
-        sampler: grid, random or tpe.
-        n_points: number of different points.
-        points: all of them; of tpe none, because it chooses them by earlier results.
-        seeds: of each point; every point has its first seed before any point its second.
+        sampler: grid, random or tpe; the points of tpe are chosen later, by earlier results.
+        n_points: how many different points, or fewer if the space has no more; None: all.
+        seeds: of each point.
+
+    Raises:
+        UsageError: a grid has a range, or there are too many trials.
     """
-
-    space: Space
-    sampler: str
-    n_points: int
-    points: tuple[Point, ...]
-    seeds: range
-
-    @classmethod
-    def make(cls, space: Space, sampler: str, n_points: int | None, seeds: range) -> Plan:
-        """Return the plan for `n_points` points, or fewer if the space has no more.
-
-        Raises:
-            UsageError: a grid has a range, or there are too many trials.
-        """
-        ranges = [n for n, d in space.items() if not isinstance(d, CategoricalDistribution)]
-        if sampler == "grid" and ranges:
-            raise UsageError(f"--grid {ranges[0]}: a range needs --random N or --tpe N")
-        size = math.prod(map(_count_values, space.values()))
-        n_points = int(size if n_points is None else min(n_points, size))
-        if n_points * len(seeds) > MAX_TRIALS:
-            found = f"{n_points:,} points with {len(seeds):,} seeds"
-            raise UsageError(f"{found}: expected at most {MAX_TRIALS:,} trials")
-        points: list[Point] = _corners(space) if sampler == "grid" else []
-        while sampler == "random" and len(points) < n_points:
-            points.append(_draw_point(RandomSampler, space, seeds[0], [], points))
-        # A pooled head averages the feature maps that a Flatten head has cached.
-        points.sort(key=lambda point: point.get("head") == "gap")
-        return cls(space, sampler, n_points, tuple(points), seeds)
-
-    @property
-    def n_trials(self) -> int:
-        """Points times seeds."""
-        return self.n_points * len(self.seeds)
-
-    @property
-    def is_tested(self) -> bool:
-        """Whether each trial is a finished run: nothing is chosen among points."""
-        return not self.space
-
-    @property
-    def checked_points(self) -> list[Point]:
-        """Points whose settings are checked before any work; of tpe the corners of the space."""
-        return list(self.points) or _corners(self.space)
-
-    def make_trial(self, number: int, earlier: Sequence[Trial] = ()) -> Trial:
-        """Return a trial that has not begun; of tpe, after all earlier ones."""
-        repeat, place = divmod(number - 1, self.n_points)
-        points = self.points or [trial.point for trial in earlier]
-        if place < len(points):
-            point = points[place]
-        else:
-            point = _draw_point(TPESampler, self.space, self.seeds[0], earlier, points)
-        return Trial(number, self.seeds[repeat], point)
-
-    def describe(self, trial: Trial) -> str:
-        """Return a trial as people see it."""
-        seed = f"seed={trial.seed}" if len(self.seeds) > 1 else ""
-        words = " ".join(filter(None, (show_point(trial.point), seed)))
-        return f"trial {trial.number} of {self.n_trials}: {words}".removesuffix(": ")
+    ranges = [n for n, d in space.items() if not isinstance(d, CategoricalDistribution)]
+    if sampler == "grid" and ranges:
+        raise UsageError(f"--grid {ranges[0]}: a range needs --random N or --tpe N")
+    size = math.prod(map(_count_values, space.values()))
+    n_points = int(size if n_points is None else min(n_points, size))
+    if n_points * len(seeds) > MAX_TRIALS:
+        found = f"{n_points:,} points with {len(seeds):,} seeds"
+        raise UsageError(f"{found}: expected at most {MAX_TRIALS:,} trials")
+    points: list[Any] = corners(space) if sampler == "grid" else []
+    while sampler == "random" and len(points) < n_points:
+        points.append(_draw_point(RandomSampler, space, seeds[0], [], points))
+    # A pooled head averages the feature maps that a Flatten head has cached.
+    points.sort(key=lambda point: point.get("head") == "gap")
+    repeated = itertools.product(seeds, points or [None] * n_points)
+    return [Trial(number, *pair) for number, pair in enumerate(repeated, 1)]
 
 
-def _count_values(distribution: Distribution) -> float:
-    if isinstance(distribution, CategoricalDistribution):
-        return len(distribution.choices)
-    is_int = isinstance(distribution, IntDistribution)
-    return distribution.high - distribution.low + 1 if is_int else math.inf
-
-
-def _corners(space: Space) -> list[Point]:
+def corners(space: Space) -> list[Point]:
     """Return the combinations of choices and ends of ranges, the last setting fastest."""
     ends = (
         d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
@@ -243,12 +191,19 @@ def _corners(space: Space) -> list[Point]:
     return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
+def _count_values(distribution: Distribution) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    is_int = isinstance(distribution, IntDistribution)
+    return distribution.high - distribution.low + 1 if is_int else math.inf
+
+
 def _draw_point(
     kind: type[RandomSampler | TPESampler],
     space: Space,
     seed: int,
     earlier: Sequence[Trial],
-    taken: Sequence[Point],
+    taken: Sequence[Point | None],
 ) -> Point:
     """Return a point that is not taken; it depends on the arguments only."""
     own_seed = int(np.random.SeedSequence([seed, len(taken)]).generate_state(1)[0])
@@ -259,10 +214,7 @@ def _draw_point(
 
 
 def create_study(space: Space, trials: Sequence[Trial], **options: Any) -> optuna.Study:
-    """Return an Optuna study in memory with these trials under their numbers.
-
-    Those that are running count as failed.
-    """
+    """Return an Optuna study in memory that has the finished trials under their numbers."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", **options)
     study.add_trial(create_trial(state=TrialState.FAIL))  # Optuna counts from 0
@@ -270,10 +222,10 @@ def create_study(space: Space, trials: Sequence[Trial], **options: Any) -> optun
         is_complete = trial.state == "complete"
         study.add_trial(
             create_trial(
-                state=TrialState[trial.state.upper()] if trial.is_finished else TrialState.FAIL,
+                state=_STATES.get(trial.state, TrialState.FAIL),
                 value=trial.figures["correct"] / trial.figures["total"] if is_complete else None,
                 params=trial.point,
-                distributions={**space},
+                distributions={**space} if trial.point else {},
                 intermediate_values={int(k): v for k, v in trial.val_accuracy.items()},
             )
         )
@@ -288,7 +240,7 @@ class Claim:
         trial: as it begins.
         directory: of the trial, locked.
         is_trained: whether an earlier attempt was interrupted after the end of training.
-        attempt: answers whether it is pruned.
+        attempt: tells whether it is to be pruned.
     """
 
     trial: Trial
@@ -311,19 +263,25 @@ class SweepStudy:
     """The trials of one sweep, shared by all processes that work at it.
 
     A process locks its trial's directory until the trial has ended. A running trial whose directory
-    is not locked was interrupted. It is trained again under its number and before new trials, so
-    that sampling and pruning see the same results in the same order as without interruption.
+    is not locked was interrupted. It is trained again before new trials, so that sampling and
+    pruning see the same results in the same order as without interruption.
+
+    Args:
+        directory: of the sweep; its `sweep.json` has the trials.
+        space: what they vary.
+        sampler: grid, random or tpe.
     """
 
-    def __init__(self, directory: RunDir, plan: Plan) -> None:
-        self._directory, self._plan = directory, plan
-        self._to_retry = {t.number for t in self.read_trials() if t.state == "failed"}
+    def __init__(self, directory: RunDir, space: Space, sampler: str) -> None:
+        self._directory, self._space, self._sampler = directory, space, sampler
+        self._turn = partial(locked, directory.path, on_wait=lambda holder: None)
+        trials = self.read_trials()
+        self.n_points = sum(trial.seed == trials[0].seed for trial in trials)
+        self._to_retry = {trial.number for trial in trials if trial.state == "failed"}
 
     def read_trials(self) -> list[Trial]:
-        """Return the trials begun so far, by number."""
-        names = map(_record_name, itertools.count(1))
-        begun = itertools.takewhile(lambda name: self._directory.file(name).is_file(), names)
-        return [Trial(**self._directory.read_json(name)) for name in begun]
+        """Return all trials of the sweep."""
+        return [Trial(**trial) for trial in self._directory.read_json(SWEEP)["trials"]]
 
     def directory_of(self, number: int) -> RunDir:
         """Return the directory of a trial."""
@@ -336,25 +294,22 @@ class SweepStudy:
         """
         while True:
             with ExitStack() as held:
-                with locked(self._directory.path, on_wait=_wait_silently):
+                with self._turn():
                     claim, busy = self._claim(held)
                 if claim is not None:
                     yield claim
                     continue
             if busy is None:
                 return
-            with locked(busy, on_wait=lambda holder: say(f"waiting for a trial of {holder}")):
+            with locked(busy, on_wait=lambda holder: say(f"waiting for the trial of {holder}")):
                 pass
 
     def _claim(self, held: ExitStack) -> tuple[Claim | None, Path | None]:
         """Return a trial that `held` has locked, or a directory that another process has locked."""
         trials, busy = self.read_trials(), None
-        self._directory.write_text(TABLE, tabulate(trials, self._plan.space).to_csv(index=False))
-        study = create_study(self._plan.space, trials, pruner=self._pruner)
-        if len(trials) < self._plan.n_trials:
-            trials.append(self._plan.make_trial(len(trials) + 1, trials))
+        self._directory.write_text(TABLE, tabulate(trials, self._space).to_csv(index=False))
         for trial in sorted(trials, key=lambda trial: trial.attempts >= _MAX_ATTEMPTS):
-            if trial.state != "running" and trial.number not in self._to_retry:
+            if trial.state not in ("waiting", "running") and trial.number not in self._to_retry:
                 continue
             own = self.directory_of(trial.number)
             own.path.mkdir(mode=0o700, exist_ok=True)
@@ -364,52 +319,50 @@ class SweepStudy:
                 busy = own.path
                 continue
             self._to_retry.discard(trial.number)
-            begun = Trial(trial.number, trial.seed, trial.point, trial.attempts + 1)
-            self._record(begun)
-            is_trained = own.file(DONE if self._plan.is_tested else "evaluation.json").is_file()
-            if not is_trained:
-                _empty(own.path)
-            study.enqueue_trial(trial.point)
-            return Claim(begun, own, is_trained, study.ask({**self._plan.space})), None
+            return self._begin(trial, trials, own), None
         return None, busy
 
-    @property
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        if self._plan.sampler == "grid":
-            return optuna.pruners.NopPruner()
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    def _begin(self, trial: Trial, trials: Sequence[Trial], own: RunDir) -> Claim:
+        point = trials[(trial.number - 1) % self.n_points].point
+        if point is None:
+            earlier, seed = trials[: trial.number - 1], trials[0].seed
+            taken = [trial.point for trial in earlier]
+            point = _draw_point(TPESampler, self._space, seed, earlier, taken)
+        begun = Trial(trial.number, trial.seed, point, trial.attempts + 1, "running")
+        self._record(begun)
+        is_trained = own.file("evaluation.json" if self._space else DONE).is_file()
+        if not is_trained:
+            _empty(own.path)
+        is_pruned = self._sampler != "grid"
+        pruner = optuna.pruners.MedianPruner(5, 2) if is_pruned else optuna.pruners.NopPruner()
+        study = create_study(self._space, trials, pruner=pruner)
+        study.enqueue_trial(point)
+        return Claim(begun, own, is_trained, study.ask({**self._space}))
 
     def finish(self, claim: Claim, state: str, **figures: Any) -> None:
         """Record how a trial ended: complete, pruned or failed, and some of `FIGURES`."""
         history = [] if state == "failed" else claim.directory.read_history()
         curve = {str(row.epoch): row.val_accuracy for row in history}
-        ended = replace(claim.trial, state=state, figures=figures, val_accuracy=curve)
-        with locked(self._directory.path, on_wait=_wait_silently):
-            self._record(ended)
+        with self._turn():
+            self._record(replace(claim.trial, state=state, figures=figures, val_accuracy=curve))
 
     def _record(self, trial: Trial) -> None:
-        self._directory.write_json(_record_name(trial.number), asdict(trial))
+        content = self._directory.read_json(SWEEP)
+        content["trials"][trial.number - 1] = asdict(trial)
+        self._directory.write_json(SWEEP, content)
 
 
 def tabulate(trials: Sequence[Trial], space: Space) -> pd.DataFrame:
     """Return the trials that ended as trials.csv has them: floats with every digit."""
     rows = [
         {"trial": trial.number, "seed": trial.seed, "state": trial.state}
-        | {k: v if isinstance(v, float) else show(v) for k, v in trial.point.items()}
+        | {k: v if isinstance(v, float) else show(v) for k, v in (trial.point or {}).items()}
         | trial.figures
         for trial in trials
-        if trial.state != "running"
+        if trial.state not in ("waiting", "running")
     ]
     columns = ["trial", "seed", *space, "state", *FIGURES]
     return pd.DataFrame(rows, columns=columns, dtype="object").astype({"trial": int, **FIGURES})
-
-
-def _record_name(number: int) -> str:
-    return f"trial-{number:03d}.json"
-
-
-def _wait_silently(holder: str) -> None:
-    """Wait for another process that holds the sweep: it takes a moment."""
 
 
 def _empty(directory: Path) -> None:

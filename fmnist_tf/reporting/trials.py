@@ -38,7 +38,8 @@ def rank(trials: pd.DataFrame, n_points: int) -> list[pd.DataFrame]:
     scores["state"] = points["state"].first()
     by = ["is_complete", "correct", "loss", "state"]  # "failed" < "pruned"
     ordered = scores.sort_values(by, ascending=[False, False, True, False])
-    return [points.get_group(place) for place in ordered.index]
+    by_place = dict(iter(points))
+    return [by_place[place] for place in ordered.index]
 
 
 def describe_accuracy(complete: pd.DataFrame, prefix: str = "") -> str:
