@@ -102,34 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the command is to do.
-
-    Attributes:
-        flags: of the command.
-        settings: what they set, without the grid.
-        space: what the trials vary.
-        sampler: grid, random or tpe.
-        trials: as they begin.
-        configs: complete settings of the points that are checked before any work.
-        command: the command line without secrets.
-    """
+    """What the command is to do."""
 
     flags: argparse.Namespace
-    settings: Settings
+    settings: Settings  # without the grid
     space: Space
-    sampler: str
-    trials: Sequence[Trial]
-    configs: Sequence[RunConfig]
-    command: str
+    sampler: str  # grid, random or tpe
+    trials: Sequence[Trial]  # as they begin
+    configs: Sequence[RunConfig]  # of the points that are checked before any work
+    command: str  # without secrets
 
     def describe(self, trial: Trial) -> str:
         """Return a trial as people see it."""
         from fmnist_tf.pipeline.study import show_point
 
-        point = "depends on earlier results" if trial.point is None else show_point(trial.point)
-        seed = f"seed={trial.seed}" if self.trials[0].seed != self.trials[-1].seed else ""
-        words = " ".join(filter(None, (point, seed)))
-        return f"trial {trial.number} of {len(self.trials)}: {words}".removesuffix(": ")
+        words = show_point({**(trial.point or {}), "seed": trial.seed})
+        return f"trial {trial.number} of {len(self.trials)}: {words}"
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -154,18 +142,15 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
         for trial in sweep.trials:
             print(sweep.describe(trial))
         return
-    study = SweepStudy(directory, sweep.space, sweep.sampler)
-    n_trials = len(sweep.trials)
+    study, n_trials = SweepStudy(directory, sweep.space, sweep.sampler), len(sweep.trials)
     n_finished = sum(trial.state in ("complete", "pruned") for trial in study.read_trials())
     say(f"sweep: {directory.path}, {n_trials} trials, {n_finished} finished before")
-    if n_finished < n_trials:
+    if is_new := n_finished < n_trials:
         import_tensorflow()
         # It warns of functions that are built again and again, as trials do.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    is_new = False
     with closing(study.claims()) as claims:
         for claim in claims:
-            is_new = True
             say(sweep.describe(claim.trial))
             _run_claim(sweep, study, claim, data)
     _conclude(sweep, directory, study, is_new=is_new)
@@ -386,7 +371,12 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
         print(f"not every seed is complete: {error}")
     print(sources)
     if space:
-        print(f"train the best and test it:  {_best_command(sweep, best_trial)}")
+        flags, parent = sweep.flags, sweep.settings.parent
+        words = ["python", "-m", "fmnist_tf.train", "--recipe", str(best_trial.file("config.json"))]
+        words += ["--runs-dir", str(flags.runs_dir)] if flags.runs_dir != Path("runs") else []
+        words += ["--from", str(parent.directory.path)] if parent else []
+        words += ["--wandb", flags.wandb] if flags.wandb != "auto" else []
+        print(f"train the best and test it:  {shlex.join(words)}")
         point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)
         result = f"best val accuracy {describe_accuracy(best)} (n = {len(best)})  {point}"
     else:
@@ -394,27 +384,17 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     print(f"{directory.path}  {result}", flush=True)
 
 
-def _describe_sources(best: RunDir) -> tuple[str, str]:
+def _describe_sources(trial: RunDir) -> tuple[str, str]:
     """Return the data and the weights of a trial, and the caveats of its figures."""
     from fmnist_tf.results.provenance import SAMPLE, find_caveats
 
-    provenance, phase = best.read_json("provenance.json"), best.read_json("config.json")["phase"]
+    provenance, config = trial.read_json("provenance.json"), trial.read_json("config.json")
     data, weights = provenance["data"], provenance["weights"]
     kind = SAMPLE if data["kind"] == "sample" else data["kind"]
-    said = f"data: {printable(data['name'])} ({kind}); backbone weights: {weights['kind']}"
-    caveats = "; ".join(find_caveats(data["kind"], weights["kind"], phase))
-    return f"{said} {(weights.get('sha256') or '')[:8]}".strip(), caveats
-
-
-def _best_command(sweep: Sweep, best: RunDir) -> str:
-    """Return the command that trains the settings of a trial as an ordinary run."""
-    flags, parent = sweep.flags, sweep.settings.parent
-    words = ["python", "-m", "fmnist_tf.train", "--recipe", str(best.file("config.json"))]
-    if flags.runs_dir != Path("runs"):
-        words += ["--runs-dir", str(flags.runs_dir)]
-    if parent:
-        words += ["--from", str(parent.directory.path)]
-    return shlex.join(words + (["--wandb", flags.wandb] if flags.wandb != "auto" else []))
+    digest = (weights.get("sha256") or "")[:8]
+    words = f"data: {data['name']} ({kind}); backbone weights: {weights['kind']} {digest}"
+    caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
+    return printable(words.strip(), 1000), "; ".join(caveats)
 
 
 def _track(sweep: Sweep, directory: RunDir, table: pd.DataFrame) -> None:
