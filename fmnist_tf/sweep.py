@@ -238,8 +238,6 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     Raises:
         RunExistsError: another sweep or run has this name.
     """
-    from optuna.distributions import distribution_to_json
-
     from fmnist_tf.results.rundir import SWEEP, RunDir
     from fmnist_tf.system.files import locked
 
@@ -248,9 +246,10 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         "data_sha256": [file.sha256 for file in data.dataset.files],
         "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
-        "grid": {name: distribution_to_json(d) for name, d in sweep.space.items()},
+        "grid": {name: str(distribution) for name, distribution in sweep.space.items()},
         "sampler": sweep.sampler,
-        "seeds": [trial.seed for trial in sweep.trials],
+        "n_trials": len(sweep.trials),
+        "n_seeds": flags.seeds or 1,
     }
     if flags.run is None:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
@@ -319,12 +318,7 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
-    invocation = Invocation(
-        command=sweep.command,
-        code=describe_code(),
-        wandb_mode=flags.wandb,
-        wandb_group=own.group,
-    )
+    invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
     keras.backend.clear_session()
     cache_dir, parent = config.cache_dir(flags.runs_dir), sweep.settings.parent
     config, network = prepare_network(config, data.dataset, parent, cache_dir, invocation.clock)
