@@ -394,6 +394,20 @@ def test_three_workers_train_each_trial_once(tmp_path) -> None:
     assert all(trial.attempts == 1 for trial in studies[0].read_trials())
 
 
+def test_a_worker_waits_for_the_trial_of_another(tmp_path) -> None:
+    sweep = ("grid", "learning_rate=1e-4,1e-3", None, range(1))
+    study = begin(tmp_path, *sweep)
+    with ThreadPoolExecutor(1) as threads, contextlib.closing(study.claims()) as claims:
+        claim = next(claims)
+        other = threads.submit(train_nothing, begin(tmp_path, *sweep))
+        while study.read_trials()[1].state != "complete":
+            time.sleep(0.02)
+        assert not other.done()
+        study.finish(claim, "failed", error="no room", seconds=0.0)
+        claims.close()
+        assert [trial.state for trial in other.result()] == ["failed", "complete"]
+
+
 def test_pruned_trials_are_shown(folder, capsys) -> None:
     rng, labels = np.random.default_rng(0), np.arange(120) % 4
     pixels = rng.normal(60 * labels[:, None] + 30, 40, (120, 784)).clip(0, 255).astype(int)
