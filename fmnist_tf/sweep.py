@@ -8,18 +8,14 @@ run, tested once.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 import shlex
-import statistics
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +24,19 @@ from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.pipeline.resolve import Settings, naming_parent, read_settings
-from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.config import RunConfig, flag_of
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.train import add_recipe, add_run_flags
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fmnist_tf.data.sources import Dataset
     from fmnist_tf.pipeline.prepare import RunData
-    from fmnist_tf.pipeline.study import Claim, Plan, Point, Row, SweepStudy
-    from fmnist_tf.results.history import HistoryRow
+    from fmnist_tf.pipeline.study import Claim, Space, SweepStudy, Trial
     from fmnist_tf.results.rundir import RunDir
 
-TABLE = "trials.csv"
 _MAX_SEED = 2**31 - 1
-_MIN_FOR_IMPORTANCES = 8  # complete trials
 _EXAMPLE = 'python -m fmnist_tf.sweep --grid "learning_rate=1e-4,3e-4 units=256,512"'
 
 
@@ -107,49 +102,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the command is to do.
-
-    Attributes:
-        flags: of the command.
-        settings: what they set, without the grid.
-        plan: of the trials.
-        configs: complete settings of the points that are checked before any work.
-        command: the command line without secrets.
-    """
+    """What the command is to do."""
 
     flags: argparse.Namespace
-    settings: Settings
-    plan: Plan
-    configs: Sequence[RunConfig]
-    command: str
+    settings: Settings  # without the grid
+    space: Space
+    sampler: str  # grid, random or tpe
+    trials: Sequence[Trial]  # as they begin
+    configs: Sequence[RunConfig]  # of the points that are checked before any work
+    command: str  # without secrets
 
-    @property
-    def is_tested(self) -> bool:
-        """Whether each trial is a finished run: nothing is chosen among points."""
-        return not self.plan.space
+    def describe(self, trial: Trial) -> str:
+        """Return a trial as people see it."""
+        from fmnist_tf.pipeline.study import show_point
+
+        words = show_point({**(trial.point or {}), "seed": trial.seed})
+        return f"trial {trial.number} of {len(self.trials)}: {words}"
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Train what has no result yet, and print the results of all trials."""
     begun = _read_begun(flags)
     # Another run may be the newest by now.
-    settings = read_settings(flags, default_parent=begun.get("parent") if begun else None)
+    settings = read_settings(flags, default_parent=begun.get("parent"))
     sweep = _plan(flags, settings, arguments)
-    _run(sweep, begun)
+    from fmnist_tf.pipeline.prepare import read_data
+    from fmnist_tf.pipeline.study import SweepStudy
+    from fmnist_tf.system.clock import StageClock
+    from fmnist_tf.system.startup import import_tensorflow
+
+    cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
+    data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
+    if not begun:
+        import_tensorflow()
+        _check_networks(sweep, data.dataset, cache_dir)
+    if begun or not flags.dry_run:
+        directory = _open_sweep(sweep, data)
+    if flags.dry_run:
+        for trial in sweep.trials:
+            print(sweep.describe(trial))
+        return
+    study, n_trials = SweepStudy(directory, sweep.space, sweep.sampler), len(sweep.trials)
+    n_finished = sum(trial.state in ("complete", "pruned") for trial in study.read_trials())
+    say(f"sweep: {directory.path}, {n_trials} trials, {n_finished} finished before")
+    if is_new := n_finished < n_trials:
+        import_tensorflow()
+        # It warns of functions that are built again and again, as trials do.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with closing(study.claims()) as claims:
+        for claim in claims:
+            say(sweep.describe(claim.trial))
+            _run_claim(sweep, study, claim, data)
+    _conclude(sweep, directory, study, is_new=is_new)
 
 
-def _read_begun(flags: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what the sweep of this name was begun with; None if there is none yet."""
+def _read_begun(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return what the sweep of this name was begun with; empty if there is none yet."""
     from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir, check_name
 
     if flags.run is None:
-        return None
+        return {}
     directory = RunDir(flags.runs_dir / flags.run)
     if directory.file(SWEEP).is_file():
         return directory.read_json(SWEEP)
     # A process that begins, or was killed in it, has made no more than the lock.
     if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} - {LOCK}:
         check_name(flags.runs_dir, flags.run)
-    return None
+    return {}
 
 
 def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str]) -> Sweep:
@@ -158,7 +177,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     Raises:
         UsageError: settings or flags contradict one another.
     """
-    from fmnist_tf.pipeline.study import Plan, read_space, show_point
+    from fmnist_tf.pipeline.study import corners, decode, plan_trials, read_space, show_point
     from fmnist_tf.results.provenance import command_line
 
     if not flags.grid.strip() and flags.seeds is None:
@@ -171,18 +190,18 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     if n_points and not space:
         raise UsageError(f"--{sampler}: expected with --grid, which says what to draw from")
     if clash := next((name for name in space if name in settings.given), None):
-        raise UsageError(f"--{clash.replace('_', '-')}: expected once, but --grid varies it")
+        raise UsageError(f"{flag_of(clash)}: expected once, but --grid varies it")
     if settings.seed + n_seeds - 1 > _MAX_SEED:
         raise UsageError(f"--seeds {n_seeds}: expected seeds up to {_MAX_SEED}")
     seeds = range(settings.seed, settings.seed + n_seeds)
-    plan = Plan.make(space, sampler, n_points, seeds)
-    if n_points and plan.n_points < n_points:
-        say(f"--{sampler} {n_points}: there are {plan.n_points} different points")
+    trials = plan_trials(space, sampler, n_points, seeds)
+    if n_points and len(trials) < n_points * n_seeds:
+        say(f"--{sampler} {n_points}: there are {len(trials) // n_seeds} different points")
     configs: list[RunConfig] = []
-    lines: list[str] = []
-    for point in plan.checked_points:
+    points = [trial.point for trial in trials if trial.point is not None]
+    for point in points[: len(trials) // n_seeds] or corners(space):
         try:
-            config, lines = _complete(settings, point)
+            config, lines = settings.complete(**decode(point))
         except UsageError as error:
             raise UsageError(f"{show_point(point)}: {error}".removeprefix(": ")) from error
         configs.append(config)
@@ -190,50 +209,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
         if line.split(" = ")[0] not in space:
             say(line)
     command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags, configs[0]))
-    return Sweep(flags, settings, plan, configs, command)
-
-
-def _complete(settings: Settings, point: Point) -> tuple[RunConfig, list[str]]:
-    from fmnist_tf.pipeline.study import decode
-
-    return settings.complete(**decode(point))
-
-
-def _run(sweep: Sweep, begun: Mapping[str, Any] | None) -> None:
-    """Train what has no result yet, and print the results of all trials."""
-    from fmnist_tf.pipeline.prepare import read_data
-    from fmnist_tf.pipeline.study import SweepStudy
-    from fmnist_tf.system.clock import StageClock
-    from fmnist_tf.system.startup import import_tensorflow
-
-    flags, plan, settings = sweep.flags, sweep.plan, sweep.settings
-    cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
-    data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
-    if begun is None:
-        import_tensorflow()
-        _check_networks(sweep, data.dataset, cache_dir)
-    if begun is not None or not flags.dry_run:
-        directory = _open_sweep(sweep, data)
-    if flags.dry_run:
-        for number in range(1, plan.n_trials + 1 if plan.points else 1):
-            print(plan.describe(number, plan.point_of(number)))
-        if not plan.points:
-            print(f"{plan.n_trials} trials, which depend on the results of earlier ones")
-        return
-    study = SweepStudy(directory, plan)
-    say(f"sweep: {directory.path}, {plan.n_trials} trials, {study.n_finished} finished before")
-    if study.n_finished < plan.n_trials:
-        import_tensorflow()
-        # It warns of functions that are built again and again, as trials do.
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    is_new = False
-    with closing(study.claims()) as claims:
-        for claim in claims:
-            is_new = True
-            say(plan.describe(claim.number, claim.point))
-            _run_claim(sweep, study, claim, data)
-            _write_table(directory, plan, study.read_rows())
-    _conclude(sweep, directory, study, is_new=is_new)
+    return Sweep(flags, settings, space, sampler, trials, configs, command)
 
 
 def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
@@ -248,14 +224,10 @@ def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     from fmnist_tf.pipeline.prepare import build_network
 
     parent = sweep.settings.parent
-    networks = {
-        # A dense layer that does not fit into memory fails its own trial only.
-        (c.backbone, c.head, c.weights, c.image_size, c.unfreeze): c.replace(
-            units=c.units if parent else 0
-        )
-        for c in sweep.configs
-    }
+    networks = {(c.backbone, c.head, c.weights, c.image_size, c.unfreeze): c for c in sweep.configs}
     for config in networks.values():
+        # A dense layer that does not fit into memory fails its own trial only.
+        config = config if parent else config.replace(units=0)
         build_network(config, dataset, parent, cache_dir / "downloads")
         keras.backend.clear_session()
 
@@ -266,29 +238,27 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     Raises:
         RunExistsError: another sweep or run has this name.
     """
-    from optuna.distributions import distribution_to_json
-
-    from fmnist_tf.pipeline.study import taking_turns
     from fmnist_tf.results.rundir import SWEEP, RunDir
+    from fmnist_tf.system.files import locked
 
-    flags, plan, parent = sweep.flags, sweep.plan, sweep.settings.parent
+    flags, parent = sweep.flags, sweep.settings.parent
     wanted = sweep.configs[0].to_json() | {
         "data_sha256": [file.sha256 for file in data.dataset.files],
         "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
-        "grid": {name: distribution_to_json(d) for name, d in plan.space.items()},
-        "sampler": plan.sampler,
-        "points": plan.n_points,
-        "seeds": list(plan.seeds),
+        "grid": {name: str(distribution) for name, distribution in sweep.space.items()},
+        "sampler": sweep.sampler,
+        "n_trials": len(sweep.trials),
+        "n_seeds": flags.seeds or 1,
     }
     if flags.run is None:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
     else:
         directory = RunDir(flags.runs_dir / flags.run)
         directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with taking_turns(directory.path):
+    with locked(directory.path, on_wait=say):
         if not directory.file(SWEEP).is_file():
-            directory.write_json(SWEEP, wanted)
+            directory.write_json(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
     begun = directory.read_json(SWEEP)
     if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
         raise RunExistsError(
@@ -307,36 +277,32 @@ def _run_claim(sweep: Sweep, study: SweepStudy, claim: Claim, data: RunData) -> 
     from optuna import TrialPruned
 
     from fmnist_tf.data.downloads import DownloadError
-    from fmnist_tf.pipeline.study import read_figures
     from fmnist_tf.system.memory import release_memory
 
     started = time.perf_counter()
-    own, title = claim.directory, f"trial {claim.number}"
     try:
-        if read_figures(own, is_tested=sweep.is_tested) is None:
+        if not claim.is_trained:
             _train(sweep, claim, data)
-        figures = read_figures(own, is_tested=sweep.is_tested)
-        if figures is None:
-            raise FmnistError(f"{own.path}: the trial left no evaluation.json")
-        study.finish(claim, "complete", **figures)
+        state, figures = "complete", _read_figures(claim.directory)
         accuracy = figures["correct"] / figures["total"]
-        say(f"{title}: val accuracy {accuracy:.4f} ({figures['correct']}/{figures['total']})")
+        outcome = f"has val accuracy {accuracy:.4f} ({figures['correct']}/{figures['total']})"
     except (OSError, DownloadError):
         raise
     except TrialPruned:
-        seconds, epoch = time.perf_counter() - started, own.read_history()[-1].epoch
-        study.finish(claim, "pruned", epoch=epoch, seconds=round(seconds, 3))
-        say(f"{title}: pruned after epoch {epoch}, below the median of the trials so far")
+        state, figures = "pruned", {"epoch": claim.directory.read_history()[-1].epoch}
+        outcome = f"is pruned after epoch {figures['epoch']}, below the median of the trials so far"
     except Exception as error:
         if sweep.flags.debug:
             traceback.print_exc()
         kind = "" if isinstance(error, FmnistError) else f"{type(error).__name__}: "
-        reason = printable(" ".join(f"{kind}{error}".split()), 300)
-        seconds = round(time.perf_counter() - started, 3)
-        study.finish(claim, "failed", error=reason, seconds=seconds)
-        warn(f"{title} failed, the others continue: {reason}")
+        state, figures = "failed", {"error": printable(" ".join(f"{kind}{error}".split()), 300)}
+        outcome = f"failed, the others continue: {figures['error']}"
     finally:
         release_memory()
+    seconds = round(time.perf_counter() - started, 3)
+    study.finish(claim, state, **{"seconds": seconds, **figures})
+    tell = warn if state == "failed" else say
+    tell(f"trial {claim.trial.number} {outcome}")
 
 
 def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
@@ -345,103 +311,32 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     from fmnist_tf.pipeline.prepare import prepare_network
     from fmnist_tf.pipeline.record import Invocation
     from fmnist_tf.pipeline.run import run_phase, run_trial
+    from fmnist_tf.pipeline.study import decode
     from fmnist_tf.results.provenance import describe_code
 
-    flags, parent = sweep.flags, sweep.settings.parent
-    config, _ = _complete(sweep.settings, claim.point)
+    flags, own = sweep.flags, claim.directory
+    config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
-    config = config.replace(seed=sweep.plan.seed_of(claim.number))
-    invocation = Invocation(
-        command=sweep.command,
-        code=describe_code(),
-        wandb_mode=flags.wandb,
-        wandb_group=claim.directory.group,
-    )
+    config = config.replace(seed=claim.trial.seed)
+    invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
     keras.backend.clear_session()
-    cache_dir = config.cache_dir(flags.runs_dir)
+    cache_dir, parent = config.cache_dir(flags.runs_dir), sweep.settings.parent
     experiment = prepare_network(config, data, parent, cache_dir, invocation.clock)
-    if sweep.is_tested:
-        run_phase(experiment, claim.directory, invocation)
-        return
-    epochs = config.epochs or 0
-
-    def report(row: HistoryRow) -> None:
-        claim.report(row, epochs=epochs)
-
-    run_trial(experiment, claim.directory, invocation, report)
+    if not sweep.space:
+        run_phase(experiment, own, invocation)
+    else:
+        report = partial(claim.report, epochs=config.epochs or 0)
+        run_trial(experiment, own, invocation, report)
 
 
-def _write_table(directory: RunDir, plan: Plan, rows: Sequence[Row]) -> None:
-    """Write trials.csv: a row for each trial that ended, floats with every digit."""
-    from fmnist_tf.pipeline.study import FIGURES, show
-
-    text, names = io.StringIO(), ["trial", "seed", *plan.space, *FIGURES]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: v if isinstance(v, float) else show(v) for k, v in row.items()})
-    directory.write_text(TABLE, text.getvalue())
-
-
-def rank(rows: Sequence[Row], varied: Collection[str]) -> list[list[Row]]:
-    """Return the trials of each point, the best point first, equal ones in the plan's order.
-
-    Points whose seeds are all complete come first, by mean val accuracy, then by mean loss; pruned
-    and failed points come last.
-    """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in varied), []).append(row)
-
-    def worth(group: list[Row]) -> tuple[float, ...]:
-        done = select_complete(group)
-        if not done:
-            return (-1, group[0]["state"] == "pruned")
-        # Means of counts: means of fractions can differ by rounding where those are equal.
-        correct, loss = (
-            statistics.fmean(row[name] for row in done) for name in ("correct", "loss")
-        )
-        return (len(done) == len(group), correct, -loss)
-
-    return sorted(groups.values(), key=worth, reverse=True)
-
-
-def select_complete(rows: Sequence[Row]) -> list[Row]:
-    """Return the complete trials."""
-    return [row for row in rows if row["state"] == "complete"]
-
-
-def describe_accuracy(rows: Sequence[Row], prefix: str = "") -> str:
-    """Return the mean accuracy of the complete trials, with `test_` that on test rows: `0.9012`.
-
-    Of several, with the sample standard deviation: `0.9012 ± 0.0021`.
-    """
-    values = [row[f"{prefix}correct"] / row[f"{prefix}total"] for row in select_complete(rows)]
-    if len(values) > 1:
-        return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
-    return f"{values[0]:.4f}" if values else "-"
-
-
-def tabulate(groups: Sequence[Sequence[Row]], varied: Collection[str]) -> list[list[str]]:
-    """Return the printed table: the header, and a row for each point."""
-    from fmnist_tf.pipeline.study import show
-
-    tested = not varied
-    header = ["trials", *varied, "val accuracy", *["test accuracy"] * tested]
-    table = [[*header, "n", "best epoch", "seconds"]]
-    for group in groups:
-        done, accuracy = select_complete(group), describe_accuracy(group)
-        for row in group:
-            if row["state"] == "failed":
-                accuracy = f"failed: {printable(row['error'], 40)}"
-            elif row["state"] == "pruned" and not done:
-                accuracy = f"pruned after epoch {row['epoch']}"
-        cells = [",".join(str(row["trial"]) for row in group)]
-        cells += [printable(show(group[0][name])) for name in varied]
-        cells += [accuracy, *([describe_accuracy(group, "test_")] if tested else [])]
-        cells += [str(len(done)), ",".join(str(row["epoch"]) for row in done) or "-"]
-        table.append([*cells, f"{sum(row['seconds'] for row in group):.0f}"])
-    return table
+def _read_figures(trained: RunDir) -> dict[str, Any]:
+    """Return the `FIGURES` of a trial whose training is complete."""
+    said, provenance = trained.read_json("evaluation.json"), trained.read_json("provenance.json")
+    figures = {name: said["val"][name] for name in ("correct", "total", "loss")}
+    if "test" in said:
+        figures |= {f"test_{name}": said["test"][name] for name in ("correct", "total")}
+    seconds = round(sum(provenance["seconds"].values()), 3)
+    return {**figures, "epoch": said["chosen_epoch"], "seconds": seconds}
 
 
 def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: bool) -> None:
@@ -450,110 +345,62 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     Raises:
         FmnistError: no trial is complete.
     """
-    from fmnist_tf.pipeline.study import show_point
+    from fmnist_tf.pipeline.study import create_study, show_point, tabulate
+    from fmnist_tf.reporting.trials import describe_accuracy, plot_trials, rank, summarize
 
-    # Once more: another process may have written its last row before ours.
-    rows, varied = study.read_rows(), sweep.plan.space
-    _write_table(directory, sweep.plan, rows)
-    groups = rank(rows, varied)
-    table = tabulate(groups, varied)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip())
-    print(flush=True)
-    best, done = groups[0], select_complete(groups[0])
-    error = next((row["error"] for row in best if row["state"] == "failed"), None)
-    if not done:
+    space, trials = sweep.space, study.read_trials()
+    points = rank(tabulate(trials, space), study.n_points)
+    table = summarize(points, space)
+    print(table.to_string(index=False), end="\n\n", flush=True)
+    best, errors = points[0].dropna(subset="correct"), points[0]["error"].dropna()
+    if best.empty:
+        error = next(iter(errors), None)
         raise FmnistError(f"{directory.path}: no trial is complete; the first failed: {error}")
-    directory_of_best = study.directory_of(done[0]["trial"])
-    sources, banner = _describe_sources(directory_of_best)
-    figures = _draw(directory, study, select_complete(rows), varied, banner)
+    best_trial = study.directory_of(best["trial"].iloc[0])
+    sources, banner = _describe_sources(best_trial)
+    plot_trials(directory, create_study(space, trials), banner)
     if is_new:
-        _track(sweep, directory, table, figures)
-    if error:
+        _track(sweep, directory, table)
+    for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
     print(sources)
-    if not sweep.is_tested:
-        words = _best_command(sweep, directory_of_best)
+    if space:
+        flags, parent = sweep.flags, sweep.settings.parent
+        words = ["python", "-m", "fmnist_tf.train", "--recipe", str(best_trial.file("config.json"))]
+        words += ["--runs-dir", str(flags.runs_dir)] if flags.runs_dir != Path("runs") else []
+        words += ["--from", str(parent.directory.path)] if parent else []
+        words += ["--wandb", flags.wandb] if flags.wandb != "auto" else []
         print(f"train the best and test it:  {shlex.join(words)}")
-        point = printable(show_point({name: done[0][name] for name in varied}), 1000)
-        said = f"best val accuracy {describe_accuracy(best)} (n = {len(done)})  {point}"
+        point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)
+        result = f"best val accuracy {describe_accuracy(best)} (n = {len(best)})  {point}"
     else:
-        said = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(done)})"
-    print(f"{directory.path}  {said}", flush=True)
+        result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
+    print(f"{directory.path}  {result}", flush=True)
 
 
-def _describe_sources(best: RunDir) -> tuple[str, str | None]:
+def _describe_sources(trial: RunDir) -> tuple[str, str]:
     """Return the data and the weights of a trial, and the caveats of its figures."""
     from fmnist_tf.results.provenance import SAMPLE, find_caveats
 
-    provenance, phase = best.read_json("provenance.json"), best.read_json("config.json")["phase"]
+    provenance, config = trial.read_json("provenance.json"), trial.read_json("config.json")
     data, weights = provenance["data"], provenance["weights"]
     kind = SAMPLE if data["kind"] == "sample" else data["kind"]
-    said = f"data: {printable(data['name'])} ({kind}); backbone weights: {weights['kind']}"
-    caveats = find_caveats(data["kind"], weights["kind"], phase)
-    return f"{said} {(weights.get('sha256') or '')[:8]}".strip(), "; ".join(caveats) or None
+    digest = (weights.get("sha256") or "")[:8]
+    words = f"data: {data['name']} ({kind}); backbone weights: {weights['kind']} {digest}"
+    caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
+    return printable(words.strip(), 1000), "; ".join(caveats)
 
 
-def _best_command(sweep: Sweep, best: RunDir) -> list[str]:
-    """Return the command that trains the settings of a trial as an ordinary run."""
-    flags, parent = sweep.flags, sweep.settings.parent
-    words = ["python", "-m", "fmnist_tf.train", "--recipe", str(best.file("config.json"))]
-    if flags.runs_dir != Path("runs"):
-        words += ["--runs-dir", str(flags.runs_dir)]
-    if parent:
-        words += ["--from", str(parent.directory.path)]
-    return words + (["--wandb", flags.wandb] if flags.wandb != "auto" else [])
-
-
-def _draw(
-    directory: RunDir,
-    study: SweepStudy,
-    complete: Sequence[Row],
-    names: Collection[str],
-    banner: str | None,
-) -> list[Path]:
-    """Draw Optuna's figures of the complete trials and return their files."""
-    import matplotlib.pyplot as plt
-    import numpy as np
-    from optuna.importance import FanovaImportanceEvaluator
-    from optuna.visualization import matplotlib as figures
-
-    drawn: dict[str, Callable[..., Any]] = {
-        "optimization_history": figures.plot_optimization_history
-    }
-    varied = [name for name in names if len({row[name] for row in complete}) > 1]
-    if varied:
-        drawn["slice"] = partial(figures.plot_slice, params=varied)
-    is_flat = len({row["correct"] for row in complete}) == 1
-    if len(varied) > 1 and len(complete) >= _MIN_FOR_IMPORTANCES and not is_flat:
-        fanova = FanovaImportanceEvaluator(seed=0)
-        drawn["param_importances"] = partial(figures.plot_param_importances, evaluator=fanova)
-    plt.switch_backend("agg")
-    paths = [directory.file(f"{name}.png") for name in drawn]
-    # Optuna changes the style for good, and warns that these functions are experimental.
-    with plt.rc_context(), warnings.catch_warnings(action="ignore"):
-        for path, draw in zip(paths, drawn.values(), strict=True):
-            axes = draw(study.renumber(), target_name="val accuracy")
-            figure = np.ravel(axes)[0].figure
-            figure.text(0, 0, banner or "", color="#D55E00", va="top")
-            with directory.writing(path.name) as temporary:
-                figure.savefig(temporary, bbox_inches="tight")
-            plt.close(figure)
-    return paths
-
-
-def _track(
-    sweep: Sweep, directory: RunDir, table: Sequence[Sequence[str]], figures: Sequence[Path]
-) -> None:
+def _track(sweep: Sweep, directory: RunDir, table: pd.DataFrame) -> None:
     """Record the table and the first figure in W&B beside the trials."""
     from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
 
     name = directory.path.name
-    facts = {"grid": sweep.flags.grid, "n_trials": sweep.plan.n_trials}
+    facts = {"grid": sweep.flags.grid, "n_trials": len(sweep.trials)}
     tracked = TrackedRun(name=name, group=name, job_type="sweep", config=facts)
     tracker = start_tracking(sweep.flags.wandb, directory.path, tracked)
-    tracker.log_comparison(table[0], table[1:], figures[0])
+    figure = directory.file("optimization_history.png")
+    tracker.log_comparison([*table.columns], table.to_numpy().tolist(), figure)
     tracker.finish()
     for line in tracker.hint:
         say(line)

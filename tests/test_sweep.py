@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,10 +28,12 @@ from test_train import write_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline import run as pipeline
-from fmnist_tf.pipeline.study import Plan, SweepStudy, decode, read_space, show_point
-from fmnist_tf.results.rundir import HistoryRow, RunDir
+from fmnist_tf.pipeline.study import SweepStudy, Trial, decode, plan_trials, read_space, show_point
+from fmnist_tf.reporting.trials import rank
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.flags import setting_names
-from fmnist_tf.sweep import main, rank
+from fmnist_tf.sweep import main
 from fmnist_tf.system.signals import StoppedError
 from fmnist_tf.train import main as train_main
 
@@ -88,7 +92,7 @@ def test_ranges() -> None:
     assert [(d.low, d.high, d.log) for d in space.values()] == [
         (1e-5, 1e-2, True), (0, 0.5, False), (8, 64, False),
     ]  # fmt: skip
-    points = Plan.make(space, "random", 40, range(1)).points
+    points = [trial.point for trial in plan_trials(space, "random", 40, range(1))]
     assert len({tuple(point.items()) for point in points}) == 40
     assert all(type(point["units"]) is int and 8 <= point["units"] <= 64 for point in points)
     rates = sorted(point["learning_rate"] for point in points)
@@ -117,29 +121,32 @@ def test_any_text_is_a_space_or_one_error(text: str) -> None:
 
 
 def test_a_grid_has_every_combination_once_for_each_seed() -> None:
-    plan = Plan.make(read_space("units=0,8 dropout=0,0.5,0.9"), "grid", None, range(4, 6))
-    trials = [(plan.point_of(n), plan.seed_of(n)) for n in range(1, plan.n_trials + 1)]
+    space = read_space("units=0,8 dropout=0,0.5,0.9")
+    made = plan_trials(space, "grid", None, range(4, 6))
+    trials = [(trial.point, trial.seed) for trial in made]
     points = [{"units": u, "dropout": d} for u in (0, 8) for d in (0, 0.5, 0.9)]
     assert trials == [(point, seed) for seed in (4, 5) for point in points]
 
 
 def test_random_points_depend_on_the_seed_and_differ() -> None:
     space = read_space("units=0..3 head=gap,flatten")
-    plans = [Plan.make(space, "random", 99, range(seed, seed + 1)) for seed in (3, 3, 4)]
-    assert plans[0].points == plans[1].points != plans[2].points
-    assert len({tuple(p.items()) for p in plans[0].points}) == plans[0].n_points == 8
+    drawn = [
+        [tuple(t.point.items()) for t in plan_trials(space, "random", 99, range(seed, seed + 1))]
+        for seed in (3, 3, 4)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == len(drawn[0]) == 8
 
 
 def test_points_are_ranked_by_counts_then_loss_and_incomplete_ones_come_last() -> None:
-    # The sums of 4 and 5 are equal, the means of their fractions are not.
-    def row(units: int, correct: int, loss: float = 0.5, state: str = "complete") -> dict:
-        return {"units": units, "correct": correct, "loss": loss, "state": state}
+    def row(trial: int, correct: int | None, loss: float = 0.5, state: str = "complete") -> dict:
+        return {"trial": trial, "correct": correct, "loss": loss, "state": state}
 
-    rows = [row(1, 0, state="failed"), row(2, 5999), row(2, 0, state="pruned")]
-    rows += [row(3, 0, state="pruned")]
-    rows += [row(4, correct, 0.5) for correct in (5483, 5667, 5388)]
-    rows += [row(5, correct, 0.4) for correct in (5488, 5664, 5386)]
-    assert [group[0]["units"] for group in rank(rows, ["units"])] == [5, 4, 2, 3, 1]
+    # Trials 4 and 5 and their repetitions: equal sums, but not equal means of fractions.
+    rows = [row(1, None, state="failed"), row(2, 5999), row(3, None, state="pruned")]
+    rows += [row(4, 5483), row(5, 5488, 0.4), row(7, None, state="pruned")]
+    rows += [row(9, 5667), row(10, 5664, 0.4), row(14, 5388), row(15, 5386, 0.4)]
+    assert [group["trial"].iloc[0] for group in rank(pd.DataFrame(rows), 5)] == [5, 4, 2, 3, 1]
 
 
 # Trials
@@ -212,9 +219,7 @@ def test_errors_of_disk_and_network_end_the_sweep(folder, monkeypatch, error) ->
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "run_trial", fail)
         assert sweep(*RATES) == 74
-    assert not Path("runs/s/trials.csv").exists()
-    with Path("runs/s/study.log").open("a") as file:
-        file.write('{"op_code":')  # what fits on a full disk
+    assert read_trials() == []
     assert sweep(*RATES) == 0
     assert [row["state"] for row in read_trials()] == ["complete"] * 2
 
@@ -303,87 +308,104 @@ def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
 # Samplers
 
 
-def train_nothing(folder: Path, plan: Plan, *, p_stop: float = 0.0, seed: int = 0) -> list[dict]:
-    """Run the trials of a plan with a formula in place of training; it may stop at any epoch."""
-    rng, study = random.Random(seed), SweepStudy(RunDir(folder), plan)
+def begin(folder: Path, sampler: str, grid: str, n_points: int | None, seeds: range) -> SweepStudy:
+    """Open the study in a folder; the first call plans its trials."""
+    space, directory = read_space(grid), RunDir(folder)
+    if not directory.file("sweep.json").exists():
+        trials = plan_trials(space, sampler, n_points, seeds)
+        directory.write_json("sweep.json", {"trials": [*map(dataclasses.asdict, trials)]})
+    return SweepStudy(directory, space, sampler)
+
+
+def train_nothing(study: SweepStudy, *, p_stop: float = 0.0, seed: int = 0) -> list[Trial]:
+    """Run the trials with a formula in place of training; it may stop at any epoch."""
+    rng = random.Random(seed)
     with contextlib.closing(study.claims()) as claims:
         for claim in claims:
-            best = 1 / (1 + abs(np.log10(claim.point["learning_rate"]) + 3))
-            figures = {"epoch": 0, "seconds": 0.0}
-            state = "complete"
+            best = 1 / (1 + abs(np.log10(claim.trial.point["learning_rate"]) + 3))
+            state, history = "complete", []
             for epoch in range(1, 5):
                 if rng.random() < p_stop:
                     raise StoppedError(15)
-                figures |= {"epoch": epoch, "correct": round(1000 * best * epoch / 4)}
-                row = HistoryRow(epoch, "frozen", 1, 1, 1, best * epoch / 4, 1, 1)
+                history.append(HistoryRow(epoch, "frozen", 1, 1, 1, best * epoch / 4, 1, 1))
+                claim.directory.write_history(history)
                 try:
-                    claim.report(row, epochs=4)
+                    claim.report(history[-1], epochs=4)
                 except optuna.TrialPruned:
                     state = "pruned"
                     break
-            study.finish(claim, state, total=1000, **figures)
-    return [{k: v for k, v in row.items() if k != "attempts"} for row in study.read_rows()]
+            correct = round(1000 * best * epoch / 4)
+            study.finish(claim, state, epoch=epoch, correct=correct, total=1000)
+    return [dataclasses.replace(trial, attempts=1) for trial in study.read_trials()]
 
 
-@pytest.fixture
-def search() -> dict[str, Plan]:
-    space = read_space("learning_rate=1e-7..1e-1:log units=0,8")
-    return {name: Plan.make(space, name, 24, range(7, 8)) for name in ("tpe", "random")}
+SEARCH = ("learning_rate=1e-7..1e-1:log units=0,8", 24, range(7, 8))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_interruptions_change_neither_sampling_nor_pruning(tmp_path, search, sampler) -> None:
+def test_interruptions_change_neither_sampling_nor_pruning(tmp_path, sampler) -> None:
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    whole = train_nothing(tmp_path / "whole", search[sampler])
+    whole = train_nothing(begin(tmp_path / "whole", sampler, *SEARCH))
     n_stopped = 0
     for seed in itertools.count():
         try:
-            rows = train_nothing(tmp_path / "stopped", search[sampler], p_stop=0.05, seed=seed)
+            study = begin(tmp_path / "stopped", sampler, *SEARCH)
+            trials = train_nothing(study, p_stop=0.05, seed=seed)
             break
         except StoppedError:
             n_stopped += 1
     assert n_stopped >= 3
-    assert rows == whole
-    assert {row["state"] for row in rows} == {"complete", "pruned"}
-    assert all(row["state"] == "complete" for row in rows[:5])
+    assert trials == whole
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    assert all(trial.state == "complete" for trial in trials[:5])
 
 
-def test_tpe_follows_the_results(tmp_path, search) -> None:
-    points = [row["learning_rate"] for row in train_nothing(tmp_path, search["tpe"])]
-    distances = np.abs(np.log10(points) + 3)
+def test_tpe_follows_the_results(tmp_path) -> None:
+    trials = train_nothing(begin(tmp_path, "tpe", *SEARCH))
+    distances = np.abs(np.log10([trial.point["learning_rate"] for trial in trials]) + 3)
     assert np.median(distances[10:]) < np.median(distances[:10])  # the first ten are random
 
 
 def test_tpe_repeats_its_points_with_other_seeds_and_takes_none_twice(tmp_path) -> None:
-    plan = Plan.make(read_space("learning_rate=1e-4,1e-3,1e-2"), "tpe", 9, range(5, 7))
-    rows = train_nothing(tmp_path, plan)
-    points = [row["learning_rate"] for row in rows]
+    trials = train_nothing(begin(tmp_path, "tpe", "learning_rate=1e-4,1e-3,1e-2", 9, range(5, 7)))
+    points = [trial.point["learning_rate"] for trial in trials]
     assert sorted(points[:3]) == [1e-4, 1e-3, 1e-2]
     assert points[3:] == points[:3]
-    assert [row["seed"] for row in rows] == [5, 5, 5, 6, 6, 6]
+    assert [trial.seed for trial in trials] == [5, 5, 5, 6, 6, 6]
 
 
 def test_a_trial_that_always_stops_its_process_waits_for_the_others(tmp_path) -> None:
-    plan = Plan.make(read_space("units=1,2,3"), "grid", None, range(1))
     begun = []
     for _ in range(5):
-        with contextlib.closing(SweepStudy(RunDir(tmp_path), plan).claims()) as claims:
-            begun.append(next(claims).number)
+        study = begin(tmp_path, "grid", "units=1,2,3", None, range(1))
+        with contextlib.closing(study.claims()) as claims:
+            begun.append(next(claims).trial.number)
     assert begun == [1, 1, 1, 2, 2]
 
 
-def test_two_workers_get_each_trial_once(tmp_path) -> None:
-    plan = Plan.make(
-        read_space("learning_rate=1e-5,1e-4,1e-3 units=1,2,3,4"), "grid", None, range(1)
-    )
+def test_three_workers_train_each_trial_once(tmp_path) -> None:
+    grid = "learning_rate=1e-5,1e-4,1e-3 units=1,2,3,4"
+    studies = [begin(tmp_path, "grid", grid, None, range(1)) for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
-        works = [threads.submit(train_nothing, tmp_path, plan) for _ in range(3)]
-        tables = [work.result() for work in works]
+        tables = list(threads.map(train_nothing, studies))
     assert tables[0] == tables[1] == tables[2]
-    assert [row["trial"] for row in tables[0]] == list(range(1, 13))
-    lines = (tmp_path / "study.log").read_text().splitlines()
-    assert sum("attempts" in json.loads(line).get("user_attr", {}) for line in lines) == 12
+    assert [trial.number for trial in tables[0]] == list(range(1, 13))
+    assert all(trial.attempts == 1 for trial in studies[0].read_trials())
+
+
+def test_a_worker_waits_for_the_trial_of_another(tmp_path) -> None:
+    sweep = ("grid", "learning_rate=1e-4,1e-3", None, range(1))
+    study = begin(tmp_path, *sweep)
+    with ThreadPoolExecutor(1) as threads, contextlib.closing(study.claims()) as claims:
+        claim = next(claims)
+        other = threads.submit(train_nothing, begin(tmp_path, *sweep))
+        while study.read_trials()[1].state != "complete":
+            time.sleep(0.02)
+        assert not other.done()
+        study.finish(claim, "failed", error="no room", seconds=0.0)
+        claims.close()
+        assert [trial.state for trial in other.result()] == ["failed", "complete"]
 
 
 def test_pruned_trials_are_shown(folder, capsys) -> None:
@@ -543,9 +565,8 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def count_starts(run: str) -> int:
-    """How many trials were begun, or begun again, from the study's file."""
-    lines = Path(f"runs/{run}/study.log").read_text().splitlines()
-    return sum("attempts" in json.loads(line).get("user_attr", {}) for line in lines)
+    """How many trials were begun, or begun again."""
+    return sum(trial["attempts"] for trial in read_json(f"runs/{run}/sweep.json")["trials"])
 
 
 @pytest.mark.slow

@@ -1,68 +1,61 @@
-"""The trials of a sweep as an Optuna study: space, sampling, and a queue for several processes.
+"""The trials of a sweep: what they vary, which are tried, and how several processes share them.
 
-Importing this module imports Optuna (0.2 s), so commands import it inside functions.
+Optuna draws the points and decides what is pruned. Importing this module imports Optuna and pandas
+(0.5 s), so commands import it inside functions.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import fcntl
 import itertools
 import math
 import re
 import shutil
-import time
-import warnings
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
 
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import DONE, LOCK, RunDir
+from fmnist_tf.results.rundir import DONE, LOCK, SWEEP, RunDir
+from fmnist_tf.settings.config import flag_of, suggest, value_type
 from fmnist_tf.settings.flags import read_value, setting_names
-from fmnist_tf.system import signals
+from fmnist_tf.system.files import locked
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Distribution]
 Point = dict[str, Any]
-"""Setting -> value as Optuna stores it: number, bool, None or text."""
-Row = dict[str, Any]
-"""A line of trials.csv: `trial` (1-based), `seed`, the point, and what it has of `FIGURES`."""
+"""Setting -> value as Optuna and JSON store it: number, bool, None or text."""
 
-FIGURES = (
-    "state",  # complete, pruned or failed
-    "correct",  # predictions on the val rows, at the best epoch
-    "total",  # val rows
-    "loss",  # mean cross entropy in nats on them
-    "epoch",  # the best one, 1-based, 0 if training never beat its start; if pruned, the last one
-    "seconds",  # of the run's stages; wall time if pruned or failed
-    "test_correct",  # the same on test rows, if they were tested
-    "test_total",
-    "error",  # why the trial failed
-)
+TABLE = "trials.csv"
+FIGURES = {
+    "correct": "Int64",  # predictions on the val rows, at the best epoch
+    "total": "Int64",  # val rows
+    "loss": "float",  # mean cross entropy in nats on them
+    "epoch": "Int64",  # the best one, 0 if training never beat its start; if pruned, the last one
+    "seconds": "float",  # of the run's stages; wall time if pruned or failed
+    "test_correct": "Int64",  # the same on test rows, if they were tested
+    "test_total": "Int64",
+    "error": "object",  # why the trial failed
+}
+"""Columns of trials.csv after `trial`, `seed`, the settings and `state`, with their dtypes."""
 
 MAX_TRIALS = 10_000
 _MAX_ATTEMPTS = 3  # then a trial waits for the others: it may kill its process every time
-_WAIT_SECONDS = 0.5
-_NOT_VARIED = {
-    "seed": "--seeds N repeats every trial with N seeds",
-    "phase": "--phase sets it for all trials",
-    **dict.fromkeys(
-        ("data", "test_data", "label_column", "val_fraction", "limit"),
-        "trials are compared on the same images; use its flag",
-    ),
-    **dict.fromkeys(("cache", "precision"), "use its flag"),
-    "test_time_flip": "it changes the figures of an epoch, not which epoch is best",
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+_SAME_FOR_ALL = {
+    *("phase", "data", "test_data", "label_column", "val_fraction", "limit"),
+    *("cache", "precision", "test_time_flip"),
 }
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?")
@@ -82,11 +75,12 @@ def read_space(text: str) -> Space:
         try:
             if not values:
                 raise UsageError("expected SETTING=VALUE,VALUE, such as learning_rate=1e-4,3e-4")
-            if name in _NOT_VARIED:
-                raise UsageError(f"{name} cannot be varied; {_NOT_VARIED[name]}")
+            if name == "seed":
+                raise UsageError("--seeds N repeats every trial with N seeds")
+            if name in _SAME_FOR_ALL:
+                raise UsageError(f"{name} is the same for all trials; set it with {flag_of(name)}")
             if name not in setting_names():
-                near = difflib.get_close_matches(name, setting_names()) or setting_names()
-                raise UsageError(f"unknown setting {name}; expected {' or '.join(near)}")
+                raise UsageError(f"unknown setting {name}; {suggest(name, setting_names())}")
             if name in space:
                 raise UsageError(f"expected {name} once, found twice")
             space[name] = _read_distribution(name, values)
@@ -113,10 +107,8 @@ def _read_distribution(name: str, values: str) -> Distribution:
 
 def _read_choice(name: str, text: str) -> Any:
     """Read a value as its flag does, with `+` in place of the commas of a list."""
-    with contextlib.suppress(UsageError):
-        if isinstance(read_value(name, "none"), tuple):
-            text = text.replace("+", ",")
-    return read_value(name, text)
+    is_list = get_origin(value_type(name).kind) is tuple
+    return read_value(name, text.replace("+", ",") if is_list else text)
 
 
 def decode(point: Point) -> dict[str, Any]:
@@ -139,84 +131,57 @@ def show_point(point: Point) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which trials a sweep has. Trial numbers are 1-based.
+class Trial:
+    """One trial, as `sweep.json` records it.
 
     Attributes:
-        space: what is varied; if empty, there is one point that varies nothing.
-        sampler: grid, random or tpe.
-        n_points: number of different points.
-        points: all of them; of tpe none, because it chooses them by earlier results.
-        seeds: of each point; every point has its first seed before any point its second.
+        number: 1-based.
+        point: empty if nothing is varied; None if it depends on results that are not there yet.
+        attempts: how often it was begun.
+        state: waiting, running (or interrupted), complete, pruned or failed.
+        figures: some of `FIGURES`, once it has ended.
+        val_accuracy: by epoch, unless it failed.
     """
 
-    space: Space
-    sampler: str
-    n_points: int
-    points: tuple[Point, ...]
-    seeds: range
-
-    @classmethod
-    def make(cls, space: Space, sampler: str, n_points: int | None, seeds: range) -> Plan:
-        """Return the plan for `n_points` points, or fewer if the space has no more.
-
-        Raises:
-            UsageError: a grid has a range, or there are too many trials.
-        """
-        ranges = [n for n, d in space.items() if not isinstance(d, CategoricalDistribution)]
-        if sampler == "grid" and ranges:
-            raise UsageError(f"--grid {ranges[0]}: a range needs --random N or --tpe N")
-        size = math.prod(_count(distribution) for distribution in space.values())
-        n_points = int(size if n_points is None else min(n_points, size))
-        if n_points * len(seeds) > MAX_TRIALS:
-            found = f"{n_points:,} points with {len(seeds):,} seeds"
-            raise UsageError(f"{found}: expected at most {MAX_TRIALS:,} trials")
-        points: list[Point] = _corners(space) if sampler == "grid" else []
-        while sampler == "random" and len(points) < n_points:
-            points.append(_sample(optuna.samplers.RandomSampler, space, seeds[0], [], points))
-        # A pooled head averages the feature maps that a Flatten head has cached.
-        points.sort(key=lambda point: point.get("head") == "gap")
-        return cls(space, sampler, n_points, tuple(points), seeds)
-
-    @property
-    def n_trials(self) -> int:
-        """Points times seeds."""
-        return self.n_points * len(self.seeds)
-
-    @property
-    def checked_points(self) -> list[Point]:
-        """Points whose settings are checked before any work; of tpe the corners of the space."""
-        return list(self.points) or _corners(self.space)
-
-    def seed_of(self, number: int) -> int:
-        """Return the seed of a trial."""
-        return self.seeds[(number - 1) // self.n_points]
-
-    def point_of(self, number: int, earlier: Sequence[FrozenTrial] = ()) -> Point:
-        """Return the point of a trial; tpe needs all trials before it."""
-        place = (number - 1) % self.n_points
-        if self.points:
-            return self.points[place]
-        taken = [{name: trial.params[name] for name in self.space} for trial in earlier]
-        if place < len(taken):
-            return taken[place]
-        return _sample(optuna.samplers.TPESampler, self.space, self.seeds[0], earlier, taken)
-
-    def describe(self, number: int, point: Point) -> str:
-        """Return a trial as people see it."""
-        seed = f"seed={self.seed_of(number)}" if len(self.seeds) > 1 else ""
-        words = " ".join(filter(None, (show_point(point), seed)))
-        return f"trial {number} of {self.n_trials}: {words}".removesuffix(": ")
+    number: int
+    seed: int
+    point: Point | None
+    attempts: int = 0
+    state: str = "waiting"
+    figures: dict[str, Any] = field(default_factory=dict)
+    val_accuracy: dict[str, float] = field(default_factory=dict)
 
 
-def _count(distribution: Distribution) -> float:
-    if isinstance(distribution, CategoricalDistribution):
-        return len(distribution.choices)
-    is_int = isinstance(distribution, IntDistribution)
-    return distribution.high - distribution.low + 1 if is_int else math.inf
+def plan_trials(space: Space, sampler: str, n_points: int | None, seeds: range) -> list[Trial]:
+    """Return the trials of a sweep; every point has its first seed before any has its second.
+
+    Args:
+        space: what is varied; if empty, there is one point that varies nothing.
+        sampler: grid, random or tpe; the points of tpe are chosen later, by earlier results.
+        n_points: how many different points, or fewer if the space has no more; None: all.
+        seeds: of each point.
+
+    Raises:
+        UsageError: a grid has a range, or there are too many trials.
+    """
+    ranges = [n for n, d in space.items() if not isinstance(d, CategoricalDistribution)]
+    if sampler == "grid" and ranges:
+        raise UsageError(f"--grid {ranges[0]}: a range needs --random N or --tpe N")
+    size = math.prod(map(_count_values, space.values()))
+    n_points = int(size if n_points is None else min(n_points, size))
+    if n_points * len(seeds) > MAX_TRIALS:
+        found = f"{n_points:,} points with {len(seeds):,} seeds"
+        raise UsageError(f"{found}: expected at most {MAX_TRIALS:,} trials")
+    points: list[Any] = corners(space) if sampler == "grid" else []
+    while sampler == "random" and len(points) < n_points:
+        points.append(_draw_point(RandomSampler, space, seeds[0], [], points))
+    # A pooled head averages the feature maps that a Flatten head has cached.
+    points.sort(key=lambda point: point.get("head") == "gap")
+    repeated = itertools.product(seeds, points or [None] * n_points)
+    return [Trial(number, *pair) for number, pair in enumerate(repeated, 1)]
 
 
-def _corners(space: Space) -> list[Point]:
+def corners(space: Space) -> list[Point]:
     """Return the combinations of choices and ends of ranges, the last setting fastest."""
     ends = (
         d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
@@ -226,226 +191,184 @@ def _corners(space: Space) -> list[Point]:
     return [dict(zip(space, values, strict=True)) for values in combinations]
 
 
-def _sample(
-    kind: type[optuna.samplers.RandomSampler | optuna.samplers.TPESampler],
+def _count_values(distribution: Distribution) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    is_int = isinstance(distribution, IntDistribution)
+    return distribution.high - distribution.low + 1 if is_int else math.inf
+
+
+def _draw_point(
+    kind: type[RandomSampler | TPESampler],
     space: Space,
     seed: int,
-    history: Sequence[FrozenTrial],
-    taken: Sequence[Point],
+    earlier: Sequence[Trial],
+    taken: Sequence[Point | None],
 ) -> Point:
     """Return a point that is not taken; it depends on the arguments only."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     own_seed = int(np.random.SeedSequence([seed, len(taken)]).generate_state(1)[0])
-    study = optuna.create_study(direction="maximize", sampler=kind(seed=own_seed))
-    study.add_trials(history)
+    study = create_study(space, earlier, sampler=kind(seed=own_seed))
     while (point := study.ask({**space}).params) in taken:
         pass
     return {name: point[name] for name in space}
 
 
-def read_figures(directory: RunDir, *, is_tested: bool) -> dict[str, Any] | None:
-    """Return the `FIGURES` of a finished training; None if it has not finished."""
-    if not directory.file(DONE if is_tested else "evaluation.json").is_file():
-        return None
-    said, provenance = (directory.read_json(f"{n}.json") for n in ("evaluation", "provenance"))
-    figures = {name: said["val"][name] for name in ("correct", "total", "loss")}
-    if is_tested:
-        figures |= {f"test_{name}": said["test"][name] for name in ("correct", "total")}
-    seconds = round(sum(provenance["seconds"].values()), 3)
-    return {**figures, "epoch": said["chosen_epoch"], "seconds": seconds}
+def create_study(space: Space, trials: Sequence[Trial], **options: Any) -> optuna.Study:
+    """Return an Optuna study in memory that has the finished trials under their numbers."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", **options)
+    study.add_trial(create_trial(state=TrialState.FAIL))  # Optuna counts from 0
+    for trial in trials:
+        is_complete = trial.state == "complete"
+        study.add_trial(
+            create_trial(
+                state=_STATES.get(trial.state, TrialState.FAIL),
+                value=trial.figures["correct"] / trial.figures["total"] if is_complete else None,
+                params=trial.point,
+                distributions={**space} if trial.point else {},
+                intermediate_values={int(k): v for k, v in trial.val_accuracy.items()},
+            )
+        )
+    return study
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process alone trains, in a directory that it has locked."""
+    """A trial that this process alone trains.
 
-    number: int
-    point: Point
+    Attributes:
+        trial: as it begins.
+        directory: of the trial, locked.
+        is_trained: whether an earlier attempt was interrupted after the end of training.
+        attempt: tells whether it is to be pruned.
+    """
+
+    trial: Trial
     directory: RunDir
+    is_trained: bool
     attempt: optuna.Trial
 
     def report(self, row: HistoryRow, *, epochs: int) -> None:
-        """Record an epoch's validation accuracy.
+        """Take note of an epoch's validation accuracy.
 
         Raises:
             TrialPruned: it is below the median of the complete trials after this epoch.
         """
-        with warnings.catch_warnings(action="ignore"):  # an interrupted attempt reported it too
-            self.attempt.report(row.val_accuracy, row.epoch)
+        self.attempt.report(row.val_accuracy, row.epoch)
         if row.epoch < epochs and self.attempt.should_prune():
             raise optuna.TrialPruned
 
 
-class _KernelLock(JournalFileOpenLock):
-    """A lock of the study's file that the kernel frees when a process is killed.
-
-    Optuna's own lock files stay behind then, and others wait 30 s for them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def acquire(self) -> bool:
-        """Wait for the lock; remove the part of a line that a full disk left."""
-        self._file = self._path.open("a+b")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._file.tell():
-            self._file.seek(-1, 2)
-            if self._file.read() != b"\n":
-                self._file.seek(0)
-                self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Free the lock."""
-        self._file.close()
-
-
-@contextlib.contextmanager
-def taking_turns(directory: Path) -> Iterator[None]:
-    """Wait until no other process changes the sweep in this directory."""
-    with (directory / LOCK).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class SweepStudy:
-    """The trials of one sweep in `study.log`, shared by all processes that work at it.
+    """The trials of one sweep, shared by all processes that work at it.
 
-    A process locks its trial's directory until the trial has ended. A running trial whose lock is
-    free was interrupted or has failed. It is trained again under its number and before new trials,
-    so that sampling and pruning see the same results in the same order as without interruption.
+    A process locks its trial's directory until the trial has ended. A running trial whose directory
+    is not locked was interrupted. It is trained again before new trials, so that sampling and
+    pruning see the same results in the same order as without interruption.
+
+    Args:
+        directory: of the sweep; its `sweep.json` has the trials.
+        space: what they vary.
+        sampler: grid, random or tpe.
     """
 
-    def __init__(self, directory: RunDir, plan: Plan) -> None:
-        """Open the study, or create it."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        path, median = directory.file("study.log"), optuna.pruners.MedianPruner(5, 2)
-        with taking_turns(directory.path):
-            self._study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(path), _KernelLock(path))),
-                sampler=optuna.samplers.RandomSampler(),  # is not asked: every point is given
-                pruner=optuna.pruners.NopPruner() if plan.sampler == "grid" else median,
-                study_name="sweep",
-                direction="maximize",
-                load_if_exists=True,
-            )
-        self._directory, self._plan = directory, plan
-        self._retried = {trial.number for trial in self._trials if _has_failed(trial)}
+    def __init__(self, directory: RunDir, space: Space, sampler: str) -> None:
+        self._directory, self._space, self._sampler = directory, space, sampler
+        self._turn = partial(locked, directory.path, on_wait=lambda holder: None)
+        trials = self.read_trials()
+        self.n_points = sum(trial.seed == trials[0].seed for trial in trials)
+        self._to_retry = {trial.number for trial in trials if trial.state == "failed"}
 
-    @property
-    def _trials(self) -> list[FrozenTrial]:
-        """The trials so far; Optuna's numbers are ours less 1."""
-        return self._study.get_trials(deepcopy=False)
-
-    @property
-    def n_finished(self) -> int:
-        """Complete and pruned trials."""
-        return sum(trial.state.is_finished() for trial in self._trials)
+    def read_trials(self) -> list[Trial]:
+        """Return all trials of the sweep."""
+        return [Trial(**trial) for trial in self._directory.read_json(SWEEP)["trials"]]
 
     def directory_of(self, number: int) -> RunDir:
-        """Return the directory of trial `number` (1-based), which is made if it is missing."""
-        directory = RunDir(self._directory.file(f"trial-{number:03d}"))
-        directory.path.mkdir(mode=0o700, exist_ok=True)
-        return directory
+        """Return the directory of a trial."""
+        return RunDir(self._directory.file(f"trial-{number:03d}"))
 
     def claims(self) -> Generator[Claim]:
         """Yield one trial after another to train, until those of all processes have ended.
 
         Finish each before the next. Close the generator, which holds the lock of the last one.
         """
-        is_told = False
         while True:
-            with contextlib.ExitStack() as held:
-                with taking_turns(self._directory.path):
-                    claim, is_busy = self._claim(held)
+            with ExitStack() as held:
+                with self._turn():
+                    claim, busy = self._claim(held)
                 if claim is not None:
                     yield claim
                     continue
-            if not is_busy:
+            if busy is None:
                 return
-            if not is_told:
-                say("waiting for the trials of other processes")
-            is_told = True
-            time.sleep(_WAIT_SECONDS)
-            signals.check()
+            with locked(busy, on_wait=lambda holder: say(f"waiting for the trial of {holder}")):
+                pass
 
-    def _claim(self, held: contextlib.ExitStack) -> tuple[Claim | None, bool]:
-        """Return a trial that `held` has locked, and whether any process has a trial."""
-        trials, stopped, is_busy = self._trials, [], False
-        for number in [t.number for t in trials if t.state == TrialState.RUNNING]:
-            try:
-                with self.directory_of(number + 1).locked():
-                    trial = self._trials[number]  # it may have ended before its lock was free
-            except RunExistsError:
-                is_busy = True
+    def _claim(self, held: ExitStack) -> tuple[Claim | None, Path | None]:
+        """Return a trial that `held` has locked, or a directory that another process has locked."""
+        trials, busy = self.read_trials(), None
+        self._directory.write_text(TABLE, tabulate(trials, self._space).to_csv(index=False))
+        for trial in sorted(trials, key=lambda trial: trial.attempts >= _MAX_ATTEMPTS):
+            if trial.state not in ("waiting", "running") and trial.number not in self._to_retry:
                 continue
-            if not trial.state.is_finished() and (
-                number in self._retried or not _has_failed(trial)
-            ):
-                stopped.append(trial)
-        stopped.sort(key=lambda trial: _count_attempts(trial) >= _MAX_ATTEMPTS)
-        number = len(trials) + 1
-        is_new = number <= self._plan.n_trials
-        if stopped and not (is_new and _count_attempts(stopped[0]) >= _MAX_ATTEMPTS):
-            number = stopped[0].number + 1
-        elif is_new:
-            new = optuna.trial.create_trial(
-                state=TrialState.RUNNING,
-                params=self._plan.point_of(number, trials),
-                distributions={**self._plan.space},
-                user_attrs={"seed": self._plan.seed_of(number)},
-            )
-            self._study.add_trial(new)  # in one step, which no kill can divide
-        else:
-            return None, is_busy
-        own, stored = self.directory_of(number), self._trials[number - 1]
-        held.enter_context(own.locked())
-        self._retried.discard(stored.number)
-        attempt = optuna.Trial(self._study, stored._trial_id)
-        attempt.set_user_attr("attempts", _count_attempts(stored) + 1)
-        attempt.set_user_attr("figures", None)
-        if read_figures(own, is_tested=not self._plan.space) is None:
+            own = self.directory_of(trial.number)
+            own.path.mkdir(mode=0o700, exist_ok=True)
+            try:
+                held.enter_context(own.locked())
+            except RunExistsError:
+                busy = own.path
+                continue
+            self._to_retry.discard(trial.number)
+            return self._begin(trial, trials, own), None
+        return None, busy
+
+    def _begin(self, trial: Trial, trials: Sequence[Trial], own: RunDir) -> Claim:
+        point = trials[(trial.number - 1) % self.n_points].point
+        if point is None:
+            earlier, seed = trials[: trial.number - 1], trials[0].seed
+            taken = [trial.point for trial in earlier]
+            point = _draw_point(TPESampler, self._space, seed, earlier, taken)
+        begun = Trial(trial.number, trial.seed, point, trial.attempts + 1, "running")
+        self._record(begun)
+        is_trained = own.file("evaluation.json" if self._space else DONE).is_file()
+        if not is_trained:
             _empty(own.path)
-        point = {name: stored.params[name] for name in self._plan.space}
-        return Claim(number, point, own, attempt), True
+        is_pruned = self._sampler != "grid"
+        pruner = optuna.pruners.MedianPruner(5, 2) if is_pruned else optuna.pruners.NopPruner()
+        study = create_study(self._space, trials, pruner=pruner)
+        study.enqueue_trial(point)
+        return Claim(begun, own, is_trained, study.ask({**self._space}))
 
     def finish(self, claim: Claim, state: str, **figures: Any) -> None:
-        """Record how a trial ended: complete, pruned or failed, and others of `FIGURES`."""
-        claim.attempt.set_user_attr("figures", {"state": state, **figures})
-        if state == "complete":
-            self._study.tell(claim.attempt, figures["correct"] / figures["total"])
-        elif state == "pruned":
-            self._study.tell(claim.attempt, state=TrialState.PRUNED)
-        # Optuna does not reopen what it knows as failed, but the next command tries again.
+        """Record how a trial ended: complete, pruned or failed, and some of `FIGURES`."""
+        history = [] if state == "failed" else claim.directory.read_history()
+        curve = {str(row.epoch): row.val_accuracy for row in history}
+        with self._turn():
+            self._record(replace(claim.trial, state=state, figures=figures, val_accuracy=curve))
 
-    def renumber(self) -> optuna.Study:
-        """Return a copy in which Optuna's numbers, and so its figures, are 1-based as ours."""
-        study = optuna.create_study(direction="maximize")
-        study.add_trials([optuna.trial.create_trial(state=TrialState.FAIL), *self._trials])
-        return study
-
-    def read_rows(self) -> list[Row]:
-        """Return the trials that ended, in the order of the plan."""
-        return [
-            {"trial": trial.number + 1, **trial.user_attrs, **trial.params, **figures}
-            for trial in self._trials
-            if (figures := trial.user_attrs.get("figures"))
-        ]
+    def _record(self, trial: Trial) -> None:
+        content = self._directory.read_json(SWEEP)
+        content["trials"][trial.number - 1] = asdict(trial)
+        self._directory.write_json(SWEEP, content)
 
 
-def _has_failed(trial: FrozenTrial) -> bool:
-    return (trial.user_attrs.get("figures") or {}).get("state") == "failed"
-
-
-def _count_attempts(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs.get("attempts", 0))
+def tabulate(trials: Sequence[Trial], space: Space) -> pd.DataFrame:
+    """Return the trials that ended as trials.csv has them: floats with every digit."""
+    rows = [
+        {"trial": trial.number, "seed": trial.seed, "state": trial.state}
+        | {k: v if isinstance(v, float) else show(v) for k, v in (trial.point or {}).items()}
+        | trial.figures
+        for trial in trials
+        if trial.state not in ("waiting", "running")
+    ]
+    columns = ["trial", "seed", *space, "state", *FIGURES]
+    return pd.DataFrame(rows, columns=columns, dtype="object").astype({"trial": int, **FIGURES})
 
 
 def _empty(directory: Path) -> None:
     """Delete what an earlier attempt left, except the lock."""
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir():
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
