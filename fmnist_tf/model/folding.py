@@ -85,7 +85,14 @@ def fold_model(
 
 def _is_depthwise(layer: Any) -> bool:
     """Return whether the layer convolves each input channel by itself."""
-    return type(layer) is keras.layers.DepthwiseConv2D
+    if type(layer) is keras.layers.DepthwiseConv2D:
+        return True
+    # So does a Conv2D with as many groups as filters, whose kernel is (h, w, 1, C).
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.groups == layer.filters > 1
+        and layer.kernel.shape[2] == 1
+    )
 
 
 def _is_full(layer: Any) -> bool:
@@ -203,6 +210,8 @@ class _FoldedConvolution(_Folded):
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
         source = self._source
         kernel = tf.cast(source.kernel.value, dtype)
+        if _is_depthwise(source) and isinstance(source, keras.layers.Conv2D):
+            kernel = tf.transpose(kernel, (0, 1, 3, 2))
         weights = [kernel]
         if source.use_bias:
             weights.append(tf.cast(source.bias.value, dtype))

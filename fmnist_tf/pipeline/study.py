@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import numpy as np
 import optuna
@@ -28,7 +28,7 @@ from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import DONE, LOCK, SWEEP, RunDir
-from fmnist_tf.settings.config import flag_of, suggest, value_type
+from fmnist_tf.settings.config import RunConfig, flag_of, suggest
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.system.files import locked
 
@@ -107,7 +107,7 @@ def _read_distribution(name: str, values: str) -> Distribution:
 
 def _read_choice(name: str, text: str) -> Any:
     """Read a value as its flag does, with `+` in place of the commas of a list."""
-    is_list = get_origin(value_type(name).kind) is tuple
+    is_list = isinstance(RunConfig.model_fields[name].default, tuple)
     return read_value(name, text.replace("+", ",") if is_list else text)
 
 

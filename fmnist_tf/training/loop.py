@@ -2,7 +2,8 @@
 
 Loss and accuracy are sums and counts over every example, divided once. The state after epoch e is a
 function of (seed, e) and the state before: order, views and dropout are seeded in each epoch,
-augmentation in each step, and no iterator outlives an epoch.
+augmentation in each step, and no iterator outlives an epoch. Steps run through the current
+`tf.distribute` strategy; batches are not divided among replicas yet.
 
 Shape letters: B batch, N rows, K classes.
 """
@@ -56,8 +57,11 @@ class Counts:
     total: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        sums = (self.loss_sum + other.loss_sum, self.correct + other.correct)
-        return Counts(*sums, self.total + other.total)
+        return Counts(
+            self.loss_sum + other.loss_sum,
+            self.correct + other.correct,
+            self.total + other.total,
+        )
 
     @property
     def loss(self) -> float:
@@ -139,7 +143,8 @@ class Trainer:
         *,
         compute_features: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
-        self.split, self.optimizer = split, optimizer
+        self.classifier, self.split, self.optimizer = classifier, split, optimizer
+        self.strategy = tf.distribute.get_strategy()
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         statistics = [
@@ -246,9 +251,9 @@ class Trainer:
         """Take a step at each rate in turn, then restore network and optimizer.
 
         Args:
-            source: as in `run_epochs`, like labels and rows; only its first view is used.
-            labels: (N,) int64.
-            train_rows: repeated if there are too few.
+            source: as in `run_epochs`; only its first view is used.
+            labels: as in `run_epochs`.
+            train_rows: as in `run_epochs`; repeated if there are too few.
             plan: gives batch size, seed and loss.
             rates: in rising order.
 
@@ -310,26 +315,47 @@ class Trainer:
             if plan.augment:  # x is pixels then
                 x, targets = augment(x, targets, seed, plan.augment, plan.background)
             y = tf.argmax(targets, axis=-1)
-            weights, smooth = tf.linalg.matvec(targets, class_weights), plan.label_smoothing
+            weights = tf.linalg.matvec(targets, class_weights)
+            smooth = plan.label_smoothing
             targets = targets * (1 - smooth) + smooth / n_classes
             features = self._features(x)
             with tf.GradientTape() as tape:
                 logits = self.split.logits(features, training=True)
                 losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-                loss = tf.reduce_sum(losses) / tf.cast(tf.shape(y)[0], tf.float32)
+                # The replicas' gradients are summed: each divides by the whole batch.
+                loss = tf.reduce_sum(losses) / tf.cast(
+                    tf.shape(y)[0] * self.strategy.num_replicas_in_sync, tf.float32
+                )
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            if averages:
-                update_averages(averages, self._changing_variables, plan.ema_decay, seed[1])
             return tf.reduce_sum(losses), _n_correct(y, logits)
 
+        def step_and_average(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> Sums:
+            sums = self._sum_replicas(self.strategy.run(step, (x, y, seed)))
+            if averages:
+                update_averages(averages, self._changing_variables, plan.ema_decay, seed[1])
+            return sums
+
         # The signature allows any batch size, so the step is traced once.
-        signature = [self._rows, _LABELS, tf.TensorSpec((2,), tf.int32)]
-        return tf.function(step, autograph=False, input_signature=signature)
+        return tf.function(
+            step_and_average,
+            autograph=False,
+            input_signature=[self._rows, _LABELS, tf.TensorSpec((2,), tf.int32)],
+        )
 
     def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor) -> Sums:
-        logits = self.split.logits(self._features(x), training=False)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        return tf.reduce_sum(losses), _n_correct(y, logits)
+        def step(x: tf.Tensor, y: tf.Tensor) -> Sums:
+            logits = self.split.logits(self._features(x), training=False)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+            return tf.reduce_sum(losses), _n_correct(y, logits)
+
+        return self._sum_replicas(self.strategy.run(step, (x, y)))
+
+    def _sum_replicas(self, per_replica: tuple[Any, Any]) -> Sums:
+        loss_sum, correct = per_replica
+        return (
+            self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss_sum, axis=None),
+            self.strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None),
+        )
 
 
 def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+OPTIMIZERS = ("adam", "adamw", "sgd")
 WEIGHT_DECAY = 0.004
 """Keras' default for AdamW."""
 
@@ -28,14 +29,21 @@ def build_optimizer(
     """Return an optimizer; the loop sets its learning rate before each step.
 
     Args:
-        name: adam, adamw or sgd; adam has no weight decay.
+        name: one of `OPTIMIZERS`.
         momentum: of sgd, 0..1, Nesterov's; 0 for plain gradient descent.
         weight_decay: decoupled (Loshchilov and Hutter 2019), for kernels only; see `_PerVariable`.
             None: `WEIGHT_DECAY` for adamw, 0 for sgd and adam.
         clip_norm: upper bound on the norm of all gradients together (Keras' `global_clipnorm`), or
-            None.
+            None. Each replica clips its own gradients before they are summed.
         rate_factors: path of a variable -> factor on its learning rate; 1 for all others.
+
+    Raises:
+        ValueError: the name is unknown, or adam is given a weight decay.
     """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r}; expected one of {', '.join(OPTIMIZERS)}")
+    if name == "adam" and weight_decay:
+        raise ValueError("adam has no weight decay; expected adamw")
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY if name == "adamw" else 0.0
     shared: dict[str, Any] = {
@@ -81,7 +89,7 @@ class _PerVariable:
         self._decays = tuple(self._decay * (len(variable.shape) > 1) for variable in variables)
 
     def update_step(self, gradient: Any, variable: tf.Variable, learning_rate: Any) -> None:
-        """Update one variable and its moments."""
+        """Update one variable and its moments, in the current replica."""
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
         rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
         if self._decays[index]:
@@ -142,7 +150,7 @@ def update_averages(
 
     d = min(decay, (1 + step) / (10 + step)), so that the averages of a short run forget its start
     (the rule of `tf.train.ExponentialMovingAverage`). Graph operations, to be called after the
-    optimizer's step.
+    optimizer's step and outside `strategy.run`.
 
     Args:
         averages: changed in place; initially equal to `variables`.

@@ -11,7 +11,7 @@ from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_ro
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_feature_function
-from fmnist_tf.training.loop import NonFiniteLossError, Trainer, TrainingPlan
+from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
@@ -64,6 +64,12 @@ def test_evaluation_counts_every_example_once(make_trainer, toy_classifier) -> N
         assert counts.loss_sum == pytest.approx(loss_sum, rel=1e-3)
 
 
+def test_epoch_totals_are_the_split_sizes(make_trainer) -> None:
+    epochs = list(run(make_trainer()))
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert [(epoch.train.total, epoch.val.total) for epoch in epochs] == [(17, 6)] * 2
+
+
 def test_same_seed_gives_the_same_bits_and_another_does_not(
     make_trainer, toy_classifier, toy_spec
 ) -> None:
@@ -106,11 +112,7 @@ def test_it_learns(toy_spec) -> None:
 
 def test_schedule_reaches_the_optimizer(make_trainer) -> None:
     steps = 2 * 4  # two epochs of 17 examples by 5
-    epochs = list(run(make_trainer(), schedule="cosine"))
-    assert [(epoch.number, epoch.train.total, epoch.val.total) for epoch in epochs] == [
-        (1, 17, 6), (2, 17, 6),
-    ]  # fmt: skip
-    rates = [epoch.learning_rate for epoch in epochs]
+    rates = [epoch.learning_rate for epoch in run(make_trainer(), schedule="cosine")]
     expected = [1e-3 * (1 + np.cos(np.pi * step / steps)) / 2 for step in (3, 7)]
     assert rates == pytest.approx(expected)
 
@@ -280,6 +282,11 @@ def test_lr_finder_stops_where_the_loss_diverges(make_trainer) -> None:
     losses = trainer.run_lr_finder(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
     assert len(losses) < 40
     assert np.isfinite(losses).all()
+
+
+def test_counts_add_up() -> None:
+    total = Counts(1.5, 2, 4) + Counts(0.5, 1, 4)
+    assert (total.loss, total.accuracy, total.total) == (0.25, 0.375, 8)
 
 
 def test_lr_finder_restores_everything(make_trainer, toy_classifier, toy_spec) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -135,6 +139,70 @@ def test_the_variables_are_the_whole_state(name: str) -> None:
     ours, _ = run_steps(resumed, variables, steps=range(3, STEPS))
     for one, other in zip(ours, straight, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_invalid_settings() -> None:
+    with pytest.raises(ValueError, match="lion"):
+        build_optimizer("lion")
+    with pytest.raises(ValueError, match="weight decay"):
+        build_optimizer("adam", weight_decay=0.1)
+
+
+def compare_under_replicas() -> None:
+    """Compare with Keras under `tf.distribute`, in a process without devices yet."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+    def run(build: Callable[[], Any], devices: list[str]) -> list[np.ndarray]:
+        strategy = tf.distribute.MirroredStrategy(devices)
+        with strategy.scope():
+            variables = build_variables()
+            averages = [keras.Variable(v.numpy(), trainable=False) for v in variables]
+            optimizer = spare_vectors(build(), variables)
+            optimizer.build(variables)
+
+            def in_replica(*gradients: tf.Tensor) -> None:
+                # Each replica sees another gradient; they are summed.
+                number = tf.distribute.get_replica_context().replica_id_in_sync_group
+                share = tf.cast(number + 1, tf.float32)
+                optimizer.apply([gradient * share for gradient in gradients], variables)
+
+            @tf.function(autograph=False)
+            def step(gradients: list[tf.Tensor]) -> None:
+                strategy.run(in_replica, gradients)
+                update_averages(averages, variables, 0.9, optimizer.iterations - 1)
+
+            for number in range(STEPS):
+                optimizer.learning_rate.assign(rate_of(number))
+                step(gradients_of(number))
+        changed = [*variables, *averages, *optimizer.variables]
+        for variable in changed:
+            copies = strategy.experimental_local_results(variable.value)
+            assert len(copies) == len(devices), variable.path
+            for copy in copies:
+                np.testing.assert_array_equal(copy.numpy(), copies[0].numpy())
+        return [variable.numpy() for variable in changed]
+
+    for name in ("adam", "adamw", "adam, clipped", "sgd"):
+        settings, build_stock = PAIRS[name]
+        for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
+            expected = run(build_stock, devices)
+            ours = run(lambda settings=settings: build_optimizer(**settings), devices)
+            for one, other in zip(ours, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+            print(f"{name}: the same on {len(devices)}")
+
+
+@pytest.mark.slow
+def test_same_as_keras_under_one_and_two_replicas() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_optimizers; "
+        "test_optimizers.compare_under_replicas()"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.count("the same on 2") == 4
 
 
 def test_averages_move_towards_the_variables() -> None:
