@@ -110,7 +110,8 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
         key.update(np.asarray(part.labels, "<i8").tobytes())
     path = store_dir / f"summary-{key.hexdigest()}.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # numpy leaves a corrupt file open if it opens it itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Inspection(
                 DataSummary.from_arrays(arrays),
                 int(arrays["background"]),

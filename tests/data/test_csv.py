@@ -264,7 +264,8 @@ def bind(path: Path) -> None:
     here = Path.cwd()
     os.chdir(path.parent)  # a socket's path may not be long
     try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
     finally:
         os.chdir(here)
 
