@@ -139,7 +139,7 @@ class Trainer:
         *,
         compute_features: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
-        self.split, self.optimizer = split, optimizer
+        self.classifier, self.split, self.optimizer = classifier, split, optimizer
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         statistics = [
