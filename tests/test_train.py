@@ -227,7 +227,7 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     assert lines[0] == "rate,loss,smoothed"
     assert len(lines) > 10
     assert (run / "lr_finder.png").stat().st_size > 1000
-    # What can be fed back gives the same run, its range test too.
+    # What can be fed back gives the same run, its learning-rate finder too.
     assert train("--recipe", "runs/first/config.json", "--run", "b", "--wandb", "disabled") == 0
     again = RunDir(Path("runs/b")).read_history()
     assert [row.loss for row in again] == [row.loss for row in history]
