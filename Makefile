@@ -14,7 +14,7 @@ test: $(READY)
 
 # The slow and the real-data checks; they skip, with a reason, what they do not find.
 test-real: $(READY)
-	$(BIN)/python -m pytest -m "slow or real" -rs -s $(ARGS)
+	$(BIN)/python -m pytest -m "slow or real" -rs -n auto --maxprocesses 2 $(ARGS)
 
 # This project beside plain Keras, OpenVINO and torch.compile; see its --help.
 bench: $(READY)

@@ -111,7 +111,7 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     path = store_dir / f"summary-{key.hexdigest()}.npz"
     try:
         # numpy leaves a corrupt file open if it opens it itself.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return Inspection(
                 DataSummary.from_arrays(arrays),
                 int(arrays["background"]),
