@@ -198,7 +198,7 @@ def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
     runs = [Path("runs/a"), Path("runs/b")]
     assert train(*QUICK, "--run", "c", "--seed", "1") == 0
     histories = [
-        [row[:7] for row in csv.reader((run / "history.csv").open())]
+        [line.split(",")[:7] for line in (run / "history.csv").read_text().splitlines()]
         for run in (*runs, Path("runs/c"))
     ]
     assert histories[0] == histories[1]
