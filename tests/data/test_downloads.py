@@ -23,6 +23,10 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 WRONG = hashlib.sha256(BODY[::-1]).hexdigest()
 
 
+# The server's threads may still hold connections that the client gave up.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Each path is one behaviour of a server."""
 
@@ -115,8 +119,6 @@ def test_a_file_is_fetched_once(server, fetch, tmp_path, said, capfd, digest) ->
         ("silent", "timed out"),
     ],
 )
-# The server's thread still holds the connection that the client gave up.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_failure_is_one_line_within_seconds(fetch, tmp_path, behaviour, message) -> None:
     start = time.monotonic()
     with pytest.raises(DownloadError) as error:
