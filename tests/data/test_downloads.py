@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 WRONG = hashlib.sha256(BODY[::-1]).hexdigest()
 
 
-# The server's threads may still hold connections that the client gave up.
+# pooch leaves the connection of a failed download to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
