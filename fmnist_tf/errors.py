@@ -92,3 +92,8 @@ class DataError(UsageError):
         if self.total > len(self.problems):
             lines.append(f"... and {self.total - len(self.problems)} more")
         super().__init__(*lines)
+
+
+def file_error(code: str, path: str, found: str, expected: str, hint: str = "") -> DataError:
+    """Return the error of a whole file, without line or column."""
+    return DataError([Problem(code, path, None, None, None, found, expected, hint)])

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data.csv.cells import is_whole
-from fmnist_tf.data.csv.decode import file_error
 from fmnist_tf.data.images import Table
-from fmnist_tf.errors import DataError, Problem, printable
+from fmnist_tf.errors import DataError, Problem, file_error, printable
 
 FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",

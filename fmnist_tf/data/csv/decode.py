@@ -17,7 +17,7 @@ from io import FileIO
 from types import TracebackType
 
 from fmnist_tf.data.csv.cells import LINE_BYTES
-from fmnist_tf.errors import DataError, Problem
+from fmnist_tf.errors import DataError, file_error
 
 BLOCK_BYTES = 1 << 18
 """Bytes a read asks for; of 32 KiB to 1 MiB about the fastest (runs/LOG.md)."""
@@ -45,11 +45,6 @@ _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
 )
 _MARKUP = re.compile(rb"\s*(?:<!doctype|<html|<\?xml|<head|<body)", re.IGNORECASE)
-
-
-def file_error(code: str, path: str, found: str, expected: str, hint: str = "") -> DataError:
-    """Return the error of a whole file, without line or column."""
-    return DataError([Problem(code, path, None, None, None, found, expected, hint)])
 
 
 class CsvBytes:

@@ -51,12 +51,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
-from fmnist_tf.data.csv.decode import CsvBytes, file_error
+from fmnist_tf.data.csv.decode import CsvBytes
 from fmnist_tf.data.csv.layout import Layout, plan_layout
 from fmnist_tf.data.csv.rows import RowReader
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.store import Block, read_store, write_store
-from fmnist_tf.errors import DataError
+from fmnist_tf.errors import DataError, file_error
 
 MAX_BYTES = 64 << 30
 READER_VERSION = 1
