@@ -115,6 +115,7 @@ def read_data(
             config.data,
             test_data=config.test_data,
             label_column=config.label_column,
+            labels=config.labels,
             store_dir=cache_dir / "pixels",
             say=say,
         )
@@ -158,7 +159,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:
     """Refuse other data than the parent's: its training rows could be among the new val rows."""
     for what, expected, found in (
-        ("training data", parent.data_sha256[0], dataset.files[0].sha256),
+        ("training data", parent.data_sha256[0], dataset.sha256[0]),
         ("split", parent.provenance["data"]["split_sha256"], splits.digest),
     ):
         if expected != found:

@@ -8,15 +8,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
-from fmnist_tf.data.csv.table import expand_path, read_csv
+from fmnist_tf.data import tables
+from fmnist_tf.data.archives import is_there
+from fmnist_tf.data.csv.table import expand_path
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
+from fmnist_tf.data.locate import pick_table
 from fmnist_tf.data.photos import find_polarity_warning, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError, printable
@@ -37,9 +41,9 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     if source != train and run.config.test_data is None:
         test = []  # the official files and the sample have their own test images
     for path in [train, *test] if source == train else test:
-        if not Path(path).is_file():
+        if not is_there(Path(path)):
             raise UsageError(
-                f"{where}: expected {path}, found no such file in {Path.cwd()}. Run the command "
+                f"{where}: expected {path}, found nothing there in {Path.cwd()}. Run the command "
                 "where the run was made, or name the data with --data"
             )
     dataset = read_dataset(
@@ -48,29 +52,36 @@ def read_own_dataset(run: SavedRun) -> Dataset:
         say=say,
         test_data=test[0] if test else None,
         label_column=run.config.label_column,
+        labels=run.config.labels,
     )
-    found = tuple(file.sha256 for file in dataset.files)
-    if found != run.data_sha256:
+    found, recorded = dataset.sha256, run.data_sha256
+    if found[: len(recorded)] != recorded:  # an older run recorded no labels of the official files
         raise UsageError(
-            f"{where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
+            f"{where}: expected files of SHA-256 {', '.join(recorded)}, found "
             f"{', '.join(found)}. Name the data with --data"
         )
     return dataset
 
 
-def read_table(run: SavedRun, path: Path, label_column: str | None = None) -> Table:
-    """Read a CSV of images, with or without labels.
+def read_table(
+    run: SavedRun, path: Path, label_column: str | None = None, labels: str | None = None
+) -> Table:
+    """Read images in any form that `find_tables` and `tables.read_table` know.
 
     Args:
         run: its label column is used if the file has it.
-        path: of the CSV.
+        path: of the images; of a train and a test part the latter is read.
         label_column: name of the label column, whatever the run's is; None: the run's, else found.
+        labels: file of the labels, for images that have none of their own.
 
     Raises:
+        UsageError: nothing or several files could be meant.
         DataError: the file is bad, whatever column holds its labels.
     """
+    path = pick_table(path)
+    read = partial(tables.read_table, path, labels=None if labels is None else expand_path(labels))
     table = _read_temporarily(
-        lambda column, folder: read_csv(path, folder, label_column=column), run, label_column
+        lambda column, folder: read(folder, label_column=column), run, label_column
     )
     for decision in table.decisions:
         say(f"{path}: {decision}")
@@ -98,9 +109,9 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
 
 
 def read_labelled(
-    run: SavedRun, data: str | None, label_column: str | None = None
+    run: SavedRun, data: str | None, label_column: str | None = None, labels: str | None = None
 ) -> tuple[str, Pixels]:
-    """Read the labelled CSV `data` (see `read_table`), or the run's own test images if None.
+    """Read the labelled images `data` (see `read_table`), or the run's own test images if None.
 
     Returns:
         The name of the data set or the file, and the images with class indices of the run.
@@ -113,7 +124,7 @@ def read_labelled(
         dataset = read_own_dataset(run)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test
-    table = read_table(run, expand_path(data), label_column)
+    table = read_table(run, expand_path(data), label_column, labels)
     images = table.to_pixels(map_labels(table, run.class_names), run.class_names)
     if table.sha256 == run.data_sha256[0]:
         title = "WARNING: THE RUN WAS TRAINED ON THIS FILE."

@@ -47,8 +47,10 @@ class SavedRun:
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
-        """SHA-256 of the train file and, if there was one, of the test file."""
-        return tuple(file["sha256"] for file in self.provenance["data"]["files"])
+        """See `Dataset.sha256`."""
+        files = self.provenance["data"]["files"]
+        labels = (file.get("labels_sha256") for file in files)
+        return (*(file["sha256"] for file in files), *filter(None, labels))
 
     @property
     def caveats(self) -> tuple[str, ...]:

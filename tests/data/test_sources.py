@@ -16,8 +16,9 @@ import pytest
 from fmnist_tf.data import official
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.labels import FASHION_MNIST
+from fmnist_tf.data.locate import find_tables
 from fmnist_tf.data.sample import load_sample
-from fmnist_tf.data.sources import Dataset, find_csvs, find_source, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError
 
 DIGITS = tuple("0123456789")
@@ -133,13 +134,12 @@ def test_auto_takes_kaggles_names_before_any_other(read, data_dir, said) -> None
         ([], None),
     ],
 )
-def test_find_csvs(tmp_path, files, expected) -> None:
+def test_find_tables(tmp_path, files, expected) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_csvs(tmp_path)
+    found = find_tables(tmp_path, in_folders=False)
     assert (found and tuple(path and path.name for path in found)) == expected
-    assert find_csvs(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("names", [["a_train.csv", "b_train.csv.gz"], ["a.csv", "b.csv"]])

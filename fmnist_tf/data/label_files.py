@@ -1,0 +1,109 @@
+"""Labels in a file of their own: a column of text, IDX or NPY."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tf.data.archives import find_kind, open_file
+from fmnist_tf.data.arrays import read_label_array
+from fmnist_tf.data.csv.cells import Fault, is_whole, label_text
+from fmnist_tf.errors import DataError, Problem, file_error
+
+MAX_CLASSES = 1_000
+_DELIMITERS = ",;\t"
+
+
+def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]:
+    """Return the labels of a file as texts, one for each image, and the line of the first.
+
+    A file of text has one column, perhaps a header, and perhaps a column of row numbers before it.
+
+    Args:
+        path: of the labels, perhaps gzipped or in an archive.
+        n_images: how many there must be.
+        images: the file of the images, for the message.
+
+    Raises:
+        DataError: E001, E002, E003, E008, E009, E011, E045: another number of labels than images,
+            or more columns.
+    """
+    kind = find_kind(path)
+    if kind.form in ("npy", "idx labels"):
+        labels, first = read_label_array(path), 1
+    elif kind.form != "text":
+        raise kind.refuse(path, "a file of labels: a column of text, IDX or NPY")
+    else:
+        labels = _read_column(path)
+        has_header = len(labels) == n_images + 1 and not all(map(is_whole, (labels[0], labels[-1])))
+        labels, first = labels[has_header:], 1 + has_header
+    if len(labels) != n_images:
+        found, expected = f"{len(labels):,} labels", f"{n_images:,}, one for each image of {images}"
+        raise file_error("E045", str(path), found, expected, "is it the file of these images?")
+    return labels, first
+
+
+def encode_labels(
+    path: Path, labels: Sequence[str], first_line: int
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the K distinct labels in order, and the index (N,) of each label in them.
+
+    Raises:
+        DataError: E027, a label that is missing, a fraction or unprintable, or names beside
+            numbers; E028, more than 1,000 classes; E036, E037, a number in another notation.
+    """
+    value_of: dict[str, str] = {}
+    for text in dict.fromkeys(labels):
+        line = first_line + labels.index(text)
+        value = label_text(text.encode())
+        if isinstance(value, Fault):
+            problem = value.code, str(path), line, None, None, value.found, value.expected
+            raise DataError([Problem(*problem, value.hint)])
+        if len(value_of) > MAX_CLASSES:
+            raise file_error(
+                "E028", str(path), f"more than {MAX_CLASSES} classes", "labels of classes"
+            )
+        value_of[text] = value
+    values = set(value_of.values())
+    numbers = [value for value in values if is_whole(value)]
+    if 0 < len(numbers) < len(values):
+        found = f"the label {min(values - set(numbers))} beside numbers such as {min(numbers)}"
+        raise file_error("E027", str(path), found, "names in every row, or numbers")
+    ordered = tuple(sorted(values, key=int) if numbers else sorted(values))
+    place = {value: k for k, value in enumerate(ordered)}
+    return ordered, np.array([place[value_of[text]] for text in labels], "<i4")
+
+
+def _read_column(path: Path) -> list[str]:
+    try:
+        with open_file(path) as (stream, max_bytes):
+            text = stream.read(max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise file_error("E011", str(path), "text that is not UTF-8", "UTF-8") from None
+    except OSError as error:
+        code = {FileNotFoundError: "E001", PermissionError: "E003"}.get(type(error), "E002")
+        found, expected = error.strerror or str(error), "a file of labels"
+        raise file_error(code, str(path), found, expected, "check --labels") from None
+    first = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    except csv.Error as error:
+        raise file_error("E045", str(path), str(error), "one label a line") from None
+    widths = {len(row) for row in rows}
+    numbers = [row[0] for row in rows[-2:]]
+    is_numbered = (
+        widths == {2}
+        and all(map(is_whole, numbers))
+        and (len(rows) < 3 or int(numbers[1]) == int(numbers[0]) + 1)
+    )
+    if widths != {1} and not is_numbered:
+        shown = " and ".join(map(str, sorted(widths)[:3])) or "no"
+        expected = "one column of labels, perhaps after row numbers"
+        raise file_error("E045", str(path), f"lines of {shown} columns", expected)
+    return [row[-1].strip() for row in rows]
