@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.data.csv.cells import label_text, split_line
@@ -182,7 +182,8 @@ def tolerant_files(draw: st.DrawFn) -> bytes:
 @few
 @given(tolerant_files())
 def test_plain_and_exact_reader_agree(content: bytes) -> None:
-    """A quote makes the reader look at a whole block cell by cell; it changes nothing else."""
+    """A quote makes the reader scan the file cell by cell; it changes nothing else."""
+    assume(b'"' not in content)
     assert outcome(content) == outcome(content.replace(b",17,", b',"17",', 1))
 
 

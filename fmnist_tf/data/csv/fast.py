@@ -130,4 +130,4 @@ def _is_plain(letters: bytes) -> bool:
         return False
     if not text.isprintable() or '"' in text or "#" in text:
         return False
-    return "true" not in text.casefold() and "false" not in text.casefold()
+    return "tru" not in text.casefold() and "fals" not in text.casefold()  # without the e's

@@ -31,7 +31,7 @@ MAX_ONE_HOT = 100
 
 _ONE_HOT = "columns {}..{} are one-hot labels"
 _NUMBERED = re.compile(r"(.*?)(\d{1,5})", re.DOTALL)
-_GRID = re.compile(r"(\d{1,3})x(\d{1,3})")
+_GRID = re.compile(r"(?:[a-z]+[ _.-])?(\d{1,3})[x_](\d{1,3})")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def plan_layout(
 
 def _plan(opening: Opening, label_column: str | None) -> Layout:
     width = len(opening.names) if opening.names else _find_width(opening)
+    if opening.names and opening.rows and all(len(row) > width for row in opening.rows):
+        if opening.rows[0][-1].strip():
+            found = f"a header of {width} names over rows of {len(opening.rows[0])} cells"
+            hint = "complete the header, or delete its line if it is no use"
+            raise LayoutError(Fault("E020", found, "a name for each column", hint))
     names = opening.names or [str(column + 1) for column in range(width)]
     norms = [normalise(name) for name in names]
     if width > 1 and not norms[-1]:

@@ -167,8 +167,8 @@ def _sample_lines(file: TextFile, start: int) -> list[bytes]:
     sample: list[bytes] = []
     for block in file.read_blocks(start):
         lines = block.split(b"\n")
-        whole = lines[1:-1] if sample else lines[: max(len(lines) - 1, 1)]
-        sample += whole[:: max(1, len(whole) // 4)] if sample else whole
+        # The first and last line of a block may be cut; those of other widths are left out later.
+        sample += lines[:: len(lines) // 4 + 1] if sample else lines
     return sample
 
 
