@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import lzma
 import os
-import re
 import stat
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from contextlib import ExitStack
 from io import FileIO
 from typing import IO, Self, cast
 
+from fmnist_tf.data.kinds import HEAD_BYTES, ZIP, recognise, recognise_zip
 from fmnist_tf.errors import DataError, file_error
 
 BLOCK_BYTES = 1 << 18
@@ -33,25 +33,9 @@ EXPANSION_FLOOR_BYTES = 64 << 20
 _CSV = "a CSV of images"
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n\x1a"  # Ctrl-Z ends a text file of DOS
-_ZIP = b"PK\x03\x04"
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", _ZIP: "zip"}
+_COMPRESSED = ("gzip", "bzip2", "xz", "zip")
 # What the standard library's decompressors raise on damaged data.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, ValueError)
-_FOREIGN = (
-    (b"PAR1", "a Parquet file"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"%PDF", "a PDF"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\x00\x00\x08\x01", "an IDX label file"),
-    (b"\x00\x00\x08\x03", "an IDX image file"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
-)
-_MARKUP = re.compile(rb"\s*(?:<!doctype|<html|<\?xml|<head|<body)", re.IGNORECASE)
 _MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -92,8 +76,9 @@ class TextFile:
                 raise file_error("E004", path, "the file is empty (0 bytes)", _CSV)
             if self.size > max_bytes:
                 raise file_error("E006", path, f"{self.size} bytes", f"at most {max_bytes} bytes")
-            head = os.pread(self._raw.fileno(), 512, 0)
-            self._kind = next((k for magic, k in _COMPRESSED.items() if head.startswith(magic)), "")
+            head = os.pread(self._raw.fileno(), HEAD_BYTES, 0)
+            form = recognise(head).form
+            self._kind = form if form in _COMPRESSED else ""
             self.notes = [f"decompressed as {self._kind}"] if self._kind else []
             if path.endswith(".gz") and self._kind != "gzip":
                 raise file_error(
@@ -218,9 +203,8 @@ class TextFile:
             found = "a zip archive or an Excel workbook that is damaged"
             raise file_error("E009", self.path, found, _CSV, "fetch the file again") from None
         names = archive.namelist()
-        if "xl/workbook.xml" in names:
-            hint = "save the sheet as CSV: File, Save As, CSV UTF-8"
-            raise file_error("E009", self.path, "an Excel workbook", _CSV, hint)
+        if (kind := recognise_zip(names)) is not ZIP:
+            raise kind.refuse(self.path, _CSV)
         if self._member is not None:
             members = [name for name in names if name == self._member]
         else:
@@ -257,12 +241,8 @@ class TextFile:
 
     def _check_head(self, head: bytes) -> None:
         """Refuse what is plainly not text in UTF-8."""
-        for magic, name in (*_FOREIGN, *((m, f"a {k} file") for m, k in _COMPRESSED.items())):
-            if head.startswith(magic):
-                raise file_error("E009", self.path, name, _CSV, "export it as CSV")
-        if _MARKUP.match(head):
-            hint = "an error page was saved in place of the file: fetch it again"
-            raise file_error("E009", self.path, "looks like HTML", _CSV, hint)
+        if (kind := recognise(head)).form != "text":
+            raise kind.refuse(self.path, _CSV)
         for mark, name in _MARKS:
             if head.startswith(mark):
                 found = f"a {name} byte-order mark"
