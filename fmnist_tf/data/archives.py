@@ -10,13 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from fmnist_tf.data.csv.source import EXPANSION, EXPANSION_FLOOR_BYTES
 from fmnist_tf.data.kinds import HEAD_BYTES, TEXT, Kind, recognise, recognise_zip
 from fmnist_tf.errors import DataError, UsageError, file_error
-
-MAX_GROWTH = 200
-"""Greatest decompressed / compressed size beyond `GROWTH_FLOOR`; images grow 5 to 10 times."""
-GROWTH_FLOOR = 64 << 20
-"""Decompressed bytes below which the growth is not looked at."""
 
 
 def split_member(path: Path) -> tuple[Path, str]:
@@ -118,4 +114,4 @@ def _is_hidden(name: str) -> bool:
 
 
 def _bound(size: int) -> int:
-    return max(GROWTH_FLOOR, MAX_GROWTH * size)
+    return max(EXPANSION_FLOOR_BYTES, EXPANSION * size)

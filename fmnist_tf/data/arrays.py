@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.archives import Readable, open_file
+from fmnist_tf.data.resize import SHAPES, to_28
 from fmnist_tf.errors import DataError, file_error
 
 NPY = b"\x93NUMPY"
+MAX_SIDE = 1024
+_PART = 4096  # images that are resized at a time
 _CODE = "E045"
 
 
@@ -78,18 +81,25 @@ def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], l
     Raises:
         DataError: E045, another shape.
     """
-    n, *rest = images.shape
-    if len(rest) == 3 and rest[0] in (1, 3) and rest[1] == rest[2]:
+    n, *shape = images.shape
+    if len(shape) == 3 and shape[0] in (1, 3):
         images = np.moveaxis(images, 1, -1)
-        rest = [*rest[1:], rest[0]]
-    if len(rest) == 1:
-        rest = [math.isqrt(rest[0])] * 2 if math.isqrt(rest[0]) ** 2 == rest[0] else []
-    side, channels = (rest[0], (*rest[2:], 1)[0]) if rest else (0, 0)
-    if rest[:2] != [side, side] or channels not in (1, 3) or not side:
-        raise _error(path, f"an array of shape {images.shape}", "square images, (N, 28, 28)")
+        shape = [*shape[1:], shape[0]]
+    if len(shape) == 1:
+        side, channels = SHAPES.get(shape[0], (0, 0))
+    else:
+        side, channels = shape[0] if shape else 0, shape[2] if len(shape) == 3 else 1
+        if shape[:2] != [side, side] or len(shape) > 3:
+            side = 0
+    if not 0 < side <= MAX_SIDE or channels not in (1, 3):
+        expected = f"square images, (N, 28, 28), of at most {MAX_SIDE} pixels"
+        raise _error(path, f"an array of shape {images.shape}", expected)
+    flat = images.reshape(n, side * side * channels)
     if (side, channels) == (IMAGE_SIZE, 1):
-        return images.reshape(n, N_PIXELS), []
-    raise _error(path, f"images of {side}x{side}x{channels}", "grey images of 28x28")
+        return flat, []
+    parts = [to_28(flat[k : k + _PART], side, channels) for k in range(0, n, _PART)]
+    colour = " in colour" if channels == 3 else ""
+    return np.concatenate(parts), [f"images of {side}x{side}{colour} became grey ones of 28x28"]
 
 
 def read_label_array(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from fmnist_tf.data.archives import find_kind, open_file
 from fmnist_tf.data.arrays import read_label_array
 from fmnist_tf.data.csv.cells import Fault, is_whole, label_text
+from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes
 from fmnist_tf.errors import DataError, Problem, file_error
 
-MAX_CLASSES = 1_000
 _DELIMITERS = ",;\t"
 
 
@@ -57,26 +58,23 @@ def encode_labels(
         DataError: E027, a label that is missing, a fraction or unprintable, or names beside
             numbers; E028, more than 1,000 classes; E036, E037, a number in another notation.
     """
-    value_of: dict[str, str] = {}
+    codes = LabelCodes()
+    code_of: dict[str, int] = {}
     for text in dict.fromkeys(labels):
-        line = first_line + labels.index(text)
-        value = label_text(text.encode())
+        value = label_text(text)
         if isinstance(value, Fault):
-            problem = value.code, str(path), line, None, None, value.found, value.expected
-            raise DataError([Problem(*problem, value.hint)])
-        if len(value_of) > MAX_CLASSES:
-            raise file_error(
-                "E028", str(path), f"more than {MAX_CLASSES} classes", "labels of classes"
-            )
-        value_of[text] = value
-    values = set(value_of.values())
-    numbers = [value for value in values if is_whole(value)]
-    if 0 < len(numbers) < len(values):
-        found = f"the label {min(values - set(numbers))} beside numbers such as {min(numbers)}"
-        raise file_error("E027", str(path), found, "names in every row, or numbers")
-    ordered = tuple(sorted(values, key=int) if numbers else sorted(values))
-    place = {value: k for k, value in enumerate(ordered)}
-    return ordered, np.array([place[value_of[text]] for text in labels], "<i4")
+            line = first_line + labels.index(text)
+            problem = Problem(value.code, str(path), line, None, None, value.found, value.expected)
+            raise DataError([replace(problem, hint=value.hint)])
+        code_of[text] = codes.add(value)
+    if codes.is_mixed:
+        found = f"labels such as {', '.join(list(codes.codes)[:3])}"
+        raise file_error("E027", str(path), found, "numbers in every row, or names")
+    if len(codes.codes) > MAX_CLASSES:
+        found = f"{len(codes.codes):,} different labels"
+        raise file_error("E028", str(path), found, f"at most {MAX_CLASSES:,} classes")
+    values, place = codes.sort()
+    return tuple(values), place[[code_of[text] for text in labels]]
 
 
 def _read_column(path: Path) -> list[str]:

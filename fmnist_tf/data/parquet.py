@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fmnist_tf.data.arrays import MAX_SIDE
 from fmnist_tf.data.csv.layout import LABEL_NAMES
 from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.kinds import recognise
 from fmnist_tf.errors import DataError, file_error
 
-MAX_SIDE = 1024
 _BATCH_ROWS = 4096
 
 
@@ -101,7 +101,7 @@ def read_columns(path: Path, file: Any, store_dir: Path, label_column: str | Non
             return read_csv(csv.name, store_dir, label_column=label_column)
         except DataError as error:
             problems = [replace(problem, path=str(path)) for problem in error.problems]
-            raise DataError(problems, error.total) from None
+            raise DataError(problems, error.totals) from None
 
 
 def _decode(path: Path, row: int, content: bytes) -> NDArray[np.uint8]:

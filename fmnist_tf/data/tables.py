@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data import arrays, folders, parquet
-from fmnist_tf.data.archives import find_kind, split_member
+from fmnist_tf.data.archives import find_kind, open_file, split_member
 from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.label_files import encode_labels, read_labels
@@ -64,6 +64,8 @@ def read_table(
         if not member:
             table = read_csv(path, store_dir, label_column=label_column)
         else:
+            with open_file(path):  # or it says which members there are
+                pass
             table = read_csv(file, store_dir, label_column=label_column, member=member)
             table = replace(table, path=str(path), sha256=_digest(path))
     else:
