@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.data import official, sample
+from fmnist_tf.data.compare import check_training, compare
 from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
@@ -39,11 +40,19 @@ _KNOWN = {official.DIGESTS: "official", sample.DIGESTS: "sample"}
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file the images came from: its path, the SHA-256 of its bytes, and its number of rows."""
+    """A file the images came from.
+
+    Attributes:
+        path: as the user named it.
+        sha256: of its bytes.
+        rows: images in it.
+        pixels_sha256: of the pixels as they were read, the same in every format.
+    """
 
     path: str
     sha256: str
     rows: int
+    pixels_sha256: str
 
 
 @dataclass(frozen=True)
@@ -136,14 +145,19 @@ def read_dataset(
         test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
+    unlike = check_training(found.summary, found.background, train.path, label_column)
+    if test is not None:
+        unlike += compare(
+            found.summary, test_part.pixels, test.path, test_part.labels, label_column
+        )
     return Dataset(
         train=train_part,
         test=test_part,
         name={"sample": "sample", "official": "fashion-mnist"}.get(kind) or _name(train.path),
         kind=kind,
-        files=tuple(SourceFile(table.path, table.sha256, len(table.pixels)) for table in tables),
+        files=tuple(SourceFile(t.path, t.sha256, len(t.pixels), t.digest) for t in tables),
         decisions=tuple(decisions),
-        warnings=(*boxes, *found.warnings),
+        warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
         background=found.background,
         content_side=found.content_side,
