@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.data import official, sample
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
@@ -62,8 +63,7 @@ class Dataset:
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
             shown in a box; its lines are paragraphs.
         summary: for the report.
-        background: median grey level, 0..255, at the border of the training images.
-        content_side: median longer side, 1..28, of what the training images show.
+        convention: how objects lie in the training images.
     """
 
     train: Pixels
@@ -74,8 +74,7 @@ class Dataset:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
 
 
 def read_dataset(
@@ -145,8 +144,7 @@ def read_dataset(
         decisions=tuple(decisions),
         warnings=(*boxes, *found.warnings),
         summary=found.summary,
-        background=found.background,
-        content_side=found.content_side,
+        convention=found.convention,
     )
 
 
