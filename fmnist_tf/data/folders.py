@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,14 @@ from PIL import Image
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.archives import find_kind
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.errors import UsageError, file_error
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 
-ReadPicture = Callable[[Path], NDArray[np.uint8]]
-"""Returns the pixels (784,) of a picture that is not grey and 28x28."""
+FASHION = Convention(background=0, content_side=IMAGE_SIZE)
+"""Bright objects that fill a black image."""
 
 
 def find_class_folders(folder: Path) -> tuple[Path, Path | None] | None:
@@ -58,34 +58,40 @@ def hash_pictures(pictures: list[tuple[Path, str]]) -> str:
 
 
 def read_pictures(
-    folder: Path, pictures: list[tuple[Path, str]], read_picture: ReadPicture | None
+    folder: Path, pictures: list[tuple[Path, str]], convention: Convention
 ) -> tuple[NDArray[np.uint8], list[str]]:
     """Return pictures as pixels (N, 784), and what was done to them.
 
-    Grey pictures of 28x28 pixels are used unchanged; the others are read by `read_picture`,
-    or converted to bright objects on black.
+    Grey pictures of 28x28 pixels are used unchanged; the others are converted.
+
+    Args:
+        folder: for messages.
+        pictures: as `list_pictures` returns them.
+        convention: of the images that pictures are converted to.
 
     Raises:
         DataError: E005, no picture; E045, files that cannot be read as pictures, the first five of
             them named.
     """
-    rows, errors, n_converted = [], [], 0
-    read_picture = read_picture or _convert
+    from fmnist_tf.data.photos import read_picture  # SciPy
+
+    rows, errors, warnings, n_converted = [], [], [], 0
     for path, _ in pictures:
         try:
             pixels = read_grey(path)
             if pixels is None:
                 n_converted += 1
-                pixels = read_picture(path)
+                pixels, _, found = read_picture(path, convention)
+                warnings += [f"{path}: {warning}" for warning in found[:1]]
             rows.append(pixels)
         except UsageError as error:
             errors.append(error)
     if errors:
         lines = [str(error).partition("\n")[0] for error in errors[:5]]
-        found = f"{len(errors)} of {len(pictures)} files are no readable picture: "
+        bad = f"{len(errors)} of {len(pictures)} files are no readable picture: "
         hint = "delete them or move them out of the folders of the classes"
-        found += "; ".join(lines)
-        raise file_error("E045", str(folder), found, "PNG or JPEG files", hint)
+        bad += "; ".join(lines)
+        raise file_error("E045", str(folder), bad, "PNG or JPEG files", hint)
     if not rows:
         hint = "FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png"
         expected = "a folder of pictures for each class"
@@ -94,6 +100,8 @@ def read_pictures(
     notes = [f"{same:,} grey pictures of 28x28 pixels are used unchanged"] if same else []
     if n_converted:
         notes.append(f"{n_converted:,} other pictures were converted like those given to predict")
+    if warnings:
+        notes.append(f"{len(warnings):,} of them may be read wrongly, such as {warnings[0]}")
     return np.stack(rows), notes
 
 
@@ -111,12 +119,6 @@ def read_grey(path: Path) -> NDArray[np.uint8] | None:
     except (OSError, SyntaxError, ValueError):
         return None  # `read_picture` says what is wrong
     return None if np.ptp(colour, axis=2).any() else colour[..., 0].ravel()
-
-
-def _convert(path: Path) -> NDArray[np.uint8]:
-    from fmnist_tf.data.photos import read_picture
-
-    return read_picture(path, background=0, content_side=IMAGE_SIZE)[0]
 
 
 def _list_folders(folder: Path) -> list[Path]:

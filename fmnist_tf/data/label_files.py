@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data.archives import find_kind, open_file
+from fmnist_tf.data.archives import find_kind, list_files, open_file
 from fmnist_tf.data.arrays import read_label_array
 from fmnist_tf.data.csv.cells import Fault, is_whole, label_text
 from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes
@@ -35,6 +35,8 @@ def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]
             or more columns.
     """
     kind = find_kind(path)
+    if kind.form in ("zip", "npz") and len(members := list_files(path)) == 1:
+        path, kind = members[0], find_kind(members[0])
     if kind.form in ("npy", "idx labels"):
         labels, first = read_label_array(path), 1
     elif kind.form != "text":

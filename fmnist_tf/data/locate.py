@@ -35,7 +35,7 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
 
     Args:
         path: a file, a folder, an archive, or a path into one.
-        in_folders: also find folders of pictures.
+        in_folders: also find folders of pictures, and archives that hold something else.
 
     Returns:
         Paths of files, of folders with a folder of pictures for each class, or into an archive;
@@ -44,21 +44,30 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
     Raises:
         UsageError: several files could be meant.
     """
-    is_archive = not path.is_dir() and find_kind(path).form in _ARCHIVES
-    if not path.is_dir() and not is_archive:
-        return path, find_test_beside(path)
-    train = _choose(path, list_files(path))
-    if train is None:
-        if is_archive:
-            return path, find_test_beside(path)  # its reader says what is in it
-        return find_class_folders(path) if in_folders else None
-    if find_kind(train).form not in _ARCHIVES:
-        return train, find_test_beside(train)
-    inner = find_tables(train)
+    if path.is_dir():
+        train = _choose(path, list_files(path))
+        if train is None:
+            return find_class_folders(path) if in_folders else None
+    else:
+        train = path
     test = find_test_beside(train)
-    if inner is not None and inner[1] is None and test is not None:
-        return inner[0], (find_tables(test) or (None,))[0]
-    return inner
+    if find_kind(train).form not in _ARCHIVES:
+        return train, test
+    inner = _choose_member(train)
+    if inner == train and not in_folders:
+        return None
+    inner_test = find_test_beside(inner)
+    return inner, inner_test if inner_test or not test else _choose_member(test)
+
+
+def _choose_member(archive: Path) -> Path:
+    """Return the train file of an archive, else its only table, else the archive itself."""
+    files = list_files(archive)
+    if train := _choose(archive, files):
+        return train
+    tables = [path for path in files if any(form.search(path.name) for form in _FORMS)]
+    images = [path for path in tables if not _LABELS.search(path.name)] or tables
+    return images[0] if len(images) == 1 else archive
 
 
 def find_test_beside(path: Path) -> Path | None:
@@ -70,8 +79,8 @@ def find_test_beside(path: Path) -> Path | None:
     name, n_replaced = _LAST_TRAIN.subn(in_its_case, path.name)
     for changed in (name, _LAST_TRAIN.sub("t10k", path.name)):
         for candidate in (changed, changed.removesuffix(".gz"), changed + ".gz"):
-            if n_replaced and is_there(path := path.with_name(candidate)):
-                return path
+            if n_replaced and is_there(beside := path.with_name(candidate)):
+                return beside
     return None
 
 

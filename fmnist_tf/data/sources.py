@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.data import official, sample
+from fmnist_tf.data.compare import check_training, compare
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import check_paths, expand_path
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
@@ -42,7 +44,8 @@ class SourceFile:
     Attributes:
         path: as the user named it; it may lead into an archive.
         sha256: of its bytes; see `Table.sha256`.
-        rows: number of images.
+        rows: images in it.
+        pixels_sha256: of the pixels as they were read, the same in every format.
         labels_path: the file of their labels if that is another one; else empty.
         labels_sha256: of its bytes; else empty.
     """
@@ -50,6 +53,7 @@ class SourceFile:
     path: str
     sha256: str
     rows: int
+    pixels_sha256: str
     labels_path: str = ""
     labels_sha256: str = ""
 
@@ -70,8 +74,7 @@ class Dataset:
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
             shown in a box; its lines are paragraphs.
         summary: for the report.
-        background: median grey level, 0..255, at the border of the training images.
-        content_side: median longer side, 1..28, of what the training images show.
+        convention: how objects lie in the training images.
     """
 
     train: Pixels
@@ -82,8 +85,7 @@ class Dataset:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
 
     @property
     def sha256(self) -> tuple[str, ...]:
@@ -156,6 +158,11 @@ def read_dataset(
         test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
+    unlike = check_training(found.summary, found.convention.background, train.path, label_column)
+    if test is not None:
+        unlike += compare(
+            found.summary, test_part.pixels, test.path, test_part.labels, label_column
+        )
     return Dataset(
         train=train_part,
         test=test_part,
@@ -163,14 +170,13 @@ def read_dataset(
         or name_dataset(train.path),
         kind=kind,
         files=tuple(
-            SourceFile(t.path, t.sha256, len(t.pixels), t.labels_path, t.labels_sha256)
+            SourceFile(t.path, t.sha256, len(t.pixels), t.digest, t.labels_path, t.labels_sha256)
             for t in tables
         ),
         decisions=tuple(decisions),
-        warnings=(*boxes, *found.warnings),
+        warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
-        background=found.background,
-        content_side=found.content_side,
+        convention=found.convention,
     )
 
 

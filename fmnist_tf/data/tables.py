@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import arrays, folders, parquet
 from fmnist_tf.data.archives import find_kind, open_file, split_member
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.label_files import encode_labels, read_labels
@@ -34,7 +35,7 @@ def read_table(
     *,
     label_column: str | None = None,
     labels: Path | None = None,
-    read_picture: folders.ReadPicture | None = None,
+    convention: Convention = folders.FASHION,
 ) -> Table:
     """Read and check images, or open the store that an earlier call wrote.
 
@@ -44,7 +45,7 @@ def read_table(
         store_dir: folder of stores, made if needed.
         label_column: which column of a CSV or Parquet file holds the label; None finds it.
         labels: a file of labels, for images that have none of their own.
-        read_picture: reads pictures that are not grey and 28x28.
+        convention: of the images that pictures are converted to if they are not grey and 28x28.
 
     Raises:
         DataError: the codes of `data.csv.table`; E045, what a file of another form holds does not
@@ -58,7 +59,7 @@ def read_table(
     elif form == "parquet":
         table = _read_parquet(path, store_dir, label_column)
     elif form == "pictures":
-        table = _read_folder(path, store_dir, read_picture)
+        table = _read_folder(path, store_dir, convention)
     elif form in ("text", "gzip", "bzip2", "xz", "zip"):
         file, member = split_member(path)
         if not member:
@@ -74,10 +75,15 @@ def read_table(
 
 
 def _read_stored(
-    form: str, path: Path, sha256: str, store_dir: Path, parse: Callable[[], _Parsed]
+    form: str,
+    path: Path,
+    sha256: str,
+    store_dir: Path,
+    parse: Callable[[], _Parsed],
+    option: str | None = None,
 ) -> Table:
-    """Open the store of a file, or parse the file into it."""
-    key = hashlib.sha256(json.dumps([READER_VERSION, sha256]).encode()).hexdigest()
+    """Open the store of a file, or parse the file, which depends on the option, into it."""
+    key = hashlib.sha256(json.dumps([READER_VERSION, sha256, option]).encode()).hexdigest()
     directory = store_dir / f"{form}-{key}"
     table = read_store(directory, str(path), sha256)
     if table is None:
@@ -96,16 +102,17 @@ def _read_array(path: Path) -> _Parsed:
     return pixels, None, decisions
 
 
-def _read_folder(path: Path, store_dir: Path, read_picture: folders.ReadPicture | None) -> Table:
+def _read_folder(path: Path, store_dir: Path, convention: Convention) -> Table:
     pictures = folders.list_pictures(path)
 
     def parse() -> _Parsed:
-        pixels, decisions = folders.read_pictures(path, pictures, read_picture)
+        pixels, decisions = folders.read_pictures(path, pictures, convention)
         classes = dict.fromkeys(label for _, label in pictures)
         decisions.insert(0, f"{len(classes)} folders of pictures, one for each class")
         return pixels, [label for _, label in pictures], decisions
 
-    return _read_stored("pictures", path, folders.hash_pictures(pictures), store_dir, parse)
+    sha256 = folders.hash_pictures(pictures)
+    return _read_stored("pictures", path, sha256, store_dir, parse, str(convention))
 
 
 def _read_parquet(path: Path, store_dir: Path, label_column: str | None) -> Table:
@@ -120,8 +127,7 @@ def _read_parquet(path: Path, store_dir: Path, label_column: str | None) -> Tabl
         pixels, more = arrays.to_rows(path, images)
         return pixels, labels, decisions + more
 
-    key = hashlib.sha256(f"{sha256} {label_column}".encode()).hexdigest()
-    return replace(_read_stored("parquet", path, key, store_dir, parse), sha256=sha256)
+    return _read_stored("parquet", path, sha256, store_dir, parse, label_column)
 
 
 def _add_labels(table: Table, path: Path) -> Table:

@@ -81,6 +81,19 @@ def test_labels_that_do_not_fit(tmp_path: Path, images: Path, content, code: str
     assert (problem.code, problem.path) == (code, str(path))
 
 
+def test_labels_in_an_archive(tmp_path: Path, images: Path) -> None:
+    np.savez(tmp_path / "kmnist-train-labels.npz", LABELS)
+    for path in (
+        tmp_path / "kmnist-train-labels.npz",
+        tmp_path / "kmnist-train-labels.npz/arr_0.npy",
+    ):
+        table = read_table(images, tmp_path / "store", labels=path)
+        assert table.label_values == ("4", "5", "6")
+    np.savez(tmp_path / "two.npz", LABELS, LABELS)
+    with pytest.raises(DataError, match="E009"):
+        read_table(images, tmp_path / "store", labels=tmp_path / "two.npz")
+
+
 def test_both_counts_are_told(tmp_path: Path, images: Path) -> None:
     path = write(tmp_path / "labels.csv", lines(TEXTS[:7]))
     with pytest.raises(DataError) as caught:

@@ -158,21 +158,17 @@ def test_find_tables(tmp_path, files, expected) -> None:
         (["emnist-train-images-idx3-ubyte", "emnist-test-images-idx3-ubyte"], (0, 1)),
         (["x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"], (0, 2)),
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], (0, 1)),
-        (["a_train.csv.zip", "a_test.csv.zip"], (0, 1)),
         (["csvTrainImages 1x784.csv", "csvTestImages 1x784.csv", "csvTrainLabel 1x1.csv"], (0, 1)),
         (["a.csv", "train-images-idx3-ubyte", "x_train.npy"], (0, None)),
     ],
 )
 @pytest.mark.parametrize("place", ["folder", "zip", "zip with folders"])
 def test_what_trains_and_tests_in_folders_and_archives(tmp_path, files, expected, place) -> None:
-    packed = any(name.endswith(".zip") for name in files)
     if place == "folder":
         root = tmp_path / "folder"
         for name in files:
             write_bytes(root / name, b"")
         where = root
-    elif packed:
-        pytest.skip("an archive in an archive is not read")
     else:
         root, inner = tmp_path / "a.zip", "a/" if place == "zip with folders" else ""
         with zipfile.ZipFile(root, "w") as archive:
@@ -184,6 +180,22 @@ def test_what_trains_and_tests_in_folders_and_archives(tmp_path, files, expected
     found = find_tables(root)
     assert found == tuple(None if k is None else where / files[k] for k in expected)
     assert is_there(found[0])
+
+
+def test_archives_in_the_data_folder(read, cached, data_dir) -> None:
+    data_dir.mkdir()
+    for part in ("train", "test"):
+        with zipfile.ZipFile(data_dir / f"mine_{part}.csv.zip", "w") as archive:
+            archive.writestr(f"any_{part}.csv", csv_text())
+    found = read("auto")
+    assert [Path(file.path).name for file in found.files] == ["any_train.csv", "any_test.csv"]
+    (data_dir / "mine_train.csv.zip").rename(data_dir / "mine.zip")
+    assert read("auto", to_train=False).files[0].path == str(Path("data/mine.zip/any_train.csv"))
+    with zipfile.ZipFile(data_dir / "mine.zip", "w") as archive:
+        archive.writestr("notes.txt", "no images")
+    assert read("auto").kind == "official"
+    with pytest.raises(UsageError, match=r"error\[E0"):
+        read(data_dir / "mine.zip")
 
 
 def test_folders_of_pictures_are_read_with_their_test_part(read, tmp_path) -> None:
@@ -294,7 +306,8 @@ def test_auto_without_data_or_network_uses_the_sample_and_says_so(read, data_dir
     np.testing.assert_array_equal(dataset.test.pixels, test_pixels)
     np.testing.assert_array_equal(dataset.test.labels, test_labels)
     assert find_source(dataset.files[0].path) == "sample"
-    assert (dataset.background, dataset.content_side) == (0, 28)
+    convention = dataset.convention
+    assert (convention.background, convention.content_side, convention.centring) == (0, 28, "box")
     assert not data_dir.exists()
     with pytest.raises(DownloadError):
         read("official")

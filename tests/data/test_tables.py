@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_tf.data.arrays import read_array
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.tables import read_table
 from fmnist_tf.errors import DataError
@@ -211,18 +212,17 @@ def test_grey_28x28_keeps_its_polarity_and_others_are_converted(tmp_path: Path, 
     white[9:19, 9:19] = 0
     large = np.full((200, 160, 3), 250, np.uint8)
     large[60:140, 50:110] = (200, 10, 10)
-    write(tmp_path / "a" / "1.png", png(white))
-    write(tmp_path / "b" / "2.png", png(np.dstack([white] * 3)))
-    write(tmp_path / "b" / "3.png", png(large))
-    table = read_table(tmp_path, store)
+    write(tmp_path / "set" / "a" / "1.png", png(white))
+    write(tmp_path / "set" / "b" / "2.png", png(np.dstack([white] * 3)))
+    write(tmp_path / "set" / "b" / "3.png", png(large))
+    table = read_table(tmp_path / "set", store)
     assert labels_of(table) == ["a", "b", "b"]
     np.testing.assert_array_equal(table.pixels[:2], [white.ravel()] * 2)
     assert table.pixels[2].max() > 100
     assert table.pixels[2, 0] == 0  # the default background
-    other = read_table(
-        tmp_path, tmp_path / "2", read_picture=lambda path: np.full(784, 9, np.uint8)
-    )
-    assert (other.pixels[2] == 9).all()
+    light = read_table(tmp_path / "set", store, convention=Convention(255, 20))
+    assert light.pixels[2, 0] == 255
+    np.testing.assert_array_equal(light.pixels[:2], [white.ravel()] * 2)
 
 
 def test_bad_pictures_are_counted_and_the_first_named(tmp_path: Path, store: Path) -> None:
