@@ -63,9 +63,13 @@ def open_file(path: Path) -> Iterator[tuple[Readable, int]]:
     file, member = split_member(path)
     try:
         if member:
-            with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
+            with zipfile.ZipFile(file) as archive:
+                if member not in (names := archive.namelist()):
+                    hint = f"it holds {', '.join(names[:8])}"
+                    raise file_error("E001", str(path), "no such member", "a member", hint)
                 info = archive.getinfo(member)
-                yield stream, min(info.file_size, _bound(info.compress_size))
+                with archive.open(info) as stream:
+                    yield stream, min(info.file_size, _bound(info.compress_size))
             return
         with file.open("rb") as plain:
             size = file.stat().st_size
@@ -76,10 +80,8 @@ def open_file(path: Path) -> Iterator[tuple[Readable, int]]:
             plain.seek(0)
             with gzip.GzipFile(fileobj=plain) as stream:
                 yield stream, _bound(size)
-    except KeyError:
-        hint = f"it holds {', '.join(_list_members(file)[:8])}"
-        raise file_error("E001", str(path), "no such member", "a member of it", hint) from None
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
+        # RuntimeError: encrypted, or an unknown compression
         raise _damaged(path, error) from None
 
 

@@ -34,6 +34,9 @@ def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]
         DataError: E001, E002, E003, E008, E009, E011, E045: another number of labels than images,
             or more columns.
     """
+    if path.exists() and not path.is_file():
+        found = "a directory" if path.is_dir() else "a pipe, socket or device"
+        raise file_error("E002", str(path), found, "a file of labels", "check --labels")
     kind = find_kind(path)
     if kind.form in ("zip", "npz") and len(members := list_files(path)) == 1:
         path, kind = members[0], find_kind(members[0])
@@ -86,7 +89,7 @@ def _read_column(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise file_error("E011", str(path), "text that is not UTF-8", "UTF-8") from None
     except OSError as error:
-        code = {FileNotFoundError: "E001", PermissionError: "E003"}.get(type(error), "E002")
+        code = "E003" if isinstance(error, PermissionError) else "E001"
         found, expected = error.strerror or str(error), "a file of labels"
         raise file_error(code, str(path), found, expected, "check --labels") from None
     first = text.partition("\n")[0]

@@ -243,14 +243,14 @@ def _read_files(
 
 
 def _read_named_test(test_data: str, labels: Path | None, read: _Read, train: Table) -> Table:
-    path = expand_path(test_data)
+    path = pick_table(expand_path(test_data))
     check_paths(train.path, path)
     if train.label_index is None:
         raise UsageError(
             f"--test-data {test_data}: expected labelled training images, found {train.path} "
             "without labels; read each file by itself"
         )
-    return read(pick_table(path), labels=labels and find_test_beside(labels))
+    return read(path, labels=labels and find_test_beside(labels))
 
 
 def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:

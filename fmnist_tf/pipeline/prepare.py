@@ -157,8 +157,11 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:
     """Refuse other data than the parent's: its training rows could be among the new val rows."""
+    recorded, file = parent.provenance["data"]["files"][0], dataset.files[0]
     for what, expected, found in (
-        ("training data", parent.data_sha256[0], dataset.sha256[0]),
+        ("training data", recorded["sha256"], file.sha256),
+        # An older run recorded no labels of the official files.
+        ("labels", recorded.get("labels_sha256", file.labels_sha256), file.labels_sha256),
         ("split", parent.provenance["data"]["split_sha256"], splits.digest),
     ):
         if expected != found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,13 @@ def test_labels_in_an_archive(tmp_path: Path, images: Path) -> None:
     np.savez(tmp_path / "two.npz", LABELS, LABELS)
     with pytest.raises(DataError, match="E009"):
         read_table(images, tmp_path / "store", labels=tmp_path / "two.npz")
+
+
+def test_labels_are_no_folder_and_no_pipe(tmp_path: Path, images: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="E002"):
+            read_table(images, tmp_path / "store", labels=path)
 
 
 def test_both_counts_are_told(tmp_path: Path, images: Path) -> None:

@@ -101,7 +101,6 @@ def test_the_images_are_the_same_in_every_form(tmp_path: Path, store: Path, form
 def test_the_checksum_is_that_of_the_content(tmp_path: Path, store: Path, form: str) -> None:
     before = read_table(make(tmp_path, form), store).sha256
     if form == "zip":
-        assert read_table(make(tmp_path, form), store).sha256 == before
         members = {"sub/train.csv": csv_text(255 - PIXELS).encode()}
         path = pack(tmp_path / "a.zip", **members) / "sub" / "train.csv"
     elif form == "npz":
