@@ -42,6 +42,13 @@ def list_files(path: Path) -> list[Path]:
     return sorted(files)
 
 
+def list_beside(path: Path) -> list[Path]:
+    """Return the files in the folder of a file, or in that folder of its archive."""
+    file, member = split_member(path)
+    files = list_files(file if member else path.parent)
+    return [found for found in files if found.parent == path.parent]
+
+
 class Readable(Protocol):
     """A stream of bytes."""
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from fmnist_tf.data.archives import find_kind, is_there, list_files
+from fmnist_tf.data.archives import find_kind, is_there, list_beside, list_files
 from fmnist_tf.data.folders import find_class_folders
 from fmnist_tf.errors import UsageError
 
@@ -81,7 +81,12 @@ def find_test_beside(path: Path) -> Path | None:
         for candidate in (changed, changed.removesuffix(".gz"), changed + ".gz"):
             if n_replaced and is_there(beside := path.with_name(candidate)):
                 return beside
-    return None
+    # `csvTrainImages 13440x784.csv`: the number of images is another one.
+    pattern = re.sub(r"\d+(?=x\d)", r"\\d+", re.escape(name))
+    if not n_replaced or pattern == re.escape(name):
+        return None
+    found = [beside for beside in list_beside(path) if re.fullmatch(pattern, beside.name)]
+    return found[0] if len(found) == 1 else None
 
 
 def pick_table(path: Path) -> Path:

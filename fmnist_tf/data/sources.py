@@ -219,9 +219,9 @@ def _read_files(
     paths = find_tables(path, in_folders=data != "auto")
     if paths is None:
         raise UsageError(
-            f"{data}: neither a train file nor a folder of pictures for each class in it; expected "
-            'a .csv, IDX, .npy, .npz or .parquet file with "train" in its name. hint: name the '
-            "file itself with --data PATH"
+            f'{data}: expected a file with "train" in its name (CSV, IDX, .npy, .npz, .parquet or '
+            ".zip) or a folder of pictures for each class in it, found neither. hint: name the file "
+            "itself, or the folder above those of the classes, with --data PATH"
         )
     train_path, test_path = paths
     if path != train_path:

@@ -158,7 +158,9 @@ def test_find_tables(tmp_path, files, expected) -> None:
         (["emnist-train-images-idx3-ubyte", "emnist-test-images-idx3-ubyte"], (0, 1)),
         (["x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"], (0, 2)),
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], (0, 1)),
-        (["csvTrainImages 1x784.csv", "csvTestImages 1x784.csv", "csvTrainLabel 1x1.csv"], (0, 1)),
+        (["csvTrainImages 9x784.csv", "csvTestImages 3x784.csv", "csvTrainLabel 9x1.csv"], (0, 1)),
+        (["aTrain 9x784.csv", "aTest 3x784.csv", "aTest 4x784.csv"], (0, None)),
+        (["train_9.csv", "test_3.csv"], (0, None)),
         (["a.csv", "train-images-idx3-ubyte", "x_train.npy"], (0, None)),
     ],
 )
