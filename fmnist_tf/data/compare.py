@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def check_training(
     peak = _peak(summary)
     end = _range_end(peak)
     if end < 255:
-        text = f"no training pixel passes {peak}: scaled to 0..{end}? expected 0..255"
+        text = f"no training pixel passes {peak}, as if scaled to 0..{end}; expected 0..255"
         problems.append(("W051", text))
         flags += f" --scale {255 / end:.6g}"
     if background * 255 / end >= BRIGHT:
@@ -145,8 +146,9 @@ def compare(
     problems: list[tuple[str, str]] = []
     flags = ""
     if factor := _range_factor(summary, pixels):
-        what = f"brightest pixel {pixels.max()}, that of the training images {_peak(summary)}"
-        problems.append(("W051", f"another range of grey levels: {what}"))
+        peak, trained = int(pixels.max()), _peak(summary)
+        text = f"no pixel passes {peak}, training images reach {trained}"
+        problems.append(("W051", f"{text}, as if scaled to 0..{_range_end(peak)}"))
         flags += f" --scale {factor:.6g}"
     n = min(len(pixels), _SAMPLE)
     rows = np.sort(np.random.default_rng(0).choice(len(pixels), n, replace=False))
@@ -178,10 +180,10 @@ def _format(
 ) -> list[str]:
     lines = [f"{code} {path}: {text}" for code, text in problems]
     if flags:
-        mended = re.sub(r"(\.\w{1,7}){1,2}$", "", path) + "-mended.csv"
+        mended = re.sub(r"(\.\w{1,7}){1,2}$", "", Path(path).name) + "-mended.csv"
         named = ["--label-column", label_column] if label_column else []
         command = f"python -m fmnist_tf.convert {shlex.join([path, mended, *named])}{flags}"
-        lines[-1] += f". The images are used as they are; to mend the file: {command}"
+        lines[-1] += f". The file is used as it is; to mend it: {command}"
     return lines
 
 

@@ -8,6 +8,7 @@ Shape letters: B batch, S side of the resized image, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,6 +48,9 @@ TORCH = ValueRange(
 UNIT = ValueRange(scale=(1 / 255,), offset=(0.0,))
 
 
+_TAKES_UNIT = "grey_level"  # the layer that multiplies floats of 0..1
+
+
 def preprocess(pixels: keras.KerasTensor, value_range: ValueRange, side: int) -> keras.KerasTensor:
     """Apply the layers from (B, 28, 28) grey 0..255 to (B, S, S, C) float32.
 
@@ -64,7 +68,7 @@ def preprocess(pixels: keras.KerasTensor, value_range: ValueRange, side: int) ->
     # 0 up to 1.5, and 2 from 2 on: the factors 255 and 1.
     step = layers.ReLU(max_value=2.0, threshold=1.5, name="is_grey_level")(peak)
     factor = layers.Rescaling(-127.0, 255.0, name="unit_factor")(step)
-    x = layers.Multiply(name="grey_level")([x, factor])
+    x = layers.Multiply(name=_TAKES_UNIT)([x, factor])
     if side != IMAGE_SIZE:
         resize = layers.Resizing(side, side, interpolation="bilinear", name="resize")
         # Its own default is training=True (Keras 3.15), which all layers after it would inherit:
@@ -80,3 +84,20 @@ def preprocess(pixels: keras.KerasTensor, value_range: ValueRange, side: int) ->
         ]
     )
     return value_range_layer(x)
+
+
+def take_bytes_only(model: keras.Model) -> keras.Model:
+    """Return the model without the step for floats of 0..1, on the same variables.
+
+    In int8 that step has no precision: it would compute its factor 1 as 255 - 254.
+    """
+
+    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
+        return inputs[0][0] if layer.name == _TAKES_UNIT else layer(*inputs, **options)
+
+    return keras.models.clone_model(
+        model,
+        input_tensors=keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8"),
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
