@@ -12,6 +12,7 @@ import numpy as np
 
 from fmnist_tf.data import official, sample
 from fmnist_tf.data.compare import check_training, compare
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
@@ -71,8 +72,7 @@ class Dataset:
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
             shown in a box; its lines are paragraphs.
         summary: for the report.
-        background: median grey level, 0..255, at the border of the training images.
-        content_side: median longer side, 1..28, of what the training images show.
+        convention: how objects lie in the training images.
     """
 
     train: Pixels
@@ -83,8 +83,7 @@ class Dataset:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
 
 
 def read_dataset(
@@ -145,7 +144,7 @@ def read_dataset(
         test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
-    unlike = check_training(found.summary, found.background, train.path, label_column)
+    unlike = check_training(found.summary, found.convention.background, train.path, label_column)
     if test is not None:
         unlike += compare(
             found.summary, test_part.pixels, test.path, test_part.labels, label_column
@@ -159,8 +158,7 @@ def read_dataset(
         decisions=tuple(decisions),
         warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
-        background=found.background,
-        content_side=found.content_side,
+        convention=found.convention,
     )
 
 

@@ -8,6 +8,7 @@ Shape letters: N images, K classes, E examples of a class, 784 pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data import N_PIXELS
+from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.errors import printable
 from fmnist_tf.system.files import write_atomically
@@ -29,11 +31,6 @@ IMBALANCE_RATIO = 10
 _VERSION = 3  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
 _BLOCK = 4096  # images read at once; bounds the memory
-_ENOUGH = 8192  # images that a median is taken of
-# How far from the background a pixel must be to be content: 5 % of the range, as Fashion-MNIST's
-# own pictures were trimmed (Xiao et al. 2017, section 2).
-_TOLERANCE = 0.05 * 255
-_EDGE = np.pad(np.zeros((IMAGE_SIZE - 2, IMAGE_SIZE - 2), bool), 1, constant_values=True).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +75,12 @@ class Inspection:
 
     Attributes:
         summary: for the report.
-        background: see `measure_background`; of the training images.
-        content_side: see `measure_content_side`; of the training images.
+        convention: of the training images.
         warnings: sentences that begin with `W040`, on what is valid but probably not meant.
     """
 
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
     warnings: tuple[str, ...]
 
 
@@ -105,15 +100,14 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return Inspection(
                 DataSummary.from_arrays(arrays),
-                int(arrays["background"]),
-                int(arrays["content_side"]),
+                Convention.from_record(json.loads(str(arrays["convention"]))),
                 tuple(map(str, arrays["warnings"])),
             )
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
         pass  # missing or corrupt: computed again
     found = _inspect(train, test)
     kept: dict[str, Any] = found.summary.to_arrays()
-    kept |= {"background": found.background, "content_side": found.content_side}
+    kept["convention"] = json.dumps(found.convention.to_record())
     with write_atomically(path) as file:
         np.savez(file, **kept, warnings=np.array(found.warnings, str))
     return found
@@ -167,12 +161,10 @@ def _inspect(train: Pixels, test: Pixels) -> Inspection:
         duplicates=np.array(duplicates),
         histogram=of_train.histogram,
     )
-    background = measure_background(train.pixels)
     warnings = _find_warnings(of_train, of_test, duplicates, train.class_names)
     return Inspection(
         summary,
-        background,
-        measure_content_side(train.pixels, background),
+        measure_convention(train.pixels),
         tuple(f"W040 {warning}" for warning in warnings),
     )
 
@@ -195,34 +187,3 @@ def _find_warnings(
             f"{printable(class_names[fewest], 30)} {train.counts[fewest]}: accuracy alone will "
             "mislead"
         )
-
-
-def measure_background(pixels: NDArray[np.uint8]) -> int:
-    """Return the median grey level, 0..255, of the edge pixels of images (N, 784)."""
-    return int(np.median(_spread(pixels)[:, _EDGE]))
-
-
-def measure_content_side(pixels: NDArray[np.uint8], background: int) -> int:
-    """Return the median over images, 1..28, of the longer side of the content's bounding box.
-
-    Fashion-MNIST's garments fill their image (28), MNIST's digits do not (20).
-
-    Args:
-        pixels: (N, 784).
-        background: grey level, 0..255; content is more than 5 % of the range away from it.
-    """
-    images = _spread(pixels).reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.int16)
-    content = np.abs(images - background) > _TOLERANCE
-    sides = np.maximum(_extent(content.max(axis=1)), _extent(content.max(axis=2)))
-    return max(1, int(np.median(sides)))
-
-
-def _spread(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return enough images for a median, evenly spaced."""
-    return pixels[:: 1 + len(pixels) // _ENOUGH]
-
-
-def _extent(occupied: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return for each row of (N, 28) the distance from its first to its last true, plus 1."""
-    first, last = occupied.argmax(axis=1), IMAGE_SIZE - occupied[:, ::-1].argmax(axis=1)
-    return np.where(occupied.any(axis=1), last - first, 0)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.compare import compare
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import expand_path, read_csv
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
@@ -90,16 +91,17 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
     """
-    facts = run.provenance["data"]
-    if "background" not in facts or "content_side" not in facts:
+    try:
+        convention = Convention.from_record(run.provenance["data"])
+    except KeyError:
         raise UsageError(
             f"{path}: expected a run that records what its training images look like, found one of "
             "an older version; train it again, or predict from CSV"
-        )
-    pixels, decisions = read_picture(
-        path, background=facts["background"], content_side=facts["content_side"]
-    )
-    say(f"{path}: {'; '.join(decisions)}")
+        ) from None
+    pixels, notes, warnings = read_picture(path, convention)
+    say(f"{path}: {'; '.join(notes)}")
+    for warning in warnings:
+        warn(f"{path}: {warning}")
     return pixels
 
 

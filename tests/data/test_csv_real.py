@@ -59,7 +59,8 @@ def test_a_csv_of_the_official_images_is_known_by_its_content(
     assert (dataset.kind, dataset.name, dataset.warnings) == ("official", "fashion-mnist", ())
     assert dataset.train.class_names == FASHION_MNIST
     assert np.bincount(dataset.train.labels).tolist() == [5100] * 10
-    assert (dataset.background, dataset.content_side) == (0, 28)
+    convention = dataset.convention
+    assert (convention.background, convention.content_side, convention.centring) == (0, 28, "box")
 
 
 def test_time_and_memory(train_csv: Path, tmp_path: Path) -> None:
