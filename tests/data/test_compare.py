@@ -130,6 +130,13 @@ def test_a_mean_image_elsewhere_is_told_where_labels_allow_it(digits: DataSummar
     assert compare(digits, of_one_class, "", np.ones(len(of_one_class), np.int64)) == []
 
 
+def test_other_things_are_noticed_from_a_few_images_on(digits: DataSummary) -> None:
+    stripes = np.zeros((30, 28, 28), np.uint8)
+    stripes[:, ::4] = 255
+    assert codes(compare(digits, stripes.reshape(30, 784), "")) == ["W053"]
+    assert compare(digits, TEST.pixels[LABELS == 1][:20], "") == []
+
+
 @pytest.mark.parametrize(
     ("how", "background", "expected"),
     [
