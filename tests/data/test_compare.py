@@ -189,7 +189,8 @@ def test_real_cases_beside_their_own_kind_and_beside_other_digits(
     own = summarize(clean.pixels, np.asarray(clean.label_index, np.int64), tmp_path)
     table = read_csv(CASES / f"{name}.csv", tmp_path)
     assert codes(compare(own, table.pixels, "")) == expected
-    assert codes(compare(digits, table.pixels, "")) == expected
+    # Digits of another data set: fit for no model of these.
+    assert codes(compare(digits, table.pixels, "")) == (expected or ["W053"])
 
 
 def test_convert_keeps_labels_and_refuses_to_overwrite(tmp_path: Path, capsys) -> None:
