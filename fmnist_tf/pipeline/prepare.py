@@ -55,7 +55,7 @@ class Network:
         parent: the frozen run whose weights it starts from, or None.
     """
 
-    classifier: keras.Sequential
+    classifier: keras.Model
     spec: BackboneSpec
     image_size: int
     plan: TrainablePlan

@@ -100,7 +100,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     return run
 
 
-def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
+def load_weights(classifier: keras.Model, run: SavedRun) -> None:
     """Load the run's weights into a classifier of the run's architecture.
 
     Raises:
@@ -124,7 +124,7 @@ def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
 
 def build_configured(
     config: RunConfig, backbone: keras.Model, spec: BackboneSpec, n_classes: int, name: str
-) -> keras.Sequential:
+) -> keras.Model:
     """Build the classifier that the settings ask for, on a backbone of this spec."""
     from fmnist_tf.model.classifier import build_classifier
 
@@ -140,7 +140,7 @@ def build_configured(
     )
 
 
-def build_saved_model(run: SavedRun) -> keras.Sequential:
+def build_saved_model(run: SavedRun) -> keras.Model:
     """Build the run's classifier, (B, 28, 28) uint8 -> (B, K) float32, with its weights.
 
     Raises:

@@ -30,7 +30,7 @@ def compute(function, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def evaluate(classifier: keras.Sequential, features: np.ndarray, labels: np.ndarray) -> float:
+def evaluate(classifier: keras.Model, features: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy of the ordinary float32 head on plain float32 features."""
     tensor = features
     for layer in classifier.layers[classifier.layers.index(classifier.get_layer("flatten")) :]:
