@@ -130,12 +130,11 @@ def _parse(file: TextFile, directory: Path, sha256: str, label_column: str | Non
     try:
         labels = LabelCodes()
         blocks = read_plain(file.read_blocks(layout.start), layout, labels)
-        return _write(file, layout, directory, sha256, labels, blocks, [])
+        return _write(file, layout, directory, sha256, labels, blocks)
     except (NotPlainError, DataError):
         labels = LabelCodes()
-        scanner = Scanner(file.path, layout, labels)
-        blocks = scanner.read(file.read_blocks(layout.start))
-        return _write(file, layout, directory, sha256, labels, blocks, scanner.notes)
+        blocks = Scanner(file.path, layout, labels).read(file.read_blocks(layout.start))
+        return _write(file, layout, directory, sha256, labels, blocks)
 
 
 def _write(
@@ -145,7 +144,6 @@ def _write(
     sha256: str,
     labels: LabelCodes,
     blocks: Iterator[Block],
-    notes: list[str],
 ) -> Table:
     def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
         if labels.is_mixed or len(labels.codes) > MAX_CLASSES:
@@ -155,7 +153,7 @@ def _write(
         facts = {
             "label_values": values,
             "first_line": layout.first_line,
-            "decisions": [*file.notes, *layout.decisions, *notes],
+            "decisions": [*file.notes, *layout.decisions],
             "label_field": layout.label_columns[0] + 1 if layout.label_columns else None,
         }
         return (place if layout.label_columns else None), facts
