@@ -122,6 +122,9 @@ def test_dark_images_among_dark_images_are_no_fault(tmp_path: Path) -> None:
     dark = (TEST.pixels * 0.25).astype(np.uint8)
     assert compare(summary, dark[:1], "") == []
     assert codes(compare(summary, dark, "")) == ["W051"]
+    one_each = np.unique(np.asarray(TRAIN.label_index), return_index=True)[1]
+    few = summarize(TRAIN.pixels[one_each], np.arange(10), tmp_path)
+    assert codes(compare(few, TEST.pixels[:40] // 16, "")) == ["W051"]
 
 
 def test_a_mean_image_elsewhere_is_told_where_labels_allow_it(digits: DataSummary) -> None:
