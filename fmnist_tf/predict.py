@@ -59,8 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--label-column",
-        metavar="NAME",
-        help="name of the label column in CSVs (default: the run's, else found by the header)",
+        metavar="COLUMN",
+        help="label column in CSVs: a name, a number from 1, first or last (default: the run's, "
+        "else found)",
     )
     add_terminal_flags(parser)
     return parser
