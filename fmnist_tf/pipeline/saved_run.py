@@ -66,10 +66,14 @@ class SavedRun:
             return caveats
         stopped = (
             f"STOPPED after {self.history[-1].epoch} of {self.config.epochs} epochs, best so far "
-            f"epoch {self.checkpoint.state['best_epoch']}; `{resume_command(self.directory)}` "
-            "finishes it"
+            f"epoch {self.best_epoch}; `{resume_command(self.directory)}` finishes it"
         )
         return (*caveats, stopped)
+
+    @property
+    def best_epoch(self) -> int:
+        """Of a stopped run, the epoch whose weights are used."""
+        return int(self.checkpoint.state["best_epoch"]) if self.checkpoint else 0
 
 
 def resume_command(directory: RunDir) -> str:

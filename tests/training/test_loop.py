@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_ro
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_feature_function
-from fmnist_tf.training.loop import Counts, NonFiniteLossError, Position, Trainer, TrainingPlan
+from fmnist_tf.training.loop import (
+    Counts,
+    Epoch,
+    NonFiniteLossError,
+    Position,
+    Trainer,
+    TrainingPlan,
+)
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
@@ -44,10 +53,10 @@ def plan(
     return TrainingPlan(RatePlan(schedule, rate, 4, epochs), 5, seed, **options)
 
 
-def run(trainer: Trainer, *, source=None, start=Position(), on_step=lambda at: None, **changes):
+def run(trainer: Trainer, *, source=None, start=None, on_step=lambda at: None, **changes):
     source = source or ArrayRows(PIXELS)
     rows, val_rows = np.arange(17), np.arange(17, 23)
-    options = {"start": start, "on_step": on_step}
+    options = {"start": start or Position(), "on_step": on_step}
     return trainer.run_epochs(source, LABELS, rows, val_rows, plan(**changes), **options)
 
 
@@ -93,6 +102,38 @@ def test_dropout_is_a_function_of_seed_and_epoch(make_trainer, toy_classifier) -
 
     assert states(0) == states(0)
     assert len({*states(0), *states(1)}) == 4
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 0), (2, 1), (2, 4)])
+def test_training_continues_after_any_step(
+    make_trainer, toy_classifier, toy_spec, epoch: int, step: int
+) -> None:
+    options = {"epochs": 3, "ema_decay": 0.9, "augment": ("erasing",)}
+    saved: dict[str, list[np.ndarray]] = {}
+    at = Position()
+
+    def save(position: Position) -> None:
+        nonlocal at
+        if (position.epoch, position.step) == (epoch, step):
+            at = position
+            state = trainer.state(plan(**options))
+            saved.update({name: [v.numpy() for v in part] for name, part in state.items()})
+
+    def ends_as(start: Position) -> tuple[list[Epoch], dict[str, str]]:
+        trainer = make_trainer()
+        for name, part in trainer.state(plan(**options)).items():
+            for variable, value in zip(part, saved[name], strict=True):
+                variable.assign(value)
+        epochs = list(run(trainer, start=start, **options))
+        return [replace(e, seconds=0) for e in epochs], digest_weights(toy_classifier, toy_spec)
+
+    trainer = make_trainer()
+    epochs = [replace(e, seconds=0) for e in run(trainer, on_step=save, **options)]
+    expected = epochs[epoch - 1 :], digest_weights(toy_classifier, toy_spec)
+    assert ends_as(at) == expected
+    # Without the offset some rows come twice.
+    if step:
+        assert ends_as(replace(at, step=0, counts=Counts())) != expected
 
 
 def test_it_learns(toy_spec) -> None:
