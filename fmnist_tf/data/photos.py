@@ -20,21 +20,20 @@ import re
 import struct
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
 from fmnist_tf.data import IMAGE_SIZE
-from fmnist_tf.data.summary import measure_background
+from fmnist_tf.data.convention import TOLERANCE, Convention, measure_background
 from fmnist_tf.errors import UsageError, printable
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; for a JPEG, after its decoder's own reduction."""
 DARK, LIGHT = 64, 191
 """A background level up to `DARK` or from `LIGHT` is clear; otherwise nothing is cropped."""
-TOLERANCE = 0.05 * 255
-"""A pixel within this many grey levels of the background is background; the paper's 5 %."""
 
 _TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are read, make it smaller"
 _WORK_SIDE = 512  # longer sides are reduced before anything is measured
@@ -60,6 +59,20 @@ _OTHER_PICTURES = {
 }
 
 
+class Picture(NamedTuple):
+    """A picture as the network takes it.
+
+    Attributes:
+        pixels: (784,) uint8.
+        notes: what was done to the picture, a phrase each.
+        warnings: why the object may not be the one that was meant, a sentence each.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 def is_picture(path: Path) -> bool:
     """Return whether the file starts as a PNG or a JPEG does, whatever its name.
 
@@ -81,7 +94,7 @@ def is_picture(path: Path) -> bool:
     return head.startswith(_PICTURES)
 
 
-def read_picture(path: Path, *, background: int, content_side: int) -> tuple[np.ndarray, list[str]]:
+def read_picture(path: Path, convention: Convention) -> Picture:
     """Read a picture and convert it to what the training images look like.
 
     Colour is converted to grey by ITU-R 601. Transparent parts take the colour of an opaque border,
@@ -91,15 +104,12 @@ def read_picture(path: Path, *, background: int, content_side: int) -> tuple[np.
 
     Args:
         path: a PNG or JPEG file.
-        background: typical grey level, 0..255, at the border of the training images.
-        content_side: typical longer side, 1..28, of what they show.
-
-    Returns:
-        The pixels, (784,) uint8, and what was done to the picture, a phrase each.
+        convention: of the training images.
 
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
     """
+    background, content_side = convention.background, convention.content_side
     if not is_picture(path):
         raise _refused(path, "neither a PNG nor a JPEG")
     grey, is_colour, decisions = _read_grey(path)
@@ -123,7 +133,8 @@ def read_picture(path: Path, *, background: int, content_side: int) -> tuple[np.
             "background"
         )
     image, decision = converted
-    return np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel(), [*decisions, decision]
+    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel()
+    return Picture(pixels, (*decisions, decision), ())
 
 
 def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:

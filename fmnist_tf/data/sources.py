@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.data import official, sample
+from fmnist_tf.data.compare import check_training, compare
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
@@ -39,11 +41,19 @@ _KNOWN = {official.DIGESTS: "official", sample.DIGESTS: "sample"}
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file the images came from: its path, the SHA-256 of its bytes, and its number of rows."""
+    """A file the images came from.
+
+    Attributes:
+        path: as the user named it.
+        sha256: of its bytes.
+        rows: images in it.
+        pixels_sha256: of the pixels as they were read, the same in every format.
+    """
 
     path: str
     sha256: str
     rows: int
+    pixels_sha256: str
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,7 @@ class Dataset:
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
             shown in a box; its lines are paragraphs.
         summary: for the report.
-        background: median grey level, 0..255, at the border of the training images.
-        content_side: median longer side, 1..28, of what the training images show.
+        convention: how objects lie in the training images.
     """
 
     train: Pixels
@@ -74,8 +83,7 @@ class Dataset:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
 
 
 def read_dataset(
@@ -136,17 +144,21 @@ def read_dataset(
         test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
+    unlike = check_training(found.summary, found.convention.background, train.path, label_column)
+    if test is not None:
+        unlike += compare(
+            found.summary, test_part.pixels, test.path, test_part.labels, label_column
+        )
     return Dataset(
         train=train_part,
         test=test_part,
         name={"sample": "sample", "official": "fashion-mnist"}.get(kind) or _name(train.path),
         kind=kind,
-        files=tuple(SourceFile(table.path, table.sha256, len(table.pixels)) for table in tables),
+        files=tuple(SourceFile(t.path, t.sha256, len(t.pixels), t.digest) for t in tables),
         decisions=tuple(decisions),
-        warnings=(*boxes, *found.warnings),
+        warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
-        background=found.background,
-        content_side=found.content_side,
+        convention=found.convention,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the images look like: counts, mean images, duplicates, background; and warnings W040.
+"""What the images look like: counts, mean images, duplicates, background; warnings W040 on them.
 
 Everything is computed once and kept beside the pixel store.
 
@@ -8,6 +8,7 @@ Shape letters: N images, K classes, E examples of a class, 784 pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,32 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data import N_PIXELS
+from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.errors import printable
 from fmnist_tf.system.files import write_atomically
 
 EXAMPLES = 6
-INVERTED_MEAN = 127
-"""Mean grey level (0..255) above which the background is probably bright; Fashion-MNIST has 73."""
 IMBALANCE_RATIO = 10
 """Ratio of the largest class to the smallest above which a warning is given."""
-DRIFT_LEVELS = 16
-"""Mean absolute difference of two mean images, in grey levels; Fashion-MNIST's parts have 0.5."""
-TRANSPOSED_MARGIN = 0.1
-"""By how much the correlation of the mean images must rise when the test images are transposed;
-Fashion-MNIST has 1.00 as it is and 0.78 transposed."""
-COMPARED_IMAGES = 100
-"""Fewer images than this have a mean image too noisy to compare."""
 
-_VERSION = 2  # part of a kept file's name: raise it if the same images would be described otherwise
+_VERSION = 3  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
 _BLOCK = 4096  # images read at once; bounds the memory
-_ENOUGH = 8192  # images that a median is taken of
-# How far from the background a pixel must be to be content: 5 % of the range, as Fashion-MNIST's
-# own pictures were trimmed (Xiao et al. 2017, section 2).
-_TOLERANCE = 0.05 * 255
-_EDGE = np.pad(np.zeros((IMAGE_SIZE - 2, IMAGE_SIZE - 2), bool), 1, constant_values=True).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +75,12 @@ class Inspection:
 
     Attributes:
         summary: for the report.
-        background: see `measure_background`; of the training images.
-        content_side: see `measure_content_side`; of the training images.
+        convention: of the training images.
         warnings: sentences that begin with `W040`, on what is valid but probably not meant.
     """
 
     summary: DataSummary
-    background: int
-    content_side: int
+    convention: Convention
     warnings: tuple[str, ...]
 
 
@@ -114,15 +100,14 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return Inspection(
                 DataSummary.from_arrays(arrays),
-                int(arrays["background"]),
-                int(arrays["content_side"]),
+                Convention.from_record(json.loads(str(arrays["convention"]))),
                 tuple(map(str, arrays["warnings"])),
             )
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
         pass  # missing or corrupt: computed again
     found = _inspect(train, test)
     kept: dict[str, Any] = found.summary.to_arrays()
-    kept |= {"background": found.background, "content_side": found.content_side}
+    kept["convention"] = json.dumps(found.convention.to_record())
     with write_atomically(path) as file:
         np.savez(file, **kept, warnings=np.array(found.warnings, str))
     return found
@@ -137,10 +122,6 @@ class _Scan:
     histogram: NDArray[np.int64]  # (256,), of all pixels
     hashes: list[int]  # N, equal for equal images
     n_constant: int  # images of one grey level
-
-    @property
-    def mean_image(self) -> NDArray[np.float64]:
-        return self.sums.sum(axis=0) / max(len(self.hashes), 1)
 
 
 def _scan(part: Pixels) -> _Scan:
@@ -180,12 +161,10 @@ def _inspect(train: Pixels, test: Pixels) -> Inspection:
         duplicates=np.array(duplicates),
         histogram=of_train.histogram,
     )
-    background = measure_background(train.pixels)
     warnings = _find_warnings(of_train, of_test, duplicates, train.class_names)
     return Inspection(
         summary,
-        background,
-        measure_content_side(train.pixels, background),
+        measure_convention(train.pixels),
         tuple(f"W040 {warning}" for warning in warnings),
     )
 
@@ -193,17 +172,12 @@ def _inspect(train: Pixels, test: Pixels) -> Inspection:
 def _find_warnings(
     train: _Scan, test: _Scan, duplicates: Sequence[int], class_names: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what is valid but strange: copies, constant images, a bright background and so on."""
+    """Yield what is valid but strange: copies, constant images, and classes of unlike sizes."""
     for name, part, copies in (("training", train, duplicates[0]), ("test", test, duplicates[1])):
         if copies:
             yield f"{copies} of {len(part.hashes)} {name} images are copies of another"
         if part.n_constant:
             yield f"{part.n_constant} {name} images have one grey level only"
-        if (mean := part.mean_image.mean()) > INVERTED_MEAN:
-            yield (
-                f"the mean {name} pixel is {mean:.0f} of 255: dark on bright? "
-                "0 is meant to be the background"
-            )
     if duplicates[2]:
         yield f"{duplicates[2]} of {len(test.hashes)} test images are also training images"
     most, fewest = int(train.counts.argmax()), int(train.counts.argmin())
@@ -213,44 +187,3 @@ def _find_warnings(
             f"{printable(class_names[fewest], 30)} {train.counts[fewest]}: accuracy alone will "
             "mislead"
         )
-    if min(len(train.hashes), len(test.hashes)) < COMPARED_IMAGES:
-        return
-    a, b = train.mean_image, test.mean_image
-    transposed = b.reshape(IMAGE_SIZE, IMAGE_SIZE).T.ravel()
-    with np.errstate(invalid="ignore"):  # a constant image has no correlation: nan
-        as_it_is, exchanged = np.corrcoef([a, b, transposed])[0, 1:]
-    if exchanged > as_it_is + TRANSPOSED_MARGIN:
-        yield "the test images fit the training images better with rows and columns exchanged"
-    elif (levels := np.abs(a - b).mean()) > DRIFT_LEVELS:
-        yield f"the mean test image is {levels:.0f} grey levels away from the mean training image"
-
-
-def measure_background(pixels: NDArray[np.uint8]) -> int:
-    """Return the median grey level, 0..255, of the edge pixels of images (N, 784)."""
-    return int(np.median(_spread(pixels)[:, _EDGE]))
-
-
-def measure_content_side(pixels: NDArray[np.uint8], background: int) -> int:
-    """Return the median over images, 1..28, of the longer side of the content's bounding box.
-
-    Fashion-MNIST's garments fill their image (28), MNIST's digits do not (20).
-
-    Args:
-        pixels: (N, 784).
-        background: grey level, 0..255; content is more than 5 % of the range away from it.
-    """
-    images = _spread(pixels).reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.int16)
-    content = np.abs(images - background) > _TOLERANCE
-    sides = np.maximum(_extent(content.max(axis=1)), _extent(content.max(axis=2)))
-    return max(1, int(np.median(sides)))
-
-
-def _spread(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return enough images for a median, evenly spaced."""
-    return pixels[:: 1 + len(pixels) // _ENOUGH]
-
-
-def _extent(occupied: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return for each row of (N, 28) the distance from its first to its last true, plus 1."""
-    first, last = occupied.argmax(axis=1), IMAGE_SIZE - occupied[:, ::-1].argmax(axis=1)
-    return np.where(occupied.any(axis=1), last - first, 0)

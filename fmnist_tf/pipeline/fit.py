@@ -90,7 +90,7 @@ def fit(
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
-    background = experiment.data.dataset.background
+    background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
     source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
 

@@ -150,8 +150,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "files": [asdict(file) for file in dataset.files],
         "decisions": list(dataset.decisions),
         "warnings": list(dataset.warnings),
-        "background": dataset.background,
-        "content_side": dataset.content_side,
+        **dataset.convention.to_record(),
     }
 
 

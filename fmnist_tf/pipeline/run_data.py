@@ -14,11 +14,14 @@ from typing import TypeVar
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
+from fmnist_tf.data.compare import compare
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import expand_path, read_csv
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.photos import find_polarity_warning, read_picture
+from fmnist_tf.data.photos import read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
+from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 
@@ -69,12 +72,16 @@ def read_table(run: SavedRun, path: Path, label_column: str | None = None) -> Ta
     Raises:
         DataError: the file is bad, whatever column holds its labels.
     """
-    table = _read_temporarily(
+    table, column = _read_temporarily(
         lambda column, folder: read_csv(path, folder, label_column=column), run, label_column
     )
     for decision in table.decisions:
         say(f"{path}: {decision}")
-    _warn_if_negated(run, str(path), table.pixels)
+    labels = None
+    if table.label_index is not None:
+        index = index_classes(run.class_names)
+        labels = np.array([index.get(name, -1) for name in table.label_values])[table.label_index]
+    _warn_if_unlike(run, str(path), table.pixels, labels, column)
     return table
 
 
@@ -84,16 +91,17 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
     """
-    facts = run.provenance["data"]
-    if "background" not in facts or "content_side" not in facts:
+    try:
+        convention = Convention.from_record(run.provenance["data"])
+    except KeyError:
         raise UsageError(
             f"{path}: expected a run that records what its training images look like, found one of "
             "an older version; train it again, or predict from CSV"
-        )
-    pixels, decisions = read_picture(
-        path, background=facts["background"], content_side=facts["content_side"]
-    )
-    say(f"{path}: {'; '.join(decisions)}")
+        ) from None
+    pixels, notes, warnings = read_picture(path, convention)
+    say(f"{path}: {'; '.join(notes)}")
+    for warning in warnings:
+        warn(f"{path}: {warning}")
     return pixels
 
 
@@ -115,8 +123,9 @@ def read_labelled(
         return dataset.name, dataset.test
     table = read_table(run, expand_path(data), label_column)
     images = table.to_pixels(map_labels(table, run.class_names), run.class_names)
-    if table.sha256 == run.data_sha256[0]:
-        title = "WARNING: THE RUN WAS TRAINED ON THIS FILE."
+    known = run.provenance["data"]["files"][0]
+    if known["sha256"] == table.sha256 or known.get("pixels_sha256") == table.digest:
+        title = "WARNING: THE RUN WAS TRAINED ON THIS FILE'S IMAGES."
         warn(boxed(title, "The accuracy below measures memory, it is not a test."))
     return table.path, images
 
@@ -133,7 +142,7 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
     """
     if data is None:
         return read_own_dataset(run)
-    dataset = _read_temporarily(
+    dataset, column = _read_temporarily(
         lambda column, folder: read_dataset(data, store_dir=folder, say=say, label_column=column),
         run,
     )
@@ -144,8 +153,9 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
             f"({printable(', '.join(index), 100)}), found {printable(', '.join(unknown), 100)}; "
             "name other data with --data"
         )
-    _warn_if_negated(run, dataset.files[0].path, dataset.train.pixels)
     class_of = np.array([index[name] for name in names])
+    path, train = dataset.files[0].path, dataset.train
+    _warn_if_unlike(run, path, train.pixels, class_of[train.labels], column)
     train, test = (
         replace(part, labels=class_of[part.labels], class_names=run.class_names)
         for part in (dataset.train, dataset.test)
@@ -155,24 +165,39 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
 
 def _read_temporarily(
     read: Callable[[str | None, Path], _Read], run: SavedRun, named: str | None = None
-) -> _Read:
+) -> tuple[_Read, str | None]:
     """Call `read` with a label column and a folder for parsed files, which is deleted afterwards.
 
     The column is the one that was named, else the run's, else None to find it. What is mapped from
     a deleted file stays readable.
+
+    Returns:
+        The result and the column.
     """
     column = named or run.config.label_column
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return read(column, Path(folder))
+            return read(column, Path(folder)), column
         except DataError as error:
             codes = {problem.code for problem in error.problems}
             if named or column is None or codes - {"E021", "E026"}:
                 raise
-        return read(None, Path(folder))
+        return read(None, Path(folder)), None
 
 
-def _warn_if_negated(run: SavedRun, name: str, pixels: np.ndarray) -> None:
-    background = run.provenance["data"].get("background")
-    if background is not None and (warning := find_polarity_warning(pixels, background)):
-        warn(f"{name}: {warning}")
+def _warn_if_unlike(
+    run: SavedRun,
+    path: str,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    label_column: str | None,
+) -> None:
+    """Print how images differ from the run's training images; see `compare`."""
+    try:
+        summary = DataSummary.from_arrays(run.directory.read_arrays("report.npz"))
+    except (KeyError, UsageError):
+        name = run.directory.path
+        warn(f"{path}: not compared with the training images, since {name} does not describe them")
+        return
+    for warning in compare(summary, pixels, path, labels, label_column):
+        warn(warning)

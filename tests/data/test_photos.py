@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmnist_tf.data import photos
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.photos import find_polarity_warning, is_picture, read_picture
 from fmnist_tf.errors import UsageError
 
@@ -50,7 +51,7 @@ def convert(tmp_path: Path) -> Callable[..., np.ndarray]:
         image: Image.Image, name: str = "a.png", background: int = 0, side: int = 28, **words
     ) -> np.ndarray:
         image.save(tmp_path / name, **words)
-        pixels, _ = read_picture(tmp_path / name, background=background, content_side=side)
+        pixels, _, _ = read_picture(tmp_path / name, Convention(background, side))
         assert (pixels.shape, pixels.dtype) == ((784,), np.uint8)
         return pixels.reshape(28, 28).astype(np.int64)
 
@@ -94,8 +95,8 @@ def test_without_a_clear_background_the_whole_picture_is_used(convert) -> None:
 
 def test_what_was_done_is_described(tmp_path: Path) -> None:
     paint(SHAPE, "navy on sky").save(tmp_path / "a.png")
-    _, decisions = read_picture(tmp_path / "a.png", background=0, content_side=28)
-    assert decisions[:2] == ["300x200 pixels", "colour converted to grey"]
+    decisions = read_picture(tmp_path / "a.png", Convention(0, 28)).notes
+    assert decisions[:2] == ("300x200 pixels", "colour converted to grey")
     for fact in ("20% of its width and 60% of its height", "211 of 255", ", negated"):
         assert fact in decisions[2]
 
@@ -218,7 +219,7 @@ def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> 
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        read_picture(path, background=0, content_side=28)
+        read_picture(path, Convention(0, 28))
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_damage_is_refused_or_read_but_never_a_crash(
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content[:place] + junk + content[place + len(junk) :])
     try:
-        pixels, _ = read_picture(path, background=0, content_side=28)
+        pixels, _, _ = read_picture(path, Convention(0, 28))
     except UsageError:
         return
     assert pixels.shape == (784,)

@@ -200,7 +200,8 @@ def test_auto_without_data_or_network_uses_the_sample_and_says_so(read, data_dir
     np.testing.assert_array_equal(dataset.test.pixels, test_pixels)
     np.testing.assert_array_equal(dataset.test.labels, test_labels)
     assert find_source(dataset.files[0].path) == "sample"
-    assert (dataset.background, dataset.content_side) == (0, 28)
+    convention = dataset.convention
+    assert (convention.background, convention.content_side, convention.centring) == (0, 28, "box")
     assert not data_dir.exists()
     with pytest.raises(DownloadError):
         read("official")

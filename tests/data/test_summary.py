@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.data.summary import (
@@ -17,8 +15,6 @@ from fmnist_tf.data.summary import (
     DataSummary,
     Inspection,
     inspect,
-    measure_background,
-    measure_content_side,
 )
 
 
@@ -63,32 +59,6 @@ def test_facts_of_a_few_images(parts: tuple[Pixels, Pixels], tmp_path: Path) -> 
     assert all(again.to_arrays()[name] is array for name, array in arrays.items())
 
 
-@pytest.mark.parametrize("background", [0, 255, 100])
-@pytest.mark.parametrize(("height", "width", "side"), [(20, 12, 20), (5, 28, 28), (1, 1, 1)])
-def test_background_and_content(background: int, height: int, width: int, side: int) -> None:
-    picture = np.full((3, 28, 28), background, np.uint8)
-    picture[:, 4 : 4 + height, :width] = 180
-    pixels = picture.reshape(3, 784)
-    assert measure_background(pixels) == background
-    assert measure_content_side(pixels, background) == side
-
-
-@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4), high=st.integers(1, 256))
-def test_background_is_the_median_of_the_edges(seed: int, n: int, high: int) -> None:
-    images = np.random.default_rng(seed).integers(0, high, (n, 28, 28)).astype(np.uint8)
-    inside = np.zeros((28, 28), bool)
-    inside[1:-1, 1:-1] = True
-    assert measure_background(images.reshape(n, 784)) == int(np.median(images[:, ~inside]))
-
-
-def test_content_tolerates_what_is_nearly_background() -> None:
-    pixels = np.zeros((1, 28, 28), np.uint8)
-    pixels[0, 0] = 12  # 5 % of 255 is 12.75
-    pixels[0, 10:14, 10] = 200
-    assert measure_content_side(pixels.reshape(1, 784), 0) == 4
-    assert measure_content_side(np.zeros((2, 784), np.uint8), 0) == 1
-
-
 def test_many_images_are_read_in_blocks(tmp_path: Path) -> None:
     train = noise([0, 1, 1] * 3000, 2, seed=2)
     summary = inspect(train, train.pick(np.arange(10)), tmp_path).summary
@@ -103,7 +73,7 @@ def test_an_inspection_is_kept_and_belongs_to_its_images(
 ) -> None:
     def shown(found: Inspection) -> object:
         arrays = {name: array.tolist() for name, array in found.summary.to_arrays().items()}
-        return arrays, found.background, found.content_side, found.warnings
+        return arrays, found.convention, found.warnings
 
     first = inspect(*parts, tmp_path)
     assert first.warnings
@@ -172,15 +142,6 @@ def test_w040(warned) -> None:
     constant = clothes(200, 0)
     constant[9], constant[10] = 0, 7
     warned("2 training images have one grey level", train=constant)
-    bright = 255 - clothes(200, 0)
-    warned("the mean training pixel is", train=bright, test=clothes(0, 0))
-    warned("grey levels away", test=clothes(100, 1) // 2 + 40)
-
-
-def test_w040_transposed(warned) -> None:
-    test = clothes(100, 1).reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784)
-    warned("rows and columns exchanged", test=test)
-    warned(test=test[:99])  # too few to tell
 
 
 def test_w040_imbalance(warned) -> None:
