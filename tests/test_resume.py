@@ -298,3 +298,15 @@ def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:
     found = build_saved_model(read_saved_run(RunDir(stopped))).get_weights()
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_wandb_continues_under_the_same_id(killer: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*FROZEN, *ALWAYS, "--wandb", "offline"]
+    finish_killed(killer, "w", *words, kills=[{"after": killer.seconds["frozen"] * 1.5}])
+    run = killer.folder / "runs/w"
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert len(provenance["resumptions"]) == 1
+    folders = list(run.glob("wandb/offline-run-*"))
+    assert {path.name.rpartition("-")[2] for path in folders} == {provenance["wandb_id"]}
+    assert hash_all(run) == hash_all(killer.folder / "runs/frozen")

@@ -121,7 +121,8 @@ def fit(
         given = config.learning_rate
         plan = use_suggested_rate(plan, rates, losses, given, directory, experiment.heading)
     state.peak_rate = plan.rates.peak
-    if checkpoints is not None:  # hours of training must not end at a full disk
+    was_finished = state.is_finished
+    if checkpoints is not None and not was_finished:  # hours must not end at a full disk
         n_weights = sum(weight.size for weight in network.plan.weights)
         checkpoints.require_room(state.n_bytes(plan), besides=4 * n_weights)
 
@@ -170,7 +171,7 @@ def fit(
                 epochs = trainer.run_epochs(
                     source, labels, train_rows, val_rows, plan, start=start, on_step=on_step
                 )
-                for epoch in () if state.is_finished else epochs:
+                for epoch in () if was_finished else epochs:
                     record(epoch.number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
                     if epoch.number == 1 and (unmoved := check_plan()):
                         say(f"note: {len(unmoved)} trainable weights did not move: {unmoved[:3]}")
@@ -178,7 +179,7 @@ def fit(
                         break
             check_plan()
             state.is_finished = True
-            if checkpoints and not (checkpoint and checkpoint.state["is_finished"]):
+            if checkpoints and not was_finished:
                 state.save(checkpoints, plan)
         except BaseException as error:
             if checkpoints and isinstance(error, signals.StoppedError):

@@ -325,10 +325,13 @@ def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
     beside = Path(sys.executable).with_name(program)
     if shutil.which(program) != str(beside) and beside.is_file():
         program = shlex.quote(str(beside))  # the virtual environment is not activated
-    where = shlex.quote(str(run_dir / "wandb" / Path(run.dir).parent.name))
+    # A run that was stopped and continued has several, which are uploaded in their order.
+    newest = run_dir / "wandb" / Path(run.dir).parent.name
+    same_id = f"offline-run-*-{newest.name.rpartition('-')[2]}"
+    folders = sorted({*newest.parent.glob(same_id), newest})
     return (
-        f"W&B, view in the terminal:  {program} leet {where}",
-        f"W&B, upload after a login:  {program} sync {where}",
+        f"W&B, view in the terminal:  {program} leet {shlex.quote(str(newest))}",
+        f"W&B, upload after a login:  {program} sync {shlex.join(map(str, folders))}",
     )
 
 
