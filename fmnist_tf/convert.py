@@ -61,7 +61,8 @@ def _convert(flags: argparse.Namespace) -> None:
 
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.data.compare import transform
-    from fmnist_tf.data.csv.table import read_csv
+    from fmnist_tf.data.locate import pick_table
+    from fmnist_tf.data.tables import read_table
 
     if not 0 < flags.scale <= 255:
         raise UsageError(f"--scale {flags.scale}: expected a number above 0 and up to 255")
@@ -69,7 +70,7 @@ def _convert(flags: argparse.Namespace) -> None:
     if flags.output.exists():
         raise UsageError(f"{flags.output} exists already; name another output")
     with tempfile.TemporaryDirectory() as folder:
-        table = read_csv(flags.input, Path(folder), label_column=flags.label_column)
+        table = read_table(pick_table(flags.input), Path(folder), label_column=flags.label_column)
         for decision in table.decisions:
             say(f"{flags.input}: {decision}")
         pixels = transform(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toyrun import copy_toy_run, draw, write_csv
+from forms import png, write
+from toyrun import NAMES, copy_toy_run, draw, write_csv
 
 from fmnist_tf.evaluate import format_classes, main
 from fmnist_tf.results.evaluation import Evaluation
@@ -108,6 +110,24 @@ def test_the_label_column_is_the_runs_own_else_found(folder: Path, capsys) -> No
         assert evaluate(capsys, "first", "--data", name)[-1].endswith("/3)")
     assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2
     assert "error[E026] kinds.csv" in capsys.readouterr().err
+
+
+def test_other_forms_and_labels_in_a_second_file(folder: Path, capsys) -> None:
+    test = recorded("first")
+    with zipfile.ZipFile("both.zip", "w") as archive:
+        archive.write("toy_train.csv")
+        archive.write("toy_test.csv")
+    labels = [NAMES[row % 3] for row in range(21)]
+    write_csv("images.csv", draw(21, seed=1), None)
+    Path("labels.txt").write_text("\n".join(labels))
+    for row, image in enumerate(draw(21, seed=1)):
+        write(folder / "set" / labels[row] / f"{row}.png", png(image.reshape(28, 28)))
+    for words in (["both.zip"], ["images.csv", "--labels", "labels.txt"], ["set"]):
+        line = evaluate(capsys, "first", "--data", *words)[-1]
+        assert line.endswith(f" ({test['correct']}/{test['total']})")
+    assert main(["first", "--labels", "labels.txt"]) == 2  # needs --data
+    assert main(["first", "--data", "images.csv"]) == 2
+    assert "--labels" in capsys.readouterr().err
 
 
 def test_long_names_are_cut_to_the_terminal() -> None:

@@ -271,7 +271,7 @@ def test_a_full_disk_after_training_costs_no_epoch(
     resume = ["--resume", "copy", "--wandb", "disabled"]
     with monkeypatch.context() as patch:
         if what == "model":
-            patch.setattr(keras.Sequential, "save", fail)
+            patch.setattr(keras.Model, "save", fail)
         else:
             patch.setattr(RunDir, "write_predictions", fail)
         assert main(resume) == 74

@@ -20,8 +20,8 @@ class Kind:
     """A format of files.
 
     Attributes:
-        form: "text", or what reads it: "gzip", "bzip2", "xz", "zip", "idx", "npz", "parquet";
-            "other" if nothing here does.
+        form: "text", or what reads it: "gzip", "bzip2", "xz", "zip", "idx", "idx labels", "npy",
+            "npz", "parquet", "picture"; "other" if nothing here does.
         name: with its article, for messages.
         hint: what to do where it is not wanted. What follows "python: " are statements of Python,
             with PATH and CSV for the file and the CSV that they write.
@@ -61,12 +61,11 @@ _KINDS = {
     rb"BZh[1-9]": Kind("bzip2", "a bzip2 file", _UNPACK),
     rb"\xfd7zXZ\0": Kind("xz", "an xz file", _UNPACK),
     rb"PK\x03\x04|PK\x05\x06": ZIP,
-    rb"\0\0\x08\x03": Kind("idx", "an IDX image file", "name it with --data"),
-    rb"\0\0\x08\x01": Kind(
-        "other", "an IDX label file", "name the image file; its labels are found beside it"
-    ),
+    rb"\0\0[\x08-\x0e][\x03\x04]": Kind("idx", "an IDX image file", "name it with --data"),
+    rb"\0\0[\x08-\x0e][\x01\x02]": Kind("idx labels", "an IDX label file",
+        "name the image file, and this one with --labels if its name does not tell"),
     rb"PAR1": Kind("parquet", "a Parquet file", _PANDAS.format("pyarrow", "parquet", "", "")),
-    rb"\x93NUMPY": Kind("other", "a NumPy array", "python: import numpy; a = numpy.load(PATH); "
+    rb"\x93NUMPY": Kind("npy", "a NumPy array", "python: import numpy; a = numpy.load(PATH); "
         "numpy.savetxt(CSV, a.reshape(len(a), -1), fmt=\"%d\", delimiter=\",\")"),
     rb"\xd0\xcf\x11\xe0": Kind("other", "an Excel workbook (xls)", _PANDAS.format("xlrd", *_EXCEL)),
     rb"MATLAB 5\.0 MAT-file": Kind("other", "a MATLAB file (MAT version 5)",

@@ -158,7 +158,7 @@ class Trainer:
 
     def __init__(
         self,
-        classifier: keras.Sequential,
+        classifier: keras.Model,
         split: SplitClassifier,
         optimizer: keras.optimizers.Optimizer,
         *,
@@ -410,7 +410,7 @@ class Trainer:
         )
 
 
-def changing_variables(classifier: keras.Sequential) -> list[Any]:
+def changing_variables(classifier: keras.Model) -> list[Any]:
     """Return the variables that training changes: trainable ones and BatchNorm statistics.
 
     The classifier's phase is applied. These are the variables of `Trainer.snapshot`, in its order.

@@ -8,11 +8,14 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.kinds import recognise, recognise_zip
@@ -48,9 +51,9 @@ def npy() -> bytes:
         (b"\xfd7zXZ\x00\x00", "xz", "xz"),
         (b"PK\x03\x04\x14\0", "zip", "zip"),
         (b"\0\0\x08\x03\0\0\0\x05", "idx", "IDX"),
-        (b"\0\0\x08\x01\0\0\0\x05", "other", "label"),
+        (b"\0\0\x08\x01\0\0\0\x05", "idx labels", "label"),
         (b"PAR1\x15\x04", "parquet", "Parquet"),
-        (npy(), "other", "NumPy"),
+        (npy(), "npy", "NumPy"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "other", "xls"),
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "other", "MAT"),
         (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "other", "7.3"),
@@ -105,6 +108,28 @@ LABELS = [3, 5, 3, 0]
 PIXELS = np.arange(4 * 784).reshape(4, 784) % 256
 ROWS = np.column_stack([LABELS, PIXELS])
 HEADER = ["label", *(f"pixel{i}" for i in range(1, 785))]
+
+
+@pytest.mark.parametrize("name", ["a.mat", "a.h5", "a.pkl", "a.npz"])
+def test_the_lines_of_a_hint_write_a_csv_that_is_read(tmp_path, monkeypatch, name: str) -> None:
+    path, arrays = tmp_path / name, {"labels": np.array(LABELS), "pixels": PIXELS}
+    if name == "a.mat":
+        savemat(path, arrays)
+        arrays = {key: np.squeeze(loadmat(path)[key]) for key in arrays}
+    elif name == "a.h5":
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    elif name == "a.pkl":
+        path.write_bytes(pickle.dumps(arrays))
+    else:
+        np.savez(path, **arrays)
+    head = path.read_bytes()[:512]
+    kind = recognise_zip(zipfile.ZipFile(path).namelist()) if name == "a.npz" else recognise(head)
+    monkeypatch.chdir(tmp_path)
+    exec(kind.hint[kind.hint.index("numpy.savetxt") :], {"numpy": np, **arrays})
+    table = read_csv("my.csv", tmp_path / "store")
+    np.testing.assert_array_equal(table.pixels, PIXELS)
+    assert [table.label_values[k] for k in table.label_index] == list(map(str, LABELS))
 
 
 @pytest.mark.parametrize("name", ["a.npy", "it's.npy", 'quo"te $x.npy', "ä.xlsx", "a.parquet"])

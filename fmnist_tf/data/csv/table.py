@@ -32,7 +32,8 @@ Codes; (a): accepted, and said in `Table.decisions`.
     E020 header without 784 pixels          E042 one file as train and as test
     E021 --label-column without a header;   E043 pattern matches nothing; loop of symbolic links
          first line neither header nor row  E044 store would not fit on the disk
-    E022 the same name twice
+    E022 the same name twice                E045 what a file of another form than CSV holds does
+                                                 not fit; see `data.tables`
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def check_paths(train_path: str | os.PathLike[str], test_path: str | os.PathLike
         DataError: E042.
     """
     try:
-        same = os.path.samefile(train_path, test_path)
+        same = Path(train_path) == Path(test_path) or os.path.samefile(train_path, test_path)
     except (OSError, ValueError):
         return  # `read_csv` says what is wrong
     if same:
