@@ -25,6 +25,10 @@ def find_unfinished(flags: argparse.Namespace) -> RunDir | None:
         UsageError: --resume names no run, or goes with --run or --recipe.
         RunExistsError: the run is finished, or --run names something else.
     """
+    if not flags.checkpoint_seconds >= 0:
+        raise UsageError(
+            f"--checkpoint-seconds {flags.checkpoint_seconds}: expected a number from 0"
+        )
     if flags.resume is not None:
         if flags.run is not None or flags.recipe is not None:
             raise UsageError("--resume RUN: expected without --run and --recipe, as RUN has both")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fmnist_tf.cli.terminal import say
+from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
 from fmnist_tf.pipeline.prepare import Experiment
@@ -36,21 +37,24 @@ def run_phase(
         experiment: what is trained.
         directory: of the run, locked.
         invocation: how the run was started.
-        checkpoints: of the run, with the one to continue; None: begin.
+        checkpoints: of the run, with the one to continue; None: begin what is not resumed.
 
     Returns:
         The test evaluation.
     """
-    checkpoints = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
+    kept = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
     try:
         with _tracking(experiment, directory, invocation) as tracker:
-            trained = fit(experiment, directory, invocation.clock, tracker.log_epoch, checkpoints)
+            trained = fit(experiment, directory, invocation.clock, tracker.log_epoch, kept)
             release_memory()
             test = finish(experiment, directory, invocation, trained, tracker)
-    except BaseException:
-        say(f"`{resume_command(directory)}` continues the run")
+    except FmnistError:  # such as a loss that is NaN, which it would be again
         raise
-    checkpoints.remove()
+    except BaseException:
+        if checkpoints is not None:
+            say(f"`{resume_command(directory)}` continues the run")
+        raise
+    kept.remove()
     for line in tracker.hint:
         say(line)
     return test

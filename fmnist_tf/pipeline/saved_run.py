@@ -135,7 +135,7 @@ def _find_checkpoint(directory: RunDir) -> Checkpoint:
     checkpoints = CheckpointDir(directory.file(CHECKPOINTS))
     problems = checkpoints.find()
     found = checkpoints.newest
-    if found is None or found.state["best_epoch"] is None:
+    if found is None or found.state.get("best_epoch") is None:
         raise UsageError(
             *problems,
             f"{directory.path}: expected a complete run, or one with a checkpoint after an epoch, "

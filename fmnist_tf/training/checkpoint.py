@@ -106,7 +106,7 @@ class CheckpointDir:
             sums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
             (temporary / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         for path in self._folders()[:-N_KEPT]:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         self._saved = time.monotonic()
         self._cost = self._saved - started
 
@@ -164,4 +164,7 @@ def _read(path: Path) -> Checkpoint:
         if Path(name).name != name or file_digest(path / name) != sums[name]:
             raise ValueError(f"{name} does not have the SHA-256 that it was written with")
     data = next(digest for name, digest in sums.items() if ".data-" in name)
-    return Checkpoint(path, json.loads((path / _STATE).read_bytes()), data)
+    state = json.loads((path / _STATE).read_bytes())
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE} is no JSON object")
+    return Checkpoint(path, state, data)
