@@ -75,7 +75,8 @@ def _export(flags: argparse.Namespace) -> None:
         )
     check_folder("the export", out)
     for caveat in run.caveats:
-        warn(boxed(f"WARNING, this model: {caveat}."))
+        is_stopped = run.checkpoint is not None
+        warn(boxed(f"WARNING, this model: {caveat}.") if is_stopped else f"note: {caveat}")
     _export_to(out, flags.format, run, read_labelled_dataset(run, flags.data))
 
 

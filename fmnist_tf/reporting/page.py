@@ -88,7 +88,8 @@ def write_stopped_report(
         chosen = next(row for row in history if row.epoch == best_epoch)
         last = f"epoch {history[-1].epoch} of {config['epochs']}"
         figures = [f"{chosen.val_accuracy:.4f} so far", f"stopped in or after {last}", "none"]
-        cells = describe_run(config, provenance, figures)
+        images = f"{data['name']}, {data['n_val']:,} val, {data['n_test']:,} test"
+        cells = describe_run(config, provenance, images, figures)
         caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
         context = {
             "run_name": run.path.resolve().name,

@@ -71,18 +71,26 @@ class RunRecord:
     def _describe(self) -> list[str]:
         val, test = self.evaluation["val"], self.evaluation["test"]
         low, high = test["interval_95"]
+        images = f"{self.evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test"
         figures = [
             f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
             f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
             f"{low:.4f} to {high:.4f}",
         ]
-        return describe_run(self.config, self.provenance, figures)
+        return describe_run(self.config, self.provenance, images, figures)
 
 
 def describe_run(
-    config: Mapping[str, Any], provenance: Mapping[str, Any], figures: Sequence[str]
+    config: Mapping[str, Any], provenance: Mapping[str, Any], images: str, figures: Sequence[str]
 ) -> list[str]:
-    """Return a cell for each of `COLUMNS`; `figures` are those of val, test and 95 % interval."""
+    """Return a cell for each of `COLUMNS`.
+
+    Args:
+        config: of the run.
+        provenance: of the run.
+        images: the cell of the data.
+        figures: those of val, test and 95 % interval.
+    """
     data, weights = provenance["data"], provenance["weights"]
     stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
     trained = "all" if config["phase"] == "scratch" else f"head{stages}"
@@ -92,7 +100,7 @@ def describe_run(
         source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
     return [
         f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}{flip}",
-        f"{data['name']}, {data['n_val']:,} val, {data['n_test']:,} test",
+        images,
         source,
         f"{trained}; {data['n_train']:,} images",
         *figures,
