@@ -107,7 +107,7 @@ def fit(
     before = digest_weights(network.classifier, network.spec)
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
-    state = TrainState(trainer, experiment, clock, plan.rates.peak)
+    state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
     if checkpoint is not None:
         state.load(checkpoint, plan)
         directory.write_history(state.history)

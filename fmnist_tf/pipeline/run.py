@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fmnist_tf.cli.terminal import say
+from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
@@ -52,7 +52,7 @@ def run_phase(
         raise
     except BaseException:
         if checkpoints is not None:
-            say(f"`{resume_command(directory)}` continues the run")
+            warn(f"`{resume_command(directory)}` continues the run")
         raise
     kept.remove()
     for line in tracker.hint:

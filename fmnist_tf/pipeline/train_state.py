@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 import fmnist_tf
+from fmnist_tf.cli.terminal import warn
 from fmnist_tf.errors import printable
 from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.results.history import HistoryRow
@@ -28,6 +29,8 @@ _COMPUTING = ("tensorflow", "keras", "numpy", "ml_dtypes")
 class TrainState:
     """All that the epochs to come depend on, besides settings and data.
 
+    `rows` is the digest of what the trainer reads, pixels or cached features.
+
     Attributes:
         history: one row for each epoch so far.
         position: of the variables of the network, the optimizer, the averages and dropout.
@@ -37,9 +40,14 @@ class TrainState:
     """
 
     def __init__(
-        self, trainer: Trainer, experiment: Experiment, clock: StageClock, peak_rate: float
+        self,
+        trainer: Trainer,
+        experiment: Experiment,
+        clock: StageClock,
+        rows: str,
+        peak_rate: float,
     ) -> None:
-        self._trainer, self._clock = trainer, clock
+        self._trainer, self._clock, self._rows = trainer, clock, rows
         self._conditions = describe_conditions(experiment)
         self.history: list[HistoryRow] = []
         self.position = Position()
@@ -76,6 +84,7 @@ class TrainState:
         """
         facts = {
             "conditions": self._conditions,
+            "rows": self._rows,
             "position": asdict(self.position),
             "peak_rate": self.peak_rate,
             "best_epoch": self.best_epoch,
@@ -94,6 +103,11 @@ class TrainState:
             UsageError: it is of another network or optimizer.
         """
         facts = checkpoint.state
+        if facts["rows"] != self._rows:
+            warn(
+                "backbone features are cached now and were computed in each epoch before, or the "
+                "other way round: the last digits may differ from those of an undisturbed run"
+            )
         at = facts["position"]
         self.position = Position(
             at["epoch"], at["step"], Counts(**at["counts"]), at["seconds"], tuple(at["val_losses"])

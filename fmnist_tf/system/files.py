@@ -96,6 +96,10 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)  # otherwise a power cut can undo the rename
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # it was in a write
     finally:
         _remove(temporary)
 
