@@ -28,6 +28,8 @@ from scipy import ndimage
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.convention import TOLERANCE, Convention, measure_background
+from fmnist_tf.data.compose import border as _border, centre, compose, scale as _scale, scale
+from fmnist_tf.data.objects import find_object, fit_background
 from fmnist_tf.errors import UsageError, printable
 
 MAX_PIXELS = 64_000_000
@@ -113,20 +115,19 @@ def read_picture(path: Path, convention: Convention) -> Picture:
     if not is_picture(path):
         raise _refused(path, "neither a PNG nor a JPEG")
     grey, is_colour, decisions = _read_grey(path)
-    surfaces = None if DARK < background < LIGHT else _fit_background(grey)
     converted: tuple[np.ndarray, str] | None = None
+    doubts: tuple[str, ...] = ()
+    found = None
     if np.ptp(grey) == 0:
         pass
     elif grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour:
         converted = _keep(grey, background)
-    elif surfaces is None:
-        why = "there is no clear background at its border"
-        if DARK < background < LIGHT:
-            why = "the run's own images have no clear background"
-        image = _centre(_scale(grey, IMAGE_SIZE), background)
-        converted = image, f"used whole, neither cropped nor negated: {why}"
-    else:
-        converted = _extract_object(grey, *surfaces, background, content_side)
+    elif DARK < background < LIGHT:
+        converted = _use_whole(grey, background), "the run's own images have no clear background"
+    elif (found := find_object(grey, convention)) is not None:
+        converted, doubts = _compose(found, convention), found.doubts
+    elif fit_background(grey) is None:
+        converted = _use_whole(grey, background), "there is no clear background at its border"
     if converted is None:
         raise UsageError(
             f"{path}: expected a picture of an object, found one where nothing stands out from the "
@@ -134,7 +135,7 @@ def read_picture(path: Path, convention: Convention) -> Picture:
         )
     image, decision = converted
     pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel()
-    return Picture(pixels, (*decisions, decision), ())
+    return Picture(pixels, (*decisions, decision), doubts)
 
 
 def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
@@ -217,83 +218,18 @@ def _is_opposite(level: float, background: int) -> bool:
     return (level >= LIGHT and background <= DARK) or (level <= DARK and background >= LIGHT)
 
 
-def _border(shape: tuple[int, ...]) -> np.ndarray:
-    """Return (H, W) bool: the outermost pixels."""
-    mask = np.ones(shape, bool)
-    mask[1:-1, 1:-1] = False
-    return mask
+
+def _use_whole(grey, background):
+    return centre(scale(grey, IMAGE_SIZE), background)
 
 
-def _fit_background(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the blurred picture and the background level everywhere, (H, W) each.
-
-    None if less than half of the border is background.
-    """
-    height, width = grey.shape
-    smooth = ndimage.gaussian_filter(grey, max(grey.shape) / 200, mode="nearest")
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    at_border = _border(grey.shape)
-    levels, border_terms = smooth[at_border], terms[at_border]
-    is_background = np.abs(levels - np.median(levels)) <= _LOOSE
-    for _ in range(3):  # each fit drops outliers and takes back what the last one dropped wrongly
-        surface = np.linalg.lstsq(border_terms[is_background], levels[is_background])[0]
-        is_background = np.abs(levels - border_terms @ surface) <= TOLERANCE
-    if 2 * is_background.sum() <= len(levels):
-        return None
-    return smooth, np.clip(terms @ surface, 0, 255)
-
-
-def _extract_object(
-    grey: np.ndarray,
-    smooth: np.ndarray,
-    surface: np.ndarray,
-    background: int,
-    content_side: int,
-) -> tuple[np.ndarray, str] | None:
-    """Return the object on the run's background, (28, 28); None if nothing stands out."""
-    # The blurred picture has little noise, the picture itself has sharp edges.
-    stands_out = np.minimum(np.abs(smooth - surface), np.abs(grey - surface)) > TOLERANCE
-    if not stands_out.any():
-        return None
-    box = ndimage.find_objects(stands_out.astype(np.uint8))[0]
-    is_brighter = float((smooth - surface)[stands_out].sum()) > 0
-    # Contrast: 0 on the background, 255 at the end of the grey scale on the object's side. If the
-    # background is close to that end, stretching what is left would amplify noise.
-    room = np.maximum(255 - surface if is_brighter else surface, 128)
-    contrast = (grey - surface if is_brighter else surface - grey) * 255 / room
-    scaled = _scale(np.clip(contrast[box], 0, 255), content_side)
-    sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
-    image = _clear_border(_centre(sharp, 0)) / 255
+def _compose(found, convention):
+    image = compose(found.contrast, convention) / 255
+    background = convention.background
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image
-    height, width = np.divide(stands_out[box].shape, grey.shape)
-    level = float(np.median(surface[_border(surface.shape)]))
     return image, (
-        f"cropped to {width:.0%} of its width and {height:.0%} of its height; "
-        f"{'bright' if is_brighter else 'dark'} object on a background of {level:.0f} of 255 "
-        f"(the run's: {background}), " + ("not negated" if is_brighter != is_light else "negated")
+        f"cropped to {found.width:.0%} of its width and {found.height:.0%} of its height; "
+        f"{'bright' if found.is_brighter else 'dark'} object on a background of {found.background:.0f} of 255 "
+        f"(the run's: {background}), " + ("not negated" if found.is_brighter != is_light else "negated")
     )
-
-
-def _scale(grey: np.ndarray, longer_side: int) -> np.ndarray:
-    """Return the picture resized to `longer_side`, antialiased."""
-    factor = longer_side / max(grey.shape)
-    if factor == 1:
-        return grey
-    height, width = (max(1, round(side * factor)) for side in grey.shape)
-    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _centre(grey: np.ndarray, fill: float) -> np.ndarray:
-    """Return the picture in the middle of 28x28 pixels; an odd row goes to the top and left."""
-    before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
-    margins = [(b, IMAGE_SIZE - side - b) for b, side in zip(before, grey.shape, strict=True)]
-    return np.pad(grey, margins, constant_values=fill)
-
-
-def _clear_border(contrast: np.ndarray) -> np.ndarray:
-    """Return the image with faint pixels that are connected to the border set to 0."""
-    faint = contrast <= TOLERANCE
-    outside = ndimage.binary_propagation(faint & _border(faint.shape), mask=faint)
-    return np.where(outside, 0, contrast)
