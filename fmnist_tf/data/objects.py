@@ -130,19 +130,22 @@ def _look(grey: Grey, convention: Convention, depth: int) -> Iterator[Found]:
             continue
         boxes = ndimage.find_objects(pieces)
         widest = max(range(n_pieces), key=lambda i: np.prod([s.stop - s.start for s in boxes[i]]))
-        inner = _cut_inside(grey, pieces == widest + 1, convention.has_strokes)
-        if inner is not None and depth < _MAX_DEPTH:
+        cut = _cut_inside(grey, pieces == widest + 1, convention.has_strokes)
+        if cut is not None and depth < _MAX_DEPTH:
+            inner, doubts = cut
+            n_found = 0
             for found in _look(inner, convention, depth + 1):
+                n_found += 1
                 height, width = np.divide(inner.shape, grey.shape)
                 yield replace(
                     found,
                     width=found.width * width,
                     height=found.height * height,
                     in_rectangle=True,
-                    doubts=found.doubts
-                    if convention.has_strokes
-                    else (*found.doubts, "it lies in a rectangle, of which the rest was dropped"),
+                    doubts=(*found.doubts, *doubts),
                 )
+            if n_found and not convention.has_strokes:
+                continue
         if k == 0:
             area = 0.25 * stands_out.sum()
         touching = np.unique(pieces[border(grey.shape)])
@@ -199,30 +202,34 @@ def _find_holes(smooth: Grey) -> Mask:
     return (filled - own) * step > TOLERANCE
 
 
-def _cut_inside(grey: Grey, piece: Mask, has_strokes: bool) -> Grey | None:
+def _cut_inside(
+    grey: Grey, piece: Mask, has_strokes: bool
+) -> tuple[Grey, tuple[str, ...]] | None:
     """Return what lies inside a piece that is a rectangle, cut out; None if it is none.
 
     What is outside of a tilted rectangle gets the level of the nearest pixel inside.
     """
-    filled = ndimage.binary_fill_holes(piece)
     margin = 2 + max(grey.shape) // 100
+    filled = ndimage.binary_fill_holes(piece)
+    filled = ndimage.binary_opening(filled, iterations=margin)  # without the ticks of axes
     if filled.sum() < 0.05 * grey.size:
         return None
-    hull = _fill_hull(filled)
-    if hull is None or filled.sum() < _SOLID * hull.sum():
+    hull = _fill_hull(filled, _RECTANGLE if has_strokes else 0.97)
+    if hull is None or filled.sum() < (_SOLID if has_strokes else 0.95) * hull.sum():
         return None
-    if piece.sum() < _SOLID / 2 * hull.sum():
-        inside = filled & ~ndimage.binary_dilation(piece, iterations=margin)  # of a frame
-    else:
-        inside = ndimage.binary_erosion(hull, iterations=margin)
+    doubts: tuple[str, ...] = ()
+    if not has_strokes and piece.sum() > _SOLID / 2 * hull.sum():
+        doubts = ("it lies in a rectangle, which was taken for paper or a figure",)
+    inside = ndimage.binary_erosion(hull, iterations=margin)
     if not inside.any():
         return None
     box = ndimage.find_objects(inside.astype(np.uint8))[0]
     nearest = ndimage.distance_transform_edt(~inside[box], return_indices=True)[1]
-    return grey[box][tuple(nearest)]
+    inner = grey[box][tuple(nearest)]
+    return None if fit_background(inner) is None else (inner, doubts)
 
 
-def _fill_hull(mask: Mask) -> Mask | None:
+def _fill_hull(mask: Mask, least: float) -> Mask | None:
     """Return the convex hull, filled, if it is a rectangle, perhaps tilted; else None."""
     y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))
     points = np.stack([x, y], axis=1).astype(float)
@@ -238,7 +245,7 @@ def _fill_hull(mask: Mask) -> Mask | None:
         corners @ np.stack([-np.sin(angles), np.cos(angles)]),
     ])
     smallest = np.prod(np.ptp(turned, axis=1) , axis=0).min()
-    if hull.volume < _RECTANGLE * smallest:
+    if hull.volume < least * smallest:
         return None
     image = Image.new("1", mask.shape[::-1])
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1, outline=1)
@@ -254,7 +261,10 @@ def _gather(scene: _Scene, pieces: NDArray[np.int32], convention: Convention) ->
     reach = _NEAR * max(side.stop - side.start for side in box)
     while True:
         is_near = ndimage.distance_transform_edt(~mask) <= reach
-        grown = np.isin(pieces, np.setdiff1d(pieces[is_near], [0]))
+        near = np.setdiff1d(pieces[is_near], [0])
+        inside = np.zeros_like(mask); inside[ndimage.find_objects(mask.astype(np.uint8))[0]] = True
+        near = [k for k in near if ink[k] >= 0.02 * ink.max() or (inside & (pieces == k)).any()]
+        grown = np.isin(pieces, near)
         if grown.sum() == mask.sum():
             break
         mask = grown
