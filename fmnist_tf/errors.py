@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -46,7 +48,7 @@ class Problem:
     """One fault of one file.
 
     Attributes:
-        code: stable machine code, `E001`..`E044`.
+        code: stable machine code, `E001`..`E045`.
         path: the file as the user named it.
         line: 1-based line of the file, header included; None where a line has no meaning.
         column: 1-based field of that line, or None.
@@ -79,18 +81,20 @@ class DataError(UsageError):
     """One or more faults in a data file.
 
     Attributes:
-        problems: the first faults in file order, at most `SHOWN`; never empty.
-        total: how many faults the file has, `problems` included.
+        problems: the first faults in file order, at most `SHOWN` of each code; never empty.
+        totals: how many faults of each code the file has, `problems` included.
     """
 
-    SHOWN = 20
+    SHOWN = 5
 
-    def __init__(self, problems: list[Problem], total: int | None = None) -> None:
-        self.problems = problems[: self.SHOWN]
-        self.total = len(problems) if total is None else total
-        lines = [str(problem) for problem in self.problems]
-        if self.total > len(self.problems):
-            lines.append(f"... and {self.total - len(self.problems)} more")
+    def __init__(self, problems: list[Problem], totals: Mapping[str, int] | None = None) -> None:
+        self.problems = problems
+        self.totals = Counter(totals or (problem.code for problem in problems))
+        lines = [str(problem) for problem in problems]
+        for code, total in self.totals.items():
+            shown = sum(problem.code == code for problem in problems)
+            if total > shown:
+                lines.append(f"... and {total - shown:,} more {code}")
         super().__init__(*lines)
 
 

@@ -23,16 +23,18 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.evaluate",
-        description="Measure a finished run on its own test data, or on a labelled CSV.",
+        description="Measure a finished run on its own test data, or on labelled images.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="labelled CSV; its labels are those of the run's training data or the names of the "
-        "run's classes, some may be missing (default: the run's own test data, unchanged)",
+        help="labelled images, in any form that train reads; their labels are those of the run's "
+        "training data or the names of the run's classes, some may be missing (default: the run's "
+        "own test data, unchanged)",
     )
+    parser.add_argument("--labels", metavar="PATH", help="file of the labels of --data")
     parser.add_argument(
         "--label-column",
         metavar="NAME",
@@ -56,11 +58,11 @@ def _evaluate(flags: argparse.Namespace) -> None:
     from fmnist_tf.system.startup import import_tensorflow
 
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    if flags.label_column is not None and flags.data is None:
-        raise UsageError("--label-column NAME: expected together with --data PATH")
+    if flags.data is None and (flags.label_column, flags.labels) != (None, None):
+        raise UsageError("--label-column and --labels: expected together with --data PATH")
     for caveat in run.caveats:
         warn(boxed(f"WARNING, this model: {caveat}."))
-    name, images = read_labelled(run, flags.data, flags.label_column)
+    name, images = read_labelled(run, flags.data, flags.label_column, flags.labels)
     import_tensorflow()
     run_batches = compile_saved_model(run)
     with progress_bar("evaluate", "image") as show:

@@ -42,15 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.predict",
-        description="Print the most probable classes of images: CSV rows of 784 grey pixels, with "
-        "or without labels, and pictures (PNG, JPEG) of any size, told apart by their first "
-        "bytes. Pictures are converted to what the run's training images look like. If some inputs "
-        "cannot be read, the others are still predicted; the bad ones are named at the end and the "
-        "exit code is 2.",
+        description="Print the most probable classes of images: tables of 28x28 grey pixels (CSV, "
+        "IDX, NPY, Parquet, or a zip with one), with or without labels, and pictures (PNG, JPEG) "
+        "of any size, told apart by their first bytes. Pictures are converted to what the run's "
+        "training images look like. If some inputs cannot be read, the others are still "
+        "predicted; the bad ones are named at the end and the exit code is 2.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="CSV, PNG or JPEG")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="table or picture")
     parser.add_argument(
         "--top", metavar="K", type=int, default=3, help="classes for each image (default: 3)"
     )
@@ -147,11 +147,12 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 
 def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
+    from fmnist_tf.data.archives import split_member
     from fmnist_tf.data.labels import index_classes
     from fmnist_tf.data.photos import is_picture
     from fmnist_tf.pipeline.run_data import read_run_picture, read_table
 
-    if is_picture(path):
+    if not split_member(path)[1] and is_picture(path):
         return Source(str(path), read_run_picture(run, path)[None])
     table = read_table(run, path, label_column)
     true_labels = None

@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set, no run")
     group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
+    group.add_argument("--labels", metavar="PATH", help="file of the training labels")
     group.add_argument("--label-column", metavar="NAME", help="name of the label column")
     add_terminal_flags(parser)
     return parser
@@ -59,8 +60,8 @@ def _report(flags: argparse.Namespace) -> None:
     if flags.wandb != "disabled" and len(flags.runs) < 2:
         raise UsageError(f"--wandb {flags.wandb}: expected two runs or more, as it records them")
     if flags.data is None:
-        if flags.test_data is not None or flags.label_column is not None:
-            raise UsageError("--test-data and --label-column: expected --data, too")
+        if any(flag is not None for flag in (flags.test_data, flags.labels, flags.label_column)):
+            raise UsageError("--test-data, --labels and --label-column: expected --data, too")
         _show_runs(flags)
     elif flags.runs:
         raise UsageError("--data: expected no RUN; run the command twice to show both")
@@ -132,6 +133,7 @@ def _show_data(flags: argparse.Namespace) -> None:
         flags.data,
         test_data=flags.test_data,
         label_column=flags.label_column,
+        labels=flags.labels,
         store_dir=flags.runs_dir / ".cache" / "pixels",
         say=say,
         to_train=False,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toyrun import copy_toy_run, draw, write_csv
+from forms import png, write
+from toyrun import NAMES, copy_toy_run, draw, write_csv
 
 from fmnist_tf.evaluate import format_classes, main
 from fmnist_tf.results.evaluation import Evaluation
@@ -63,13 +66,17 @@ def test_the_training_file_and_negated_images_are_warned_of(folder: Path, capsys
     assert main(["first", "--data", "toy_train.csv", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert "TRAINED ON THIS FILE" in captured.err
-    assert "negated?" not in captured.err
+    assert "W05" not in captured.err
     assert captured.out.splitlines()[-1].endswith("/60)")
+    copy = gzip.compress(Path("toy_train.csv").read_bytes())
+    Path("copy.csv.gz").write_bytes(copy)  # other bytes, the same pixels
+    assert main(["first", "--data", "copy.csv.gz", "--quiet"]) == 0
+    assert "TRAINED ON THIS FILE" in capsys.readouterr().err
     write_csv("negated.csv", 255 - draw(3, seed=1), ["=1+1", "bag", "shoe"])
     assert main(["first", "--data", "negated.csv", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert "TRAINED ON THIS FILE" not in captured.err
-    assert "negated?" in captured.err
+    assert "W050 negated.csv: " in captured.err
 
 
 def test_some_classes_may_be_missing(folder: Path, capsys) -> None:
@@ -103,6 +110,24 @@ def test_the_label_column_is_the_runs_own_else_found(folder: Path, capsys) -> No
         assert evaluate(capsys, "first", "--data", name)[-1].endswith("/3)")
     assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2
     assert "error[E026] kinds.csv" in capsys.readouterr().err
+
+
+def test_other_forms_and_labels_in_a_second_file(folder: Path, capsys) -> None:
+    test = recorded("first")
+    with zipfile.ZipFile("both.zip", "w") as archive:
+        archive.write("toy_train.csv")
+        archive.write("toy_test.csv")
+    labels = [NAMES[row % 3] for row in range(21)]
+    write_csv("images.csv", draw(21, seed=1), None)
+    Path("labels.txt").write_text("\n".join(labels))
+    for row, image in enumerate(draw(21, seed=1)):
+        write(folder / "set" / labels[row] / f"{row}.png", png(image.reshape(28, 28)))
+    for words in (["both.zip"], ["images.csv", "--labels", "labels.txt"], ["set"]):
+        line = evaluate(capsys, "first", "--data", *words)[-1]
+        assert line.endswith(f" ({test['correct']}/{test['total']})")
+    assert main(["first", "--labels", "labels.txt"]) == 2  # needs --data
+    assert main(["first", "--data", "images.csv"]) == 2
+    assert "--labels" in capsys.readouterr().err
 
 
 def test_long_names_are_cut_to_the_terminal() -> None:

@@ -25,6 +25,9 @@ class Table:
         first_line: line of row 0, so row i stands in line `first_line + i`.
         decisions: what was decided, one sentence each.
         label_field: the label's 1-based field, or None.
+        form: "csv", "idx", "npy", "parquet" or "pictures".
+        labels_path: the file of the labels if they are in another one; else empty.
+        labels_sha256: of its bytes; else empty.
     """
 
     pixels: NDArray[np.uint8]
@@ -37,6 +40,9 @@ class Table:
     first_line: int = 1
     decisions: tuple[str, ...] = ()
     label_field: int | None = None
+    form: str = "csv"
+    labels_path: str = ""
+    labels_sha256: str = ""
 
     def to_pixels(self, labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Pixels:
         """Return the images with these labels (N,) in place of the file's own."""

@@ -74,7 +74,7 @@ def require_labels(table: Table, minimum: int = 1) -> None:
         DataError: E026, no labels; E030, too few classes.
     """
     if table.label_index is None:
-        hint = "name it with --label-column"
+        hint = "name it with --label-column, or give a file of the labels with --labels FILE"
         raise file_error("E026", table.path, "no label column", "labelled images", hint)
     if len(table.label_values) < minimum:
         hint = "is this the label column? name it with --label-column"

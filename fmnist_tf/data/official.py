@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.downloads import find_or_fetch, keras_home
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.store import read_store, write_store
+from fmnist_tf.data.tables import read_table
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -53,31 +47,6 @@ def read_official(
         for name, sha256 in SHA256.items()
     }
     return (
-        _read_part(paths[TRAIN_IMAGES], paths[TRAIN_LABELS], store_dir),
-        _read_part(paths[TEST_IMAGES], paths[TEST_LABELS], store_dir),
-    )
-
-
-def read_idx(path: Path, *, n_dimensions: int) -> NDArray[np.uint8]:
-    """Return the array of a gzipped IDX file of bytes, whose SHA-256 must have been checked.
-
-    Format: http://yann.lecun.com/exdb/mnist/, "the IDX file format".
-    """
-    content = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(content, ">u4", n_dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)
-
-
-def _read_part(images: Path, labels: Path, store_dir: Path) -> Table:
-    """Open the store of two files, or write it."""
-    sums = SHA256[images.name] + SHA256[labels.name]
-    directory = store_dir / f"official-{hashlib.sha256(sums.encode()).hexdigest()}"
-    table = read_store(directory, str(images), SHA256[images.name])
-    if table is not None:
-        return table
-    pixels = read_idx(images, n_dimensions=3).reshape(-1, N_PIXELS)
-    index = read_idx(labels, n_dimensions=1).astype(np.int32)
-    classes = np.arange(10, dtype=np.int32), {"label_values": list("0123456789")}
-    return write_store(
-        directory, str(images), SHA256[images.name], [(pixels, index)], lambda: classes
+        read_table(paths[TRAIN_IMAGES], store_dir, labels=paths[TRAIN_LABELS]),
+        read_table(paths[TEST_IMAGES], store_dir, labels=paths[TEST_LABELS]),
     )

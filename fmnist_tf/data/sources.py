@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,19 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.data import official, sample
+from fmnist_tf.data.compare import check_training, compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import check_paths, expand_path, read_csv
+from fmnist_tf.data.csv.table import check_paths, expand_path
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import FASHION_MNIST, map_labels, require_labels
+from fmnist_tf.data.locate import find_tables, find_test_beside, name_dataset, pick_table
 from fmnist_tf.data.splits import TEST_FRACTION, TEST_SEED, plan_holdout
 from fmnist_tf.data.summary import DataSummary, inspect
+from fmnist_tf.data.tables import read_table
 from fmnist_tf.errors import DataError, UsageError
 
 DATA_DIR = Path("data")
-"""The folder of CSVs that `--data auto` looks in, below the current one."""
-TRAIN_CSV = "fashion-mnist_train.csv"
-"""Kaggle's name, which `--data auto` prefers."""
+"""The folder of files that `--data auto` looks in, below the current one."""
 SAMPLE_WARNING = (
     "WARNING: THIS IS THE BUILT-IN SAMPLE, not Fashion-MNIST.\n"
     "It holds 1,797 real handwritten digits, which are easy. An accuracy on it shows that "
@@ -33,18 +33,29 @@ SAMPLE_WARNING = (
 )
 
 _NO_LABEL_COLUMN = "E026"
-_CSV_NAME = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
-_LAST_TRAIN = re.compile("train(?!.*train)", re.IGNORECASE)
+_Read = Callable[..., Table]
 _KNOWN = {official.DIGESTS: "official", sample.DIGESTS: "sample"}
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file the images came from: its path, the SHA-256 of its bytes, and its number of rows."""
+    """A file or folder the images came from.
+
+    Attributes:
+        path: as the user named it; it may lead into an archive.
+        sha256: of its bytes; see `Table.sha256`.
+        rows: images in it.
+        pixels_sha256: of the pixels as they were read, the same in every format.
+        labels_path: the file of their labels if that is another one; else empty.
+        labels_sha256: of its bytes; else empty.
+    """
 
     path: str
     sha256: str
     rows: int
+    pixels_sha256: str
+    labels_path: str = ""
+    labels_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,8 @@ class Dataset:
         train: the images that train and validate.
         test: the images that are classified once, at the end; same classes as `train`.
         name: "fashion-mnist", "sample", or the train file's name without "train" and ".csv".
-        kind: "csv", "official" or "sample". A CSV of the official images or of the sample, in
-            their order, is of the same kind as these.
+        kind: "official", "sample", or `Table.form`. Other files of the official images or of the
+            sample, in their order, are of the same kind as these.
         files: the train file and, if there is one, the test file; of the official files those of
             the images.
         decisions: what was decided, a sentence each.
@@ -76,6 +87,12 @@ class Dataset:
     summary: DataSummary
     convention: Convention
 
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """SHA-256 of the train file, of the test file if any, and of their files of labels."""
+        labels = (file.labels_sha256 for file in self.files)
+        return (*(file.sha256 for file in self.files), *filter(None, labels))
+
 
 def read_dataset(
     data: str,
@@ -84,19 +101,22 @@ def read_dataset(
     say: Callable[[str], None],
     test_data: str | None = None,
     label_column: str | None = None,
+    labels: str | None = None,
     to_train: bool = True,
 ) -> Dataset:
     """Find, read and check the images of `--data`.
 
-    A named source never falls back to another one. `auto` takes the first of: the CSVs in the data
+    A named source never falls back to another one. `auto` takes the first of: the files in the data
     folder; the official files (Keras' cache, else a download); the built-in sample.
 
     Args:
-        data: "auto", "sample", "official", or the path of a CSV or of a folder that holds one.
+        data: "auto", "sample", "official", or a path; see `find_tables` and `read_table`.
         store_dir: where parsed files are kept; downloads are kept beside it.
         say: takes a line before what takes time, and when a source fails.
-        test_data: a labelled CSV that replaces any other test file, or None.
+        test_data: a labelled file or folder that replaces any other test file, or None.
         label_column: name of the label's column in CSVs; None finds it.
+        labels: a file of the labels of the training images, or None. Those of the test images are
+            in the file named alike, with "test" for "train".
         to_train: whether a network is to be trained on them. Otherwise labels, a second class and
             a test file are optional: without labels all images are of one class, and without a test
             file `test` is empty.
@@ -107,22 +127,25 @@ def read_dataset(
         OSError: the disk is full or fails.
     """
     decisions: list[str] = []
-    read = partial(read_csv, store_dir=store_dir, label_column=label_column)
+    read = partial(read_table, store_dir=store_dir, label_column=label_column)
+    labels_path = None if labels is None else expand_path(labels)
     test: Table | None
-    if data in ("official", "sample") or (data == "auto" and not find_csvs(DATA_DIR)):
+    if data in ("official", "sample") or (data == "auto" and not _has_files(DATA_DIR)):
+        if labels is not None:
+            raise UsageError(f"--labels {labels}: expected together with --data PATH")
         train, test, kind = _read_known(data, store_dir, say, decisions)
     else:
-        train, test = _read_csvs(data, read, decisions, wants_test=test_data is None)
-        kind = _KNOWN.get((train.digest, train.label_digest), "csv")
+        train, test = _read_files(data, labels_path, read, decisions, wants_test=test_data is None)
+        kind = _KNOWN.get((train.digest, train.label_digest), train.form)
     if test_data is not None:
-        test = _read_named_test(test_data, read, train)
+        test = _read_named_test(test_data, labels_path, read, train)
     tables = [train] if test is None else [train, test]
     decisions += [f"{Path(t.path).name}: {line}" for t in tables for line in t.decisions]
     if to_train:
         require_labels(train, minimum=2)
     class_names = train.label_values or ("unlabelled",)
     has_ten = class_names == tuple("0123456789")
-    if has_ten and (kind == "official" or "fashion" in Path(train.path).name.lower()):
+    if has_ten and (kind == "official" or "fashion" in train.path.lower()):
         class_names = FASHION_MNIST
         decisions.append("classes 0 to 9 are named as in Fashion-MNIST, T-shirt/top to Ankle boot")
     index = np.zeros(len(train.pixels)) if train.label_index is None else train.label_index
@@ -135,14 +158,23 @@ def read_dataset(
         test_part = train_part.pick(np.zeros(0, np.int64))
     found = inspect(train_part, test_part, store_dir)
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
+    unlike = check_training(found.summary, found.convention.background, train.path, label_column)
+    if test is not None:
+        unlike += compare(
+            found.summary, test_part.pixels, test.path, test_part.labels, label_column
+        )
     return Dataset(
         train=train_part,
         test=test_part,
-        name={"sample": "sample", "official": "fashion-mnist"}.get(kind) or _name(train.path),
+        name={"sample": "sample", "official": "fashion-mnist"}.get(kind)
+        or name_dataset(train.path),
         kind=kind,
-        files=tuple(SourceFile(table.path, table.sha256, len(table.pixels)) for table in tables),
+        files=tuple(
+            SourceFile(t.path, t.sha256, len(t.pixels), t.digest, t.labels_path, t.labels_sha256)
+            for t in tables
+        ),
         decisions=tuple(decisions),
-        warnings=(*boxes, *found.warnings),
+        warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
         convention=found.convention,
     )
@@ -155,46 +187,8 @@ def find_source(path: str) -> str:
     return "official" if Path(path).name == official.TRAIN_IMAGES else path
 
 
-def find_csvs(folder: Path) -> tuple[Path, Path | None] | None:
-    """Return the train CSV of a folder and the test CSV beside it, if any; None if there is none.
-
-    Kaggle's Fashion-MNIST name goes first; else the one CSV with "train" in its name; else the one
-    CSV without "train" or "test" in its name. Sub-folders are ignored.
-
-    Raises:
-        UsageError: several files could be meant.
-    """
-    files = sorted(path for path in folder.glob("[!.]*") if _CSV_NAME.search(path.name))
-    files = [path for path in files if path.is_file()]
-    trains = [path for path in files if _LAST_TRAIN.search(path.name)]
-    tests = {_test_beside(path) for path in trains}  # `strain_test.csv` is not a train file
-    candidates = (
-        [path for path in files if path.name == TRAIN_CSV]
-        or [path for path in files if path.name == TRAIN_CSV + ".gz"]
-        or [path for path in trains if path not in tests]
-        or [path for path in files if "test" not in path.name.lower()]
-    )
-    if len(candidates) > 1:
-        names = ", ".join(path.name for path in candidates[:8])
-        more = f" and {len(candidates) - 8} more" if len(candidates) > 8 else ""
-        raise UsageError(
-            f"{folder}: {len(candidates)} files could be the train file ({names}{more}); expected "
-            "one. hint: name it with --data PATH"
-        )
-    return (candidates[0], _test_beside(candidates[0])) if candidates else None
-
-
-def _test_beside(train_path: Path) -> Path | None:
-    """Return the existing file named like the train file with "test" for its last "train"."""
-
-    def in_its_case(word: re.Match[str]) -> str:
-        return "TEST" if word[0].isupper() else "Test" if word[0][0].isupper() else "test"
-
-    name, n_replaced = _LAST_TRAIN.subn(in_its_case, train_path.name)
-    for candidate in (name, name.removesuffix(".gz"), name + ".gz"):
-        if n_replaced and (path := train_path.with_name(candidate)).is_file():
-            return path
-    return None
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and find_tables(folder, in_folders=False) is not None
 
 
 def _read_known(
@@ -217,25 +211,26 @@ def _read_known(
     return (*sample.read_sample(), "sample")
 
 
-def _read_csvs(
-    data: str, read: Callable[[Path], Table], decisions: list[str], *, wants_test: bool
+def _read_files(
+    data: str, labels: Path | None, read: _Read, decisions: list[str], *, wants_test: bool
 ) -> tuple[Table, Table | None]:
-    """Read the train CSV and, if wanted, the labelled test CSV beside it."""
+    """Read the train file and, if wanted, the labelled test file beside it."""
     path = DATA_DIR if data == "auto" else expand_path(data)
-    paths = find_csvs(path) if path.is_dir() else (path, _test_beside(path))
+    paths = find_tables(path, in_folders=data != "auto")
     if paths is None:
         raise UsageError(
-            f"{data}: a folder without a train CSV; expected a .csv or .csv.gz file with "
-            '"train" in its name. hint: name the file itself with --data PATH'
+            f'{data}: expected a file with "train" in its name (CSV, IDX, .npy, .npz, .parquet or '
+            ".zip) or a folder of pictures for each class in it, found neither. hint: name the file "
+            "itself, or the folder above those of the classes, with --data PATH"
         )
     train_path, test_path = paths
-    if path.is_dir():
-        decisions.append(f"data: {train_path}, the train file of the folder")
-    train = read(train_path)
+    if path != train_path:
+        decisions.append(f"data: {train_path}, the train part of {path}")
+    train = read(train_path, labels=labels)
     if not wants_test or test_path is None or train.label_index is None:
         return train, None
     try:
-        test = read(test_path)
+        test = read(test_path, labels=labels and find_test_beside(labels))
     except DataError as error:
         if {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
             raise
@@ -247,15 +242,15 @@ def _read_csvs(
     return train, None
 
 
-def _read_named_test(test_data: str, read: Callable[[Path], Table], train: Table) -> Table:
-    path = expand_path(test_data)
+def _read_named_test(test_data: str, labels: Path | None, read: _Read, train: Table) -> Table:
+    path = pick_table(expand_path(test_data))
     check_paths(train.path, path)
     if train.label_index is None:
         raise UsageError(
             f"--test-data {test_data}: expected labelled training images, found {train.path} "
             "without labels; read each file by itself"
         )
-    return read(path)
+    return read(path, labels=labels and find_test_beside(labels))
 
 
 def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:
@@ -272,9 +267,3 @@ def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:
         "stratified, the same in every run) are set aside as the test set"
     )
     return pixels.pick(kept), pixels.pick(held)
-
-
-def _name(train_path: str) -> str:
-    """Return "sign_mnist" for `sign_mnist_train.csv.gz`; "train" for `train.csv`."""
-    stem = _CSV_NAME.sub("", Path(train_path).name)
-    return _LAST_TRAIN.sub("", stem).strip("_-. ") or stem

@@ -1,4 +1,4 @@
-"""What the images look like: counts, mean images, duplicates, background; and warnings W040.
+"""What the images look like: counts, mean images, duplicates, background; warnings W040 on them.
 
 Everything is computed once and kept beside the pixel store.
 
@@ -18,24 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.errors import printable
 from fmnist_tf.system.files import write_atomically
 
 EXAMPLES = 6
-INVERTED_MEAN = 127
-"""Mean grey level (0..255) above which the background is probably bright; Fashion-MNIST has 73."""
 IMBALANCE_RATIO = 10
 """Ratio of the largest class to the smallest above which a warning is given."""
-DRIFT_LEVELS = 16
-"""Mean absolute difference of two mean images, in grey levels; Fashion-MNIST's parts have 0.5."""
-TRANSPOSED_MARGIN = 0.1
-"""By how much the correlation of the mean images must rise when the test images are transposed;
-Fashion-MNIST has 1.00 as it is and 0.78 transposed."""
-COMPARED_IMAGES = 100
-"""Fewer images than this have a mean image too noisy to compare."""
 
 _VERSION = 3  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
@@ -132,10 +123,6 @@ class _Scan:
     hashes: list[int]  # N, equal for equal images
     n_constant: int  # images of one grey level
 
-    @property
-    def mean_image(self) -> NDArray[np.float64]:
-        return self.sums.sum(axis=0) / max(len(self.hashes), 1)
-
 
 def _scan(part: Pixels) -> _Scan:
     classes = np.arange(len(part.class_names))
@@ -185,17 +172,12 @@ def _inspect(train: Pixels, test: Pixels) -> Inspection:
 def _find_warnings(
     train: _Scan, test: _Scan, duplicates: Sequence[int], class_names: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what is valid but strange: copies, constant images, a bright background and so on."""
+    """Yield what is valid but strange: copies, constant images, and classes of unlike sizes."""
     for name, part, copies in (("training", train, duplicates[0]), ("test", test, duplicates[1])):
         if copies:
             yield f"{copies} of {len(part.hashes)} {name} images are copies of another"
         if part.n_constant:
             yield f"{part.n_constant} {name} images have one grey level only"
-        if (mean := part.mean_image.mean()) > INVERTED_MEAN:
-            yield (
-                f"the mean {name} pixel is {mean:.0f} of 255: dark on bright? "
-                "0 is meant to be the background"
-            )
     if duplicates[2]:
         yield f"{duplicates[2]} of {len(test.hashes)} test images are also training images"
     most, fewest = int(train.counts.argmax()), int(train.counts.argmin())
@@ -205,13 +187,3 @@ def _find_warnings(
             f"{printable(class_names[fewest], 30)} {train.counts[fewest]}: accuracy alone will "
             "mislead"
         )
-    if min(len(train.hashes), len(test.hashes)) < COMPARED_IMAGES:
-        return
-    a, b = train.mean_image, test.mean_image
-    transposed = b.reshape(IMAGE_SIZE, IMAGE_SIZE).T.ravel()
-    with np.errstate(invalid="ignore"):  # a constant image has no correlation: nan
-        as_it_is, exchanged = np.corrcoef([a, b, transposed])[0, 1:]
-    if exchanged > as_it_is + TRANSPOSED_MARGIN:
-        yield "the test images fit the training images better with rows and columns exchanged"
-    elif (levels := np.abs(a - b).mean()) > DRIFT_LEVELS:
-        yield f"the mean test image is {levels:.0f} grey levels away from the mean training image"

@@ -2,9 +2,7 @@
 
 The files need neither this package nor Keras and carry their class names.
 
-Every conversion starts from one traced function that calls the classifier with `training=False`:
-Keras' own exporters leave that to the model, and Keras 3.15 then runs a nested model's BatchNorm
-in training mode.
+Every conversion starts from one traced function that calls the classifier with `training=False`.
 
 B batch, K classes, N images.
 """
@@ -27,6 +25,7 @@ import tensorflow as tf
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import FmnistError, printable
+from fmnist_tf.model.preprocessing import take_bytes_only
 from fmnist_tf.system.startup import holding_stderr
 
 SIGNATURE = "serving_default"
@@ -136,7 +135,8 @@ def _write_litert(
     channel) with the ranges that these images reach. The softmax stays in float: in int8 it has 256
     probabilities, of which small ones vanish and many are equal.
     """
-    function = _inference(model, 1).get_concrete_function()
+    traced = model if calibration is None else take_bytes_only(model)
+    function = _inference(traced, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], _variables_of(model))
     with _errors_only():
         content = converter.convert() if calibration is None else _quantize(converter, calibration)

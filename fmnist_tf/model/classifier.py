@@ -1,4 +1,4 @@
-"""Preprocessing, backbone and head as one plain Keras Sequential, and its two parts.
+"""Preprocessing, backbone and head as one plain Keras model, and its two parts.
 
 `split_classifier` cuts it below the lowest trainable stage: the output of the frozen layers can be
 cached, and the trained layers are folded. Both parts read the classifier's variables.
@@ -17,7 +17,7 @@ from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BackboneSpec
 from fmnist_tf.model.folding import fold_model
-from fmnist_tf.model.preprocessing import build_preprocessing
+from fmnist_tf.model.preprocessing import preprocess
 
 HEAD = "head"
 """The stage above the backbone's own stages."""
@@ -33,8 +33,10 @@ def build_classifier(
     n_classes: int,
     seed: int,
     name: str = "classifier",
-) -> keras.Sequential:
+) -> keras.Model:
     """Return the whole network, (B, 28, 28) uint8 -> (B, K) float32 probabilities.
+
+    Floats are taken too, of 0..255 or of 0..1; see `preprocess`.
 
     Args:
         backbone: the result of `spec.build`.
@@ -57,21 +59,17 @@ def build_classifier(
     pooling = layers.Flatten if head == "flatten" else layers.GlobalAveragePooling2D
     hidden = {"kernel_initializer": glorot(seed), "name": "hidden"}
     last = {"kernel_initializer": glorot(seed + 1), "dtype": "float32", "name": "probabilities"}
-    return keras.Sequential(
-        [
-            keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8", name="pixels"),
-            *build_preprocessing(spec.value_range, backbone.input_shape[1]),  # (B, S, S, 1 or 3)
-            backbone,  # (B, H, W, C)
-            pooling(name=head),  # (B, H*W*C) or (B, C)
-            *([layers.Dense(units, "relu", **hidden)] if units else []),  # (B, units)
-            layers.Dropout(dropout, seed=seed, name="dropout"),
-            layers.Dense(n_classes, "softmax", **last),  # (B, K)
-        ],
-        name=name,
-    )
+    # Keras casts images to the dtype of the input: of a uint8 one, floats of 0..1 would be black.
+    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="float32", name="pixels")
+    x = preprocess(pixels, spec.value_range, backbone.input_shape[1])  # (B, S, S, 1 or 3)
+    x = pooling(name=head)(backbone(x))  # (B, H, W, C) -> (B, H*W*C) or (B, C)
+    if units:
+        x = layers.Dense(units, "relu", **hidden)(x)  # (B, units)
+    x = layers.Dropout(dropout, seed=seed, name="dropout")(x)
+    return keras.Model(pixels, layers.Dense(n_classes, "softmax", **last)(x), name=name)  # (B, K)
 
 
-def find_backbone(classifier: keras.Sequential) -> keras.Model:
+def find_backbone(classifier: keras.Model) -> keras.Model:
     """Return the classifier's one nested model."""
     return next(layer for layer in classifier.layers if isinstance(layer, keras.Model))
 
@@ -113,7 +111,7 @@ class SplitClassifier:
 
 
 def split_classifier(
-    classifier: keras.Sequential,
+    classifier: keras.Model,
     spec: BackboneSpec,
     lowest_stage: str,
     precision: str = "float32",
@@ -131,11 +129,15 @@ def split_classifier(
     """
     backbone = find_backbone(classifier)
     position = classifier.layers.index(backbone)
-    below, above = classifier.layers[:position], classifier.layers[position + 1 : -1]
+    above = classifier.layers[position + 1 : -1]
+    # The layers themselves, called on an input of bytes.
+    preprocessing = keras.models.clone_model(
+        keras.Model(classifier.input, classifier.layers[position - 1].output),
+        input_tensors=keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8"),
+        clone_function=lambda layer: layer,
+    )
 
-    def chain(layers: list[Any], shape: tuple[int, ...], dtype: str, name: str) -> keras.Model:
-        inputs = keras.Input(shape, dtype=dtype)
-        tensor = inputs
+    def chain(inputs: Any, tensor: Any, layers: list[Any], name: str) -> keras.Model:
         for layer in layers:
             tensor = layer(tensor)
         return keras.Model(inputs, tensor, name=name)
@@ -146,17 +148,18 @@ def split_classifier(
     if first_trained is None:
         is_pooled = isinstance(above[0], keras.layers.GlobalAveragePooling2D)
         pools_features = has_frozen_layers and is_pooled
-        layers_below, layers_above = [*below, backbone], above[1:] if pools_features else above
+        layers_below, layers_above = [backbone], above[1:] if pools_features else above
     elif first_trained == 0:
-        layers_below, layers_above = below, [backbone, *above]
+        layers_below, layers_above = [], [backbone, *above]
     else:
         boundary = _boundary(backbone, spec, first_trained)
         lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
         upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
-        layers_below, layers_above = [*below, lower], [upper, *above]
-    extractor = chain(layers_below, (IMAGE_SIZE, IMAGE_SIZE), "uint8", "feature_extractor")
+        layers_below, layers_above = [lower], [upper, *above]
+    extractor = chain(preprocessing.input, preprocessing.output, layers_below, "feature_extractor")
     feature_shape = extractor.output_shape[3:] if pools_features else extractor.output_shape[1:]
-    trained_layers = chain(layers_above, feature_shape, "float32", "trained_layers")
+    features = keras.Input(feature_shape, dtype="float32")
+    trained_layers = chain(features, features, layers_above, "trained_layers")
     return SplitClassifier(
         extractor,
         pools_features,

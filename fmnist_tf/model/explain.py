@@ -17,19 +17,15 @@ from fmnist_tf.model.classifier import find_backbone
 _CAM_BATCH = 16  # gradients keep every activation above the feature map
 
 
-def build_inspector(classifier: keras.Sequential) -> keras.Model:
+def build_inspector(classifier: keras.Model) -> keras.Model:
     """Return (B, 28, 28) uint8 -> [probabilities (B, K), penultimate features (B, D)].
 
     The features are the input of the last layer.
     """
-    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8")
-    tensor = pixels
-    for layer in classifier.layers[:-1]:
-        tensor = layer(tensor)
-    return keras.Model(pixels, [classifier.layers[-1](tensor), tensor])
+    return keras.Model(classifier.inputs[0], [classifier.outputs[0], classifier.layers[-1].input])
 
 
-def run_grad_cam(classifier: keras.Sequential, images: np.ndarray, classes: np.ndarray) -> Any:
+def run_grad_cam(classifier: keras.Model, images: np.ndarray, classes: np.ndarray) -> Any:
     """Return one Grad-CAM map for each image (Selvaraju et al. 2017, equations 1 and 2).
 
     Args:
@@ -45,13 +41,11 @@ def run_grad_cam(classifier: keras.Sequential, images: np.ndarray, classes: np.n
     if len(backbone.output_shape) != 4:
         return None
     above_map = classifier.layers.index(backbone) + 1
+    to_map = keras.Model(classifier.inputs[0], classifier.layers[above_map].input)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def explain(batch: Any, wanted: Any) -> Any:
-        tensor = batch
-        for layer in classifier.layers[:above_map]:
-            tensor = layer(tensor, training=False)
-        feature_map = tensor
+        tensor = feature_map = to_map(batch, training=False)
         with tf.GradientTape() as tape:
             tape.watch(feature_map)
             for layer in classifier.layers[above_map:-1]:

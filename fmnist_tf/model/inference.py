@@ -63,7 +63,6 @@ def compile_model(model: keras.Model) -> RunBatches:
 
     @tf.function(autograph=False, input_signature=[spec])
     def predict(batch: tf.Tensor) -> list[tf.Tensor]:
-        # Without `training` Keras 3.15 may run nested layers in training mode.
         return tf.nest.flatten(folded(batch, training=False))
 
     def run_batches(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:

@@ -102,7 +102,7 @@ def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> 
 
 
 def plan_phase(
-    classifier: keras.Sequential,
+    classifier: keras.Model,
     spec: BackboneSpec,
     phase: str,
     unfreeze: tuple[str, ...] = (),
@@ -136,7 +136,7 @@ def plan_phase(
     return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
 
 
-def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: TrainablePlan) -> None:
+def apply_plan(classifier: keras.Model, spec: BackboneSpec, plan: TrainablePlan) -> None:
     """Set the trainable flag of every layer as planned.
 
     Raises:
@@ -163,7 +163,7 @@ def apply_plan(classifier: keras.Sequential, spec: BackboneSpec, plan: Trainable
         raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")
 
 
-def digest_weights(classifier: keras.Sequential, spec: BackboneSpec) -> dict[str, str]:
+def digest_weights(classifier: keras.Model, spec: BackboneSpec) -> dict[str, str]:
     """Return path -> SHA-256 of every weight's bytes."""
     return {
         path: hashlib.sha256(np.ascontiguousarray(weight.numpy()).data).hexdigest()
@@ -188,7 +188,7 @@ def verify_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, st
 
 
 def _named_weights(
-    classifier: keras.Sequential, spec: BackboneSpec
+    classifier: keras.Model, spec: BackboneSpec
 ) -> dict[str, tuple[Any, keras.Layer, str]]:
     """Return path -> variable, its layer and its stage, for every weight."""
     # Keras' own paths begin with the model's name for some layers and not for others.
@@ -202,7 +202,7 @@ def _named_weights(
     return named
 
 
-def _leaves(classifier: keras.Sequential, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:
+def _leaves(classifier: keras.Model, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:
     """Yield every layer with its stage (`HEAD` outside the backbone), nested models unpacked."""
     backbone = find_backbone(classifier)
     for layer in classifier.layers:

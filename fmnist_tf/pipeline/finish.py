@@ -204,7 +204,7 @@ def _analyse_val(data: RunData, probabilities: np.ndarray) -> dict[str, np.ndarr
 
 
 def _analyse_test(
-    data: RunData, model: keras.Sequential, probabilities: np.ndarray
+    data: RunData, model: keras.Model, probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the test images that the report shows, and Grad-CAM of some of them."""
     test = data.dataset.test

@@ -55,7 +55,7 @@ class Network:
         parent: the frozen run whose weights it starts from, or None.
     """
 
-    classifier: keras.Sequential
+    classifier: keras.Model
     spec: BackboneSpec
     image_size: int
     plan: TrainablePlan
@@ -115,6 +115,7 @@ def read_data(
             config.data,
             test_data=config.test_data,
             label_column=config.label_column,
+            labels=config.labels,
             store_dir=cache_dir / "pixels",
             say=say,
         )
@@ -156,8 +157,11 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> None:
     """Refuse other data than the parent's: its training rows could be among the new val rows."""
+    recorded, file = parent.provenance["data"]["files"][0], dataset.files[0]
     for what, expected, found in (
-        ("training data", parent.data_sha256[0], dataset.files[0].sha256),
+        ("training data", recorded["sha256"], file.sha256),
+        # An older run recorded no labels of the official files.
+        ("labels", recorded.get("labels_sha256", file.labels_sha256), file.labels_sha256),
         ("split", parent.provenance["data"]["split_sha256"], splits.digest),
     ):
         if expected != found:

@@ -88,7 +88,7 @@ def write_provenance(
 def tracked_settings(experiment: Experiment) -> dict[str, Any]:
     """Return what W&B records as the run's settings: no path, but what the files hold."""
     settings = experiment.config.to_json()
-    del settings["cache"], settings["test_data"]
+    del settings["cache"], settings["test_data"], settings["labels"]
     data, network = experiment.data, experiment.network
     return settings | {
         "data": data.dataset.name,

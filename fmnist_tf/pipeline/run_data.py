@@ -8,18 +8,24 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
+from fmnist_tf.data import tables
+from fmnist_tf.data.archives import is_there
+from fmnist_tf.data.compare import compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import expand_path, read_csv
+from fmnist_tf.data.csv.table import expand_path
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.photos import find_polarity_warning, read_picture
+from fmnist_tf.data.locate import pick_table
+from fmnist_tf.data.photos import read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
+from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 
@@ -38,9 +44,9 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     if source != train and run.config.test_data is None:
         test = []  # the official files and the sample have their own test images
     for path in [train, *test] if source == train else test:
-        if not Path(path).is_file():
+        if not is_there(Path(path)):
             raise UsageError(
-                f"{where}: expected {path}, found no such file in {Path.cwd()}. Run the command "
+                f"{where}: expected {path}, found nothing there in {Path.cwd()}. Run the command "
                 "where the run was made, or name the data with --data"
             )
     dataset = read_dataset(
@@ -49,33 +55,46 @@ def read_own_dataset(run: SavedRun) -> Dataset:
         say=say,
         test_data=test[0] if test else None,
         label_column=run.config.label_column,
+        labels=run.config.labels,
     )
-    found = tuple(file.sha256 for file in dataset.files)
-    if found != run.data_sha256:
+    found, recorded = dataset.sha256, run.data_sha256
+    if found[: len(recorded)] != recorded:  # an older run recorded no labels of the official files
         raise UsageError(
-            f"{where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
+            f"{where}: expected files of SHA-256 {', '.join(recorded)}, found "
             f"{', '.join(found)}. Name the data with --data"
         )
     return dataset
 
 
-def read_table(run: SavedRun, path: Path, label_column: str | None = None) -> Table:
-    """Read a CSV of images, with or without labels.
+def read_table(
+    run: SavedRun, path: Path, label_column: str | None = None, labels: str | None = None
+) -> Table:
+    """Read images in any form that `find_tables` and `tables.read_table` know.
 
     Args:
         run: its label column is used if the file has it.
-        path: of the CSV.
+        path: of the images; of a train and a test part the latter is read.
         label_column: name of the label column, whatever the run's is; None: the run's, else found.
+        labels: file of the labels, for images that have none of their own.
 
     Raises:
+        UsageError: nothing or several files could be meant.
         DataError: the file is bad, whatever column holds its labels.
     """
-    table = _read_temporarily(
-        lambda column, folder: read_csv(path, folder, label_column=column), run, label_column
+    path = pick_table(path)
+    read = partial(tables.read_table, path, labels=None if labels is None else expand_path(labels))
+    if path.is_dir():
+        read = partial(read, convention=_find_convention(run, path))
+    table, column = _read_temporarily(
+        lambda column, folder: read(folder, label_column=column), run, label_column
     )
     for decision in table.decisions:
         say(f"{path}: {decision}")
-    _warn_if_negated(run, str(path), table.pixels)
+    classes = None
+    if table.label_index is not None:
+        index = index_classes(run.class_names)
+        classes = np.array([index.get(name, -1) for name in table.label_values])[table.label_index]
+    _warn_if_unlike(run, str(path), table.pixels, classes, column)
     return table
 
 
@@ -85,24 +104,27 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
     """
-    try:
-        convention = Convention.from_record(run.provenance["data"])
-    except KeyError:
-        raise UsageError(
-            f"{path}: expected a run that records what its training images look like, found one of "
-            "an older version; train it again, or predict from CSV"
-        ) from None
-    pixels, notes, warnings = read_picture(path, convention)
+    pixels, notes, warnings = read_picture(path, _find_convention(run, path))
     say(f"{path}: {'; '.join(notes)}")
     for warning in warnings:
         warn(f"{path}: {warning}")
     return pixels
 
 
+def _find_convention(run: SavedRun, path: Path) -> Convention:
+    try:
+        return Convention.from_record(run.provenance["data"])
+    except KeyError:
+        raise UsageError(
+            f"{path}: expected a run that records what its training images look like, found one of "
+            "an older version; train it again, or predict from CSV"
+        ) from None
+
+
 def read_labelled(
-    run: SavedRun, data: str | None, label_column: str | None = None
+    run: SavedRun, data: str | None, label_column: str | None = None, labels: str | None = None
 ) -> tuple[str, Pixels]:
-    """Read the labelled CSV `data` (see `read_table`), or the run's own test images if None.
+    """Read the labelled images `data` (see `read_table`), or the run's own test images if None.
 
     Returns:
         The name of the data set or the file, and the images with class indices of the run.
@@ -115,10 +137,11 @@ def read_labelled(
         dataset = read_own_dataset(run)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test
-    table = read_table(run, expand_path(data), label_column)
+    table = read_table(run, expand_path(data), label_column, labels)
     images = table.to_pixels(map_labels(table, run.class_names), run.class_names)
-    if table.sha256 == run.data_sha256[0]:
-        title = "WARNING: THE RUN WAS TRAINED ON THIS FILE."
+    known = run.provenance["data"]["files"][0]
+    if known["sha256"] == table.sha256 or known.get("pixels_sha256") == table.digest:
+        title = "WARNING: THE RUN WAS TRAINED ON THIS FILE'S IMAGES."
         warn(boxed(title, "The accuracy below measures memory, it is not a test."))
     return table.path, images
 
@@ -135,7 +158,7 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
     """
     if data is None:
         return read_own_dataset(run)
-    dataset = _read_temporarily(
+    dataset, column = _read_temporarily(
         lambda column, folder: read_dataset(data, store_dir=folder, say=say, label_column=column),
         run,
     )
@@ -146,8 +169,9 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
             f"({printable(', '.join(index), 100)}), found {printable(', '.join(unknown), 100)}; "
             "name other data with --data"
         )
-    _warn_if_negated(run, dataset.files[0].path, dataset.train.pixels)
     class_of = np.array([index[name] for name in names])
+    path, train = dataset.files[0].path, dataset.train
+    _warn_if_unlike(run, path, train.pixels, class_of[train.labels], column)
     train, test = (
         replace(part, labels=class_of[part.labels], class_names=run.class_names)
         for part in (dataset.train, dataset.test)
@@ -157,24 +181,39 @@ def read_labelled_dataset(run: SavedRun, data: str | None) -> Dataset:
 
 def _read_temporarily(
     read: Callable[[str | None, Path], _Read], run: SavedRun, named: str | None = None
-) -> _Read:
+) -> tuple[_Read, str | None]:
     """Call `read` with a label column and a folder for parsed files, which is deleted afterwards.
 
     The column is the one that was named, else the run's, else None to find it. What is mapped from
     a deleted file stays readable.
+
+    Returns:
+        The result and the column.
     """
     column = named or run.config.label_column
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return read(column, Path(folder))
+            return read(column, Path(folder)), column
         except DataError as error:
             codes = {problem.code for problem in error.problems}
             if named or column is None or codes - {"E021", "E026"}:
                 raise
-        return read(None, Path(folder))
+        return read(None, Path(folder)), None
 
 
-def _warn_if_negated(run: SavedRun, name: str, pixels: np.ndarray) -> None:
-    background = run.provenance["data"].get("background")
-    if background is not None and (warning := find_polarity_warning(pixels, background)):
-        warn(f"{name}: {warning}")
+def _warn_if_unlike(
+    run: SavedRun,
+    path: str,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    label_column: str | None,
+) -> None:
+    """Print how images differ from the run's training images; see `compare`."""
+    try:
+        summary = DataSummary.from_arrays(run.directory.read_arrays("report.npz"))
+    except (KeyError, UsageError):
+        name = run.directory.path
+        warn(f"{path}: not compared with the training images, since {name} does not describe them")
+        return
+    for warning in compare(summary, pixels, path, labels, label_column):
+        warn(warning)

@@ -47,8 +47,10 @@ class SavedRun:
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
-        """SHA-256 of the train file and, if there was one, of the test file."""
-        return tuple(file["sha256"] for file in self.provenance["data"]["files"])
+        """See `Dataset.sha256`."""
+        files = self.provenance["data"]["files"]
+        labels = (file.get("labels_sha256") for file in files)
+        return (*(file["sha256"] for file in files), *filter(None, labels))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     return run
 
 
-def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
+def load_weights(classifier: keras.Model, run: SavedRun) -> None:
     """Load the run's weights into a classifier of the run's architecture.
 
     Raises:
@@ -122,7 +124,7 @@ def load_weights(classifier: keras.Sequential, run: SavedRun) -> None:
 
 def build_configured(
     config: RunConfig, backbone: keras.Model, spec: BackboneSpec, n_classes: int, name: str
-) -> keras.Sequential:
+) -> keras.Model:
     """Build the classifier that the settings ask for, on a backbone of this spec."""
     from fmnist_tf.model.classifier import build_classifier
 
@@ -138,7 +140,7 @@ def build_configured(
     )
 
 
-def build_saved_model(run: SavedRun) -> keras.Sequential:
+def build_saved_model(run: SavedRun) -> keras.Model:
     """Build the run's classifier, (B, 28, 28) uint8 -> (B, K) float32, with its weights.
 
     Raises:

@@ -54,7 +54,7 @@ MAX_TRIALS = 10_000
 _MAX_ATTEMPTS = 3  # then a trial waits for the others: it may kill its process every time
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 _SAME_FOR_ALL = {
-    *("phase", "data", "test_data", "label_column", "val_fraction", "limit"),
+    *("phase", "data", "test_data", "labels", "label_column", "val_fraction", "limit"),
     *("cache", "precision", "test_time_flip"),
 }
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"

@@ -17,7 +17,7 @@ from fmnist_tf.settings.config import (
 # A finetune run continues its parent's network on its parent's split. Other values would mean
 # training on the parent's validation rows or throwing the parent's head away.
 FIXED_BY_PARENT = ("val_fraction", "limit", "backbone", "weights", "image_size", "head", "units")
-INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "label_column", "seed", "dropout")
+INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "labels", "label_column", "seed", "dropout")
 
 
 def complete_config(

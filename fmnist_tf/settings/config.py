@@ -97,8 +97,18 @@ class _Settings(BaseModel):
         "frozen",
     )
 
-    data: Text = _data("auto, sample, or a CSV file or folder", "auto", "{auto,sample,PATH}")
-    test_data: Text | None = _data("labelled CSV that is read once, at the end")
+    data: Text = _data(
+        "auto, sample, or a file or folder: CSV, IDX, NPY, NPZ, Parquet, a zip of them, or a "
+        "folder of pictures for each class",
+        "auto",
+        "{auto,sample,PATH}",
+    )
+    test_data: Text | None = _data("labelled file or folder that is read once, at the end")
+    labels: Text | None = _data(
+        "file of the training labels, if they are in another one than the images; those of the "
+        'test images are in the file named alike, with "test" for "train"',
+        metavar="PATH",
+    )
     label_column: Text | None = _data("name of the label column", metavar="NAME")
     val_fraction: PositiveFraction = _data(
         "fraction of the training rows held out for validation", 0.1, "F"

@@ -137,7 +137,7 @@ class Trainer:
 
     def __init__(
         self,
-        classifier: keras.Sequential,
+        classifier: keras.Model,
         split: SplitClassifier,
         optimizer: keras.optimizers.Optimizer,
         *,

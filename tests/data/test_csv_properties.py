@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.data.csv.cells import label_text, split_line
@@ -27,12 +27,12 @@ many = settings(deadline=None, max_examples=50)
 NAMES = [f"pixel{i}" for i in range(1, 785)]
 
 
-def read_bytes(content: bytes) -> Table:
+def read_bytes(content: bytes, label_column: str | None = None) -> Table:
     """Read from a fresh folder; the arrays are copied out of the store."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.csv")
         path.write_bytes(content)
-        table = read_csv(path, Path(folder, "store"))
+        table = read_csv(path, Path(folder, "store"), label_column=label_column)
         index = None if table.label_index is None else np.array(table.label_index)
         return replace(table, pixels=np.array(table.pixels), label_index=index)
 
@@ -42,7 +42,7 @@ def outcome(content: bytes) -> object:
     try:
         table = read_bytes(content)
     except DataError as error:
-        return [(p.code, p.line, p.column, p.found, p.hint) for p in error.problems], error.total
+        return [(p.code, p.line, p.column, p.found, p.hint) for p in error.problems], error.totals
     labels = None if table.label_index is None else table.label_index.tolist()
     return table.pixels.tobytes(), labels, table.label_values, table.first_line
 
@@ -53,7 +53,7 @@ matrices = hnp.arrays(
 numbers = st.integers(-(2**63) + 1, 2**63 - 1).map(str)
 names = st.text(min_size=1, max_size=12).filter(
     lambda name: (
-        label_text(name.encode("utf-8", "replace")) == name
+        label_text(name.encode("utf-8", "replace").decode()) == name
         and not name.startswith("#")
         and not name.lstrip("+-").isdecimal()
     )
@@ -61,8 +61,8 @@ names = st.text(min_size=1, max_size=12).filter(
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> tuple[np.ndarray, list[str] | None, bytes, int]:
-    """Pixels, labels, the CSV, and the line of row 0."""
+def tables(draw: st.DrawFn) -> tuple[np.ndarray, list[str] | None, bytes, int, bool]:
+    """Pixels, labels, the CSV, the line of row 0, and whether the label is the first column."""
     pixels = draw(matrices)
     kind = draw(st.sampled_from(["numbers", "names", "none"]))
     has_header = draw(st.booleans())
@@ -87,14 +87,15 @@ def tables(draw: st.DrawFn) -> tuple[np.ndarray, list[str] | None, bytes, int]:
     data = draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + content.encode()
     if draw(st.booleans()):
         data = gzip.compress(data, 1)
-    return pixels, labels, data, 1 + has_header
+    return pixels, labels, data, 1 + has_header, labels is not None and not is_last
 
 
 @few
 @given(tables())
-def test_round_trip(case: tuple[np.ndarray, list[str] | None, bytes, int]) -> None:
-    pixels, labels, content, first_line = case
-    table = read_bytes(content)
+def test_round_trip(case: tuple[np.ndarray, list[str] | None, bytes, int, bool]) -> None:
+    pixels, labels, content, first_line, is_first = case
+    # Three rows of noise tell nobody which column is the label.
+    table = read_bytes(content, "first" if first_line == 1 and is_first else None)
     np.testing.assert_array_equal(table.pixels, pixels)
     assert table.first_line == first_line
     if labels is None:
@@ -142,7 +143,7 @@ def test_any_bytes_give_arrays_or_the_one_error(content: bytes) -> None:
     try:
         table = read_bytes(content)
     except DataError as error:
-        problems, total, message = error.problems, error.total, str(error)
+        problems, total, message = error.problems, error.totals.total(), str(error)
     else:
         assert table.pixels.dtype == np.uint8
         assert table.pixels.shape[1:] == (784,)
@@ -181,7 +182,8 @@ def tolerant_files(draw: st.DrawFn) -> bytes:
 @few
 @given(tolerant_files())
 def test_plain_and_exact_reader_agree(content: bytes) -> None:
-    """A quote makes the reader look at a whole block cell by cell; it changes nothing else."""
+    """A quote makes the reader scan the file cell by cell; it changes nothing else."""
+    assume(b'"' not in content)
     assert outcome(content) == outcome(content.replace(b",17,", b',"17",', 1))
 
 
@@ -195,7 +197,7 @@ def test_every_short_line_is_split_as_by_the_csv_module() -> None:
                 expected = None
             cells = split_line(line.encode())
             if isinstance(cells, list):
-                assert [cell.decode() for cell in cells] == expected, line
+                assert cells == expected, line
             elif cells.code == "E038":
                 assert expected is None, line
             else:

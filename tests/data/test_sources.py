@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forms import LABELS, PIXELS, csv_text, png, write_pictures
+from forms import write as write_bytes
 
 from fmnist_tf.data import official
+from fmnist_tf.data.archives import is_there
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.labels import FASHION_MNIST
+from fmnist_tf.data.locate import find_tables
 from fmnist_tf.data.sample import load_sample
-from fmnist_tf.data.sources import Dataset, find_csvs, find_source, read_dataset
+from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError
 
 DIGITS = tuple("0123456789")
@@ -133,21 +139,123 @@ def test_auto_takes_kaggles_names_before_any_other(read, data_dir, said) -> None
         ([], None),
     ],
 )
-def test_find_csvs(tmp_path, files, expected) -> None:
+def test_find_tables(tmp_path, files, expected) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_csvs(tmp_path)
+    found = find_tables(tmp_path, in_folders=False)
     assert (found and tuple(path and path.name for path in found)) == expected
-    assert find_csvs(tmp_path / "absent") is None
+
+
+# --- other forms than CSV ---
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"], (0, 1)),
+        (["train-images.idx3-ubyte.gz", "t10k-images.idx3-ubyte.gz"], (0, 1)),
+        (["emnist-train-images-idx3-ubyte", "emnist-test-images-idx3-ubyte"], (0, 1)),
+        (["x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"], (0, 2)),
+        (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], (0, 1)),
+        (["csvTrainImages 9x784.csv", "csvTestImages 3x784.csv", "csvTrainLabel 9x1.csv"], (0, 1)),
+        (["aTrain 9x784.csv", "aTest 3x784.csv", "aTest 4x784.csv"], (0, None)),
+        (["train_9.csv", "test_3.csv"], (0, None)),
+        (["a.csv", "train-images-idx3-ubyte", "x_train.npy"], (0, None)),
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "zip", "zip with folders"])
+def test_what_trains_and_tests_in_folders_and_archives(tmp_path, files, expected, place) -> None:
+    if place == "folder":
+        root = tmp_path / "folder"
+        for name in files:
+            write_bytes(root / name, b"")
+        where = root
+    else:
+        root, inner = tmp_path / "a.zip", "a/" if place == "zip with folders" else ""
+        with zipfile.ZipFile(root, "w") as archive:
+            for name in files:
+                archive.writestr(f"{inner}{name}", b"")
+                archive.writestr(f"{inner}copies/{name}", b"")
+                archive.writestr(f"__MACOSX/._{name}", b"")
+        where = root / inner if inner else root
+    found = find_tables(root)
+    assert found == tuple(None if k is None else where / files[k] for k in expected)
+    assert is_there(found[0])
+
+
+def test_archives_in_the_data_folder(read, cached, data_dir) -> None:
+    data_dir.mkdir()
+    for part in ("train", "test"):
+        with zipfile.ZipFile(data_dir / f"mine_{part}.csv.zip", "w") as archive:
+            archive.writestr(f"any_{part}.csv", csv_text())
+    found = read("auto")
+    assert [Path(file.path).name for file in found.files] == ["any_train.csv", "any_test.csv"]
+    (data_dir / "mine_train.csv.zip").rename(data_dir / "mine.zip")
+    assert read("auto", to_train=False).files[0].path == str(Path("data/mine.zip/any_train.csv"))
+    with zipfile.ZipFile(data_dir / "mine.zip", "w") as archive:
+        archive.writestr("notes.txt", "no images")
+    assert read("auto").kind == "official"
+    with pytest.raises(UsageError, match=r"error\[E0"):
+        read(data_dir / "mine.zip")
+
+
+def test_folders_of_pictures_are_read_with_their_test_part(read, tmp_path) -> None:
+    for part, count in (("Train", 12), ("valid", 6)):
+        write_pictures(tmp_path / "set" / part, PIXELS[:count], LABELS[:count])
+    dataset = read(tmp_path / "set")
+    assert (dataset.name, dataset.kind) == ("set", "pictures")
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (12, 6)
+    again = read(dataset.files[0].path, test_data=dataset.files[1].path)
+    assert again.sha256 == dataset.sha256
+    assert find_tables(tmp_path / "set" / "Train") == (tmp_path / "set" / "Train", None)
+
+
+def test_a_class_may_be_called_train(read, tmp_path) -> None:
+    for name in ("car", "train"):
+        write_bytes(tmp_path / "set" / name / "1.png", png(PIXELS[0].reshape(28, 28)))
+    assert read(tmp_path / "set", to_train=False).train.class_names == ("car", "train")
+
+
+def test_labels_of_the_test_images_are_in_the_file_named_alike(read, tmp_path) -> None:
+    for part in ("Train", "Test"):
+        labels = LABELS if part == "Train" else LABELS[::-1]
+        write_bytes(tmp_path / f"csv{part}Images 12x784.csv", csv_text(labels=None).encode())
+        write_bytes(tmp_path / f"csv{part}Label 12x1.csv", "\n".join(map(str, labels)).encode())
+    labels = str(tmp_path / "csvTrainLabel 12x1.csv")
+    for data in (tmp_path, tmp_path / "csvTrainImages 12x784.csv"):
+        dataset = read(data, labels=labels)
+        assert dataset.train.labels.tolist() == (LABELS - 4).tolist()
+        assert dataset.test.labels.tolist() == (LABELS[::-1] - 4).tolist()
+        assert [file.labels_path for file in dataset.files] == [
+            labels, labels.replace("Train", "Test")
+        ]  # fmt: skip
+        assert len(dataset.sha256) == 4
+    test = write(tmp_path / "mine.csv", labels=[4, 5], copies=1)
+    Path(labels.replace("Train", "Test")).unlink()
+    assert len(read(data, labels=labels, test_data=str(test)).test.labels) == 2
+    for named in ("auto", "sample"):
+        with pytest.raises(UsageError, match="--data"):
+            read(named, labels=labels)
+
+
+def test_official_images_are_known_in_any_form(read, cached, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(official, "DIGESTS", ("x", "y"))
+    folder = tmp_path / "keras" / "datasets" / "fashion-mnist"
+    dataset = read(folder)
+    assert (dataset.kind, dataset.name) == ("idx", "fashion-mnist")
+    assert dataset.train.labels.tolist() == cached[official.TRAIN_LABELS].tolist()
+    assert dataset.test.pixels.tobytes() == cached[official.TEST_IMAGES].tobytes()
 
 
 @pytest.mark.parametrize("names", [["a_train.csv", "b_train.csv.gz"], ["a.csv", "b.csv"]])
 def test_several_candidates_are_named_and_refused(read, data_dir, names) -> None:
     for name in names:
-        write(data_dir / name, copies=1)
-    with pytest.raises(UsageError, match=", ".join(names)):
+        write(data_dir / name, copies=8)
+    with pytest.raises(UsageError, match=", ".join(names)) as caught:
         read("auto")
+    step = shlex.split(str(caught.value).rpartition("--data ")[2])[0]
+    assert Path(read(step).files[0].path) == Path("data", names[0])
 
 
 # --- the official files and the sample ---

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,11 +19,17 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
 
 
 def test_layers_in_order(toy_classifier) -> None:
-    assert isinstance(toy_classifier, keras.Sequential)
-    assert [layer.name for layer in toy_classifier.layers] == [
-        "channel", "to_float", "resize", "value_range", "toy", "flatten", "hidden", "dropout",
+    names = [layer.name for layer in toy_classifier.layers]
+    after = names[names.index("resize") :]
+    assert after == [
+        "resize",
+        "value_range",
+        "toy",
+        "flatten",
+        "hidden",
+        "dropout",
         "probabilities",
-    ]  # fmt: skip
+    ]
     assert toy_classifier.input_shape == (None, 28, 28)
     assert toy_classifier.output_shape == (None, 3)
     assert toy_classifier.layers[-1].compute_dtype == "float32"
@@ -55,6 +64,48 @@ def test_a_cut_through_two_tensors_is_refused(toy_classifier, toy_spec, monkeypa
     monkeypatch.setitem(toy_spec.__dict__, "stages", stages)
     with pytest.raises(ValueError, match=r"found \['deep_bn', 'stem_relu'\]"):
         split_classifier(toy_classifier, toy_spec, "high")
+
+
+def test_a_loaded_model_infers_unless_told_to_train(toy_classifier, tmp_path) -> None:
+    toy_classifier.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    before = [weight.numpy() for weight in model.weights]
+    expected = toy_classifier.predict(PIXELS, verbose=0)
+    np.testing.assert_allclose(model(PIXELS), expected, atol=1e-6)
+    for weight, was in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, was)
+    assert np.abs(model(PIXELS, training=True) - expected).max() > 1e-3
+
+
+def test_weights_saved_by_the_sequential_of_older_runs_load(toy_classifier, tmp_path) -> None:
+    expected = toy_classifier.predict(PIXELS, verbose=0)
+    names = "channel to_float resize value_range toy flatten hidden dropout probabilities".split()
+    layers = [toy_classifier.get_layer(name) for name in names]
+    older = keras.Sequential([keras.Input((28, 28), dtype="uint8"), *layers])
+    older.save(tmp_path / "model.keras")
+    for weight in toy_classifier.weights:
+        weight.assign(weight + 1)
+    toy_classifier.load_weights(tmp_path / "model.keras")
+    np.testing.assert_array_equal(toy_classifier.predict(PIXELS, verbose=0), expected)
+
+
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+def test_the_code_of_the_docs_runs(toy_spec, tmp_path, monkeypatch, head: str) -> None:
+    classifier = build_classifier(
+        toy_spec.build(16), toy_spec, head=head, units=5, dropout=0.5, n_classes=3, seed=0
+    )
+    classifier.save(tmp_path / "model.keras")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/model-keras.md").read_text()
+    found: dict[str, Any] = {"PIXELS": PIXELS}
+    for block in re.findall("```python\n(.*?)```", text, re.DOTALL):
+        exec(block.replace("np.zeros((4, 28, 28), np.uint8)", "PIXELS"), found)
+    np.testing.assert_allclose(found["same"], found["probabilities"], atol=1e-6)
+    assert found["features"].shape == (6, 5)
+    assert found["feature_maps"].shape == (6, 4, 4, 8)
+    assert found["heat"].shape == (6, 4, 4)
+    assert np.max(found["heat"]) > 0
+    assert len(found["inner_maps"]) == 6
 
 
 @pytest.mark.slow

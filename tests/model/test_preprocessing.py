@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_tf.model import preprocessing
 from fmnist_tf.model.backbones import BACKBONES
-from fmnist_tf.model.preprocessing import UNIT, build_preprocessing
 
 RAMP = np.tile(np.arange(256), 7)[: 2 * 784].reshape(2, 28, 28).astype(np.uint8)
 
@@ -45,8 +45,13 @@ INSIDE = {
 
 
 def preprocess(name: str, images: np.ndarray, side: int) -> np.ndarray:
-    spec = BACKBONES[name]
-    return keras.Sequential(build_preprocessing(spec.value_range, side)).predict(images, verbose=0)
+    return build(name, side).predict(images, verbose=0)
+
+
+def build(name: str, side: int) -> keras.Model:
+    pixels = keras.Input((28, 28))
+    value_range = BACKBONES[name].value_range
+    return keras.Model(pixels, preprocessing.preprocess(pixels, value_range, side))
 
 
 def test_every_spec_is_compared() -> None:
@@ -72,15 +77,28 @@ def test_value_range_is_that_of_the_network_itself(name: str) -> None:
     inside = keras.Model(network.input, first.input)
     assert len(inside.layers) > 1
     expected = inside(np.repeat(ramp, 3, axis=-1), training=False)
-    value_range = build_preprocessing(BACKBONES[name].value_range, 32)[-1]
+    value_range = build(name, 32).layers[-1]
     np.testing.assert_allclose(value_range(ramp), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_images_of_the_right_side_are_not_resized() -> None:
-    names = [layer.name for layer in build_preprocessing(UNIT, 28)]
-    assert names == ["channel", "to_float", "value_range"]
-    names = [layer.name for layer in build_preprocessing(UNIT, 27)]
-    assert names == ["channel", "to_float", "resize", "value_range"]
+    kinds = [type(layer) for layer in build("mlp", 28).layers]
+    assert keras.layers.Resizing not in kinds
+    assert keras.layers.Resizing in [type(layer) for layer in build("mlp", 27).layers]
+
+
+@pytest.mark.parametrize("side", [28, 56])
+def test_floats_of_0_to_1_are_the_bytes_they_stand_for(side: int) -> None:
+    expected = preprocess("resnet50", RAMP, side)
+    for dtype in (np.float32, np.float64):
+        np.testing.assert_array_equal(preprocess("resnet50", RAMP.astype(dtype), side), expected)
+        found = preprocess("resnet50", RAMP.astype(dtype) / 255, side)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    # Each image by itself: dark bytes stay dark.
+    dark = np.minimum(RAMP, 2)
+    np.testing.assert_array_equal(preprocess("mlp", dark, 28)[..., 0] * 255, dark)
+    mixed = np.stack([RAMP[0] / 255, RAMP[1]])
+    np.testing.assert_allclose(preprocess("resnet50", mixed, side), expected, atol=1e-4)
 
 
 def test_black_is_zero_like_padding() -> None:

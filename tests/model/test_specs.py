@@ -18,7 +18,7 @@ from fmnist_tf.model.classifier import HEAD, build_classifier, find_backbone, sp
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.networks import copy_weights
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, verify_plan
-from fmnist_tf.model.preprocessing import build_preprocessing
+from fmnist_tf.model.preprocessing import preprocess
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -85,7 +85,7 @@ class Built:
     """A spec and its classifier."""
 
     spec: BackboneSpec
-    classifier: keras.Sequential
+    classifier: keras.Model
 
     @property
     def backbone(self) -> keras.Model:
@@ -113,8 +113,9 @@ def drawn(built: Built) -> Built:
 
 def preprocessed(spec: BackboneSpec, pixels: np.ndarray) -> Any:
     """Return the input of the spec's backbone at its minimum size."""
-    layers = build_preprocessing(spec.value_range, spec.min_size)
-    return keras.Sequential(layers)(pixels, training=False)
+    inputs = keras.Input((28, 28))
+    outputs = preprocess(inputs, spec.value_range, spec.min_size)
+    return keras.Model(inputs, outputs)(pixels, training=False)
 
 
 def draw_weights(network: keras.Model, spec: BackboneSpec) -> None:

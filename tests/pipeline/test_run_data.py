@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from toyrun import NAMES, copy_toy_run, draw, write_csv
 
+from fmnist_tf.convert import main as convert
 from fmnist_tf.data.labels import FASHION_MNIST
 from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline.run_data import read_labelled, read_labelled_dataset, read_own_dataset
@@ -64,3 +66,25 @@ def test_labels_are_in_the_runs_own_column_or_found(run: SavedRun, column: str) 
     assert counts.tolist() == [0, 30, 30]
     _, images = read_labelled(run, "other_train.csv")
     assert images.labels.tolist() == [2, 1] * 30
+
+
+def test_other_data_are_compared_with_the_training_images(run: SavedRun, capsys) -> None:
+    write_csv("dim_train.csv", draw(60, seed=0) // 16, [NAMES[row % 3] for row in range(60)])
+    read_labelled_dataset(run, "dim_train.csv")
+    assert capsys.readouterr().err.count("W051 dim_train.csv: ") == 1
+    read_labelled_dataset(run, "toy_train.csv")
+    assert "W05" not in capsys.readouterr().err
+    run.directory.file("report.npz").unlink()
+    read_labelled_dataset(run, "dim_train.csv")  # cannot be compared
+    captured = capsys.readouterr().err
+    assert "W05" not in captured
+    assert "not compared" in captured
+
+
+def test_the_mending_command_names_the_label_column(run: SavedRun, capsys) -> None:
+    write_csv("odd.csv", 255 - draw(9, seed=0), ["shoe", "bag", "shoe"] * 3, "a kind")
+    read_labelled(run, "odd.csv", "a kind")
+    command = capsys.readouterr().err.partition("fmnist_tf.convert ")[2]
+    assert convert(shlex.split(command)) == 0
+    assert read_labelled(run, "odd-mended.csv")[1].labels.tolist() == [2, 1, 2] * 3
+    assert "W05" not in capsys.readouterr().err

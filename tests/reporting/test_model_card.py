@@ -54,7 +54,7 @@ def test_it_names_only_the_layers_of_the_model(tmp_path: Path, changes: dict, ne
     run = make_run(tmp_path / "a")
     change_json(run.file("config.json"), **changes)
     text = card_of(run)
-    assert f"a Keras Sequential: {network} -" in " ".join(text.split())
+    assert f"a Keras model: {network} -" in " ".join(text.split())
     assert ("bilinear" in text) == ("resize" in network)
 
 

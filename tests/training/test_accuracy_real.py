@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from fmnist_tf.data import official
+from fmnist_tf.data.arrays import read_array
 from fmnist_tf.data.batches import ArrayRows, order_rows
 from fmnist_tf.data.splits import plan_splits
 from fmnist_tf.model.backbones import find_backbone_spec
@@ -29,7 +30,7 @@ def compute(function, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def evaluate(classifier: keras.Sequential, features: np.ndarray, labels: np.ndarray) -> float:
+def evaluate(classifier: keras.Model, features: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy of the ordinary float32 head on plain float32 features."""
     tensor = features
     for layer in classifier.layers[classifier.layers.index(classifier.get_layer("flatten")) :]:
@@ -45,8 +46,8 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
     folder = keras_home_with_data / "datasets/fashion-mnist"
 
     def read(images: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
-        pixels = official.read_idx(folder / images, n_dimensions=3)
-        return pixels.reshape(-1, 784), official.read_idx(folder / labels, n_dimensions=1)
+        pixels = read_array(folder / images)
+        return pixels.reshape(-1, 784), read_array(folder / labels)
 
     pixels, labels = read(official.TRAIN_IMAGES, official.TRAIN_LABELS)
     test_pixels, test_labels = read(official.TEST_IMAGES, official.TEST_LABELS)

@@ -123,7 +123,7 @@ def test_plateau_uses_the_validation_losses(make_trainer) -> None:
     assert epochs[-1].learning_rate < 1e-8  # so low a rate gains nothing after the first epoch
 
 
-def heads_after(trainer: Trainer, classifier: keras.Sequential, **changes) -> np.ndarray:
+def heads_after(trainer: Trainer, classifier: keras.Model, **changes) -> np.ndarray:
     """Return the head's last kernel after two epochs."""
     list(run(trainer, **changes))
     return classifier.get_layer("probabilities").kernel.numpy()

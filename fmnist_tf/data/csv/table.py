@@ -32,7 +32,8 @@ Codes; (a): accepted, and said in `Table.decisions`.
     E020 header without 784 pixels          E042 one file as train and as test
     E021 --label-column without a header;   E043 pattern matches nothing; loop of symbolic links
          first line neither header nor row  E044 store would not fit on the disk
-    E022 the same name twice
+    E022 the same name twice                E045 what a file of another form than CSV holds does
+                                                 not fit; see `data.tables`
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
-from fmnist_tf.data.csv.decode import CsvBytes
+from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes, NotPlainError
 from fmnist_tf.data.csv.layout import Layout, plan_layout
-from fmnist_tf.data.csv.rows import RowReader
+from fmnist_tf.data.csv.scan import Scanner
+from fmnist_tf.data.csv.source import TextFile
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.store import Block, read_store, write_store
 from fmnist_tf.errors import DataError, file_error
 
 MAX_BYTES = 64 << 30
-READER_VERSION = 1
+HEAD_BYTES = 1 << 20
+"""Text by which the layout is decided; an ARFF header of 784 attributes has some 40 KB."""
+READER_VERSION = 2
 """Part of a store's name: raise it whenever the same bytes would be read in another way."""
 
 
@@ -68,116 +73,119 @@ def read_csv(
     store_dir: str | os.PathLike[str],
     *,
     label_column: str | None = None,
+    member: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Table:
     """Read and check a CSV, or open the store that an earlier call wrote.
 
-    Memory is bounded: the text is read in blocks of 256 KiB.
+    Memory is bounded: pandas reads some thousand rows at a time. What it refuses is scanned again
+    line by line, which reads rarer forms and finds the place of every fault.
 
     Args:
-        path: the CSV, perhaps gzipped.
+        path: the CSV, perhaps compressed.
         store_dir: folder of stores, made if needed; the store's name holds the file's SHA-256.
-        label_column: the label's name in the header; default: decided by the names.
+        label_column: the label's name in the header, its number from 1, "first" or "last";
+            default: decided by the names, else by what the columns hold.
+        member: the file of a zip archive; default: its only CSV.
         max_bytes: greatest size of the file, and of its text after decompression.
 
     Raises:
         DataError: E001..E041, E043 (a loop), E044, all faults of the file at once.
-        OSError: the disk is full or fails; nothing incomplete is left.
+        OSError: the disk is full or fails.
     """
     path = os.fspath(path)
-    with CsvBytes(path, max_bytes) as file:
+    with TextFile(path, max_bytes, member) as file:
         sha256 = file.read_sha256()
-        options = json.dumps([READER_VERSION, label_column])
+        options = json.dumps([READER_VERSION, label_column, member])
         name = f"{sha256}-{hashlib.sha256(options.encode()).hexdigest()[:16]}"
         directory = Path(store_dir, name)
         table = read_store(directory, path, sha256)
         if table is None:
-            table = _write_parsed(file, directory, sha256, label_column)
+            try:
+                table = _parse(file, directory, sha256, label_column)
+            except DataError:
+                file.check_unchanged()  # faults of a half-written file would mislead
+                raise
         file.check_unchanged()
     return table
 
 
-def _write_parsed(file: CsvBytes, directory: Path, sha256: str, label_column: str | None) -> Table:
-    """Parse the file into a new store, which is published only if the file has no fault."""
-    try:
-        return _parse(file, directory, sha256, label_column)
-    except DataError:
-        file.check_unchanged()  # faults of a half-written file would mislead
-        raise
+def _parse(file: TextFile, directory: Path, sha256: str, label_column: str | None) -> Table:
+    """Write the store, which is published only if the file has no fault."""
+    from fmnist_tf.data.csv.fast import read_plain  # pandas: 0.3 s that a second start saves
 
-
-def _parse(file: CsvBytes, directory: Path, sha256: str, label_column: str | None) -> Table:
-    blocks = file.read_blocks()
-    first = next(blocks, b"")
-    if not first:
+    head = b""
+    with suppress(DataError):  # raised again, with all other faults, by the scan
+        for block in file.read_blocks():
+            head += block
+            if len(head) >= HEAD_BYTES:
+                break
+    if not head:
+        next(file.read_blocks(), None)
         raise file_error("E004", file.path, "a file without any text", "a CSV of images")
-    layout, rest = _split_header(file.path, first, label_column)
-    _check_room(file, layout, len(first) - len(rest), rest, directory.parent)
-    reader = RowReader(file.path, layout)
-    ends_line = True
+    text_bytes = file.estimate_text_bytes(len(head))
 
-    def read_rows() -> Iterator[Block]:
-        nonlocal ends_line
-        block = rest
-        while True:
-            if block:
-                ends_line = block.endswith(b"\n")
-                pixels, codes = reader.read_block(block)
-                if not reader.problem_total:
-                    yield pixels, codes
-            try:
-                block = next(blocks)
-            except StopIteration:
-                return
-            except DataError as error:
-                raise DataError(
-                    reader.problems + error.problems, reader.problem_total + error.total
-                ) from None
+    layout = plan_layout(file.path, head, label_column, lambda start: _sample_lines(file, start))
+    _check_room(file.path, layout, head, text_bytes, directory.parent)
+    try:
+        labels = LabelCodes()
+        blocks = read_plain(file.read_blocks(layout.start), layout, labels)
+        return _write(file, layout, directory, sha256, labels, blocks, [])
+    except (NotPlainError, DataError):
+        labels = LabelCodes()
+        scanner = Scanner(file.path, layout, labels)
+        blocks = scanner.read(file.read_blocks(layout.start))
+        return _write(file, layout, directory, sha256, labels, blocks, scanner.notes)
 
+
+def _write(
+    file: TextFile,
+    layout: Layout,
+    directory: Path,
+    sha256: str,
+    labels: LabelCodes,
+    blocks: Iterator[Block],
+    notes: list[str],
+) -> Table:
     def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
-        label_values, new_code = reader.finish()
+        if labels.is_mixed or len(labels.codes) > MAX_CLASSES:
+            raise NotPlainError
+        values, place = labels.sort()
         file.check_unchanged()
-        decisions = [*file.notes, *layout.decisions, *reader.notes]
-        if not ends_line:
-            decisions.append("the last line is complete but has no line end (E015)")
-        column = layout.label_column
         facts = {
-            "label_values": list(label_values),
+            "label_values": values,
             "first_line": layout.first_line,
-            "decisions": decisions,
-            "label_field": None if column is None else column + 1,
+            "decisions": [*file.notes, *layout.decisions, *notes],
+            "label_field": layout.label_columns[0] + 1 if layout.label_columns else None,
         }
-        return None if column is None else new_code, facts
+        return (place if layout.label_columns else None), facts
 
-    return write_store(directory, file.path, sha256, read_rows(), finish)
-
-
-def _split_header(path: str, block: bytes, label_column: str | None) -> tuple[Layout, bytes]:
-    """Return the layout, planned by the first block, and the block without the header."""
-    lines = block.split(b"\n")
-    if len(lines) > 1:
-        lines.pop()  # empty, or the start of a line that the block cuts
-    layout = plan_layout(path, lines, 1, label_column)
-    skipped = layout.first_line - 1
-    if not skipped:
-        return layout, block
-    return layout, block.split(b"\n", skipped)[skipped] if b"\n" in block else b""
+    return write_store(directory, file.path, sha256, blocks, finish)
 
 
-def _check_room(
-    file: CsvBytes, layout: Layout, header_bytes: int, sample: bytes, folder: Path
-) -> None:
+def _sample_lines(file: TextFile, start: int) -> list[bytes]:
+    """Return all lines of the first block after `start` bytes and a few of every other one."""
+    sample: list[bytes] = []
+    for block in file.read_blocks(start):
+        lines = block.split(b"\n")
+        # The first and last line of a block may be cut; those of other widths are left out later.
+        sample += lines[:: len(lines) // 4 + 1] if sample else lines
+    return sample
+
+
+def _check_room(path: str, layout: Layout, head: bytes, text_bytes: int, folder: Path) -> None:
     """Compare the estimated size of the store with the free space; E044."""
-    line_bytes = len(sample) / max(sample.count(b"\n"), 1)
-    rows = int((file.estimate_text_bytes() - header_bytes) / max(line_bytes, 1))
-    needed = rows * (N_PIXELS + (0 if layout.label_column is None else 8))
+    rows = head[layout.start :]
+    line_bytes = len(rows) / max(rows.count(b"\n"), 1)
+    n_rows = int((text_bytes - layout.start) / max(line_bytes, 1))
+    needed = n_rows * (N_PIXELS + (8 if layout.label_columns else 0))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        found = f"about {rows} images, which need {needed} bytes in {folder}"
+        found = f"about {n_rows} images, which need {needed} bytes in {folder}"
         hint = "free some space, or put the run directory elsewhere"
-        raise file_error("E044", file.path, found, f"at most the {free} bytes that are free", hint)
+        raise file_error("E044", path, found, f"at most the {free} bytes that are free", hint)
 
 
 def expand_path(pattern: str | os.PathLike[str]) -> Path:
@@ -213,7 +221,7 @@ def check_paths(train_path: str | os.PathLike[str], test_path: str | os.PathLike
         DataError: E042.
     """
     try:
-        same = os.path.samefile(train_path, test_path)
+        same = Path(train_path) == Path(test_path) or os.path.samefile(train_path, test_path)
     except (OSError, ValueError):
         return  # `read_csv` says what is wrong
     if same:

@@ -1,0 +1,121 @@
+"""What a file is, by its first bytes, and what to do with one that is no table of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fmnist_tf.errors import DataError, file_error
+
+HEAD_BYTES = 512
+"""`recognise` needs this many, or the whole file."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A format of files.
+
+    Attributes:
+        form: "text", or what reads it: "gzip", "bzip2", "xz", "zip", "idx", "idx labels", "npy",
+            "npz", "parquet", "picture"; "other" if nothing here does.
+        name: with its article, for messages.
+        hint: what to do where it is not wanted. What follows "python: " are statements of Python,
+            with PATH and CSV for the file and the CSV that they write.
+    """
+
+    form: str
+    name: str
+    hint: str
+
+    def refuse(self, path: str | os.PathLike[str], expected: str = "a CSV of images") -> DataError:
+        """Return the error E009 of a file that is of this kind and should be `expected`."""
+        path = os.fspath(path)
+        hint, _, code = self.hint.partition("python: ")
+        if code:
+            names = {"PATH": path, "CSV": f"{path}.csv"}
+            code = re.sub(
+                "PATH|CSV", lambda word: json.dumps(names[word[0]], ensure_ascii=False), code
+            )
+            hint += f"python -c {shlex.quote(code)}"
+        return file_error("E009", path, self.name, expected, hint)
+
+
+TEXT = Kind("text", "text", "")
+
+_PANDAS = "pip install {}; python: import pandas; pandas.read_{}(PATH{}).to_csv(CSV, index=False{})"
+_EXCEL = "excel", ", header=None", ", header=False"
+_UNPACK = "unpack it, and name the file or folder inside"
+_SAVE = "write its labels (N,) and its pixels (N, 784) with numpy.savetxt('my.csv', " + (
+    "numpy.column_stack([labels, pixels]), fmt='%d', delimiter=',')"
+)
+_PICTURE = "put pictures into one folder for each class and name the folder above them"
+_CONVERT_PICTURE = "convert it to PNG"
+
+ZIP = Kind("zip", "a zip archive", _UNPACK)
+_KINDS = {
+    rb"\x1f\x8b": Kind("gzip", "a gzip file", _UNPACK),
+    rb"BZh[1-9]": Kind("bzip2", "a bzip2 file", _UNPACK),
+    rb"\xfd7zXZ\0": Kind("xz", "an xz file", _UNPACK),
+    rb"PK\x03\x04|PK\x05\x06": ZIP,
+    rb"\0\0[\x08-\x0e][\x03\x04]": Kind("idx", "an IDX image file", "name it with --data"),
+    rb"\0\0[\x08-\x0e][\x01\x02]": Kind("idx labels", "an IDX label file",
+        "name the image file, and this one with --labels if its name does not tell"),
+    rb"PAR1": Kind("parquet", "a Parquet file", _PANDAS.format("pyarrow", "parquet", "", "")),
+    rb"\x93NUMPY": Kind("npy", "a NumPy array", "python: import numpy; a = numpy.load(PATH); "
+        "numpy.savetxt(CSV, a.reshape(len(a), -1), fmt=\"%d\", delimiter=\",\")"),
+    rb"\xd0\xcf\x11\xe0": Kind("other", "an Excel workbook (xls)", _PANDAS.format("xlrd", *_EXCEL)),
+    rb"MATLAB 5\.0 MAT-file": Kind("other", "a MATLAB file (MAT version 5)",
+        f"open it with scipy.io.loadmat, and {_SAVE}"),
+    rb"MATLAB 7\.3 MAT-file": Kind("other", "a MATLAB file (MAT version 7.3, which is HDF5)",
+        f"open it with h5py, and {_SAVE}"),
+    rb"\x89HDF": Kind("other", "an HDF5 file", f"open it with h5py, and {_SAVE}"),
+    rb"\x80[\x02-\x05]": Kind("other", "a Python pickle", "a pickle can run any code when it is "
+        f"opened; if you trust it, open it with pickle.load, and {_SAVE}"),
+    rb"ARROW1": Kind("other", "an Arrow file (Feather)",
+        _PANDAS.format("pyarrow", "feather", "", "")),
+    rb"RD[AX][23]\n": Kind("other", "an R data file", "in R, write.csv(x, 'my.csv', row.names = "
+        "FALSE)"),
+    rb".{257}ustar": Kind("other", "a tar archive", _UNPACK),
+    rb"Rar!\x1a\x07": Kind("other", "a RAR archive", _UNPACK),
+    rb"7z\xbc\xaf\x27\x1c": Kind("other", "a 7z archive", _UNPACK),
+    rb"\x28\xb5\x2f\xfd": Kind("other", "a Zstandard file", _UNPACK),
+    rb"SQLite format 3": Kind("other", "an SQLite database", "export the table as CSV"),
+    rb"%PDF": Kind("other", "a PDF", "export its table as CSV"),
+    rb"version https://git-lfs": Kind("other", "a Git LFS pointer, not the file it points to",
+        "fetch the file with: git lfs pull"),
+    rb"\x89PNG": Kind("picture", "a PNG image", _PICTURE),
+    rb"\xff\xd8\xff": Kind("picture", "a JPEG image", _PICTURE),
+    rb"GIF8": Kind("other", "a GIF image", _CONVERT_PICTURE),
+    rb"II\*\0|MM\0\*": Kind("other", "a TIFF image", _CONVERT_PICTURE),
+    rb"RIFF.{4}WEBP": Kind("other", "a WebP image", _CONVERT_PICTURE),
+    rb"BM.{4}\0{4}": Kind("other", "a BMP image", _CONVERT_PICTURE),
+    rb".{4}ftyp": Kind("other", "a HEIC or AVIF image, or a video", _CONVERT_PICTURE),
+    rb"(?i)\s*(?:<\?xml[^>]*>)?\s*(?:<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg": Kind(
+        "other", "an SVG drawing", _CONVERT_PICTURE),
+    rb"(?i)\s*(?:<!doctype|<html|<\?xml|<head|<body)": Kind("other", "looks like HTML",
+        "an error page was saved in place of the file: fetch it again"),
+}  # fmt: skip
+_PATTERNS = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _KINDS.items()]
+
+_EXCEL_ZIP = Kind("other", "an Excel workbook (xlsx)", _PANDAS.format("openpyxl", *_EXCEL))
+_OFFICE_ZIP = Kind("other", "an office document", "export the table as CSV")
+_NPZ = Kind("npz", "a file of NumPy arrays (npz)", f"open it with numpy.load, and {_SAVE}")
+
+
+def recognise(head: bytes) -> Kind:
+    """Return the kind of a file with these first bytes; `TEXT` if they are of no known format."""
+    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), TEXT)
+
+
+def recognise_zip(names: Iterable[str]) -> Kind:
+    """Return the kind of a zip archive with these members: `ZIP`, "npz", or an office document."""
+    names = [name for name in names if not name.endswith("/")]
+    if any(name.startswith("xl/") for name in names):
+        return _EXCEL_ZIP
+    if any(name in ("[Content_Types].xml", "content.xml") for name in names):
+        return _OFFICE_ZIP
+    return _NPZ if names and all(name.endswith(".npy") for name in names) else ZIP
