@@ -7,6 +7,8 @@ mass instead.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,7 +17,7 @@ from scipy import ndimage
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.convention import TOLERANCE, Convention, find_centre_of_mass
 
-Grey = NDArray[np.float32]
+Grey = NDArray[np.floating[Any]]
 
 # ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
 # sum in the middle; normalized to a sum of 1.

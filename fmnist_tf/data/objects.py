@@ -28,7 +28,6 @@ from fmnist_tf.data.compose import Grey, border, compose
 from fmnist_tf.data.convention import (
     TOLERANCE,
     Convention,
-    measure_contrast,
     measure_thickness,
 )
 
@@ -37,12 +36,23 @@ Mask = NDArray[np.bool_]
 _LOOSE = 0.25 * 255  # grey levels from the border's median: the first estimate of the background
 _LEVELS = range(4, 256, 4)  # thresholds of the hole filling; finer than TOLERANCE
 _WEAK = 0.35  # of the strongest contrast: a pen's stroke has more, a watermark less
-_NEAR = 0.15  # of the main piece's longer side: pieces within this distance belong to it
-_FAR_INK = 0.3  # of the object's ink: as much elsewhere is a doubt
-_SMALL = 0.08  # of the picture's longer side
-_RECTANGLE = 0.92  # of the smallest rectangle around the convex hull; an ellipse has 0.79
-_SOLID = 0.6  # of its convex hull: a sheet of paper with something on it, not a frame
+_NEAR = 0.15  # of the longer side: pieces within this distance belong to the object
+_SPECK = 0.005  # of the main piece: a smaller piece, as a letter, belongs to it only in its box
 _MAX_DEPTH = 3  # rectangles inside of each other
+
+# Rectangles. Of the smallest rectangle around its convex hull a sheet of paper covers nearly all,
+# also in perspective, an ellipse 0.79, a bag often 0.95.
+_RECTANGLE = {"strokes": 0.92, "areas": 0.97}
+_SOLID = {"strokes": 0.6, "areas": 0.95}  # of the hull; a stroke that touches a frame divides it
+_OWN_GROUND = {"strokes": 0.5, "areas": 0.7}  # of the border inside; a garment may have two colours
+_PRINT = 0.1  # of the rectangle: less is a bag's print or handle
+_SHEET = 0.3  # of the hull: thinner rings are frames, which no garment looks like
+
+# Doubts.
+_FAR_INK = 0.3  # of the object's ink: as much elsewhere
+_SMALL = 0.08  # of the picture's longer side
+_SMALL_PART = 0.25  # of what stands out from the border: perhaps the print on a shirt
+_MUCH_BORDER = 0.25  # of the picture's border
 _CONNECTED = np.ones((3, 3), bool)
 
 
@@ -77,6 +87,7 @@ class _Scene:
     stands_out: Mask
     ground: Grey
     is_brighter: bool
+    from_border: bool = False
 
 
 def find_object(grey: Grey, convention: Convention) -> Found | None:
@@ -86,7 +97,7 @@ def find_object(grey: Grey, convention: Convention) -> Found | None:
     without a doubt.
     """
     doubtful = []
-    for found in _look(grey, convention, 0):
+    for found in _look(grey, convention):
         if not found.doubts:
             return found
         doubtful.append(found)
@@ -95,10 +106,10 @@ def find_object(grey: Grey, convention: Convention) -> Found | None:
     return min(doubtful, key=lambda found: len(found.doubts), default=None)
 
 
-def fit_background(grey: Grey) -> Grey | None:
+def fit_background(grey: Grey, part: float = 0.5) -> Grey | None:
     """Return the level of the background everywhere, (H, W).
 
-    None if less than half of the border is background.
+    None if no more than this part of the border is background.
     """
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
@@ -109,76 +120,71 @@ def fit_background(grey: Grey) -> Grey | None:
     for _ in range(3):  # each fit drops outliers and takes back what the last one dropped wrongly
         surface = np.linalg.lstsq(border_terms[is_background], levels[is_background])[0]
         is_background = np.abs(levels - border_terms @ surface) <= TOLERANCE
-    if 2 * is_background.sum() <= len(levels):
+    if is_background.mean() <= part:
         return None
     return np.clip(terms @ surface, 0, 255)
 
 
-def _look(grey: Grey, convention: Convention, depth: int) -> Iterator[Found]:
+def _look(grey: Grey, convention: Convention, depth: int = 0) -> Iterator[Found]:
     """Yield objects, the most plausible way of looking first."""
-    area = 0.25 * grey.size
-    for k, scene in enumerate(_scenes(grey)):
-        strong = scene.contrast * scene.stands_out
-        if convention.has_strokes and strong.any():
-            strong = strong > _WEAK * np.percentile(strong[scene.stands_out], 95)
-            reach = 1 + max(grey.shape) // 100
-            stands_out = scene.stands_out & ndimage.binary_dilation(strong, iterations=reach)
-        else:
-            stands_out = scene.stands_out
-        pieces, n_pieces = ndimage.label(stands_out, _CONNECTED)
-        if not n_pieces:
-            continue
+    least_area = 0.0 if convention.has_strokes else _SMALL_PART * grey.size
+    for scene in _scenes(grey):
+        stands_out = _drop_weak(scene) if convention.has_strokes else scene.stands_out
+        pieces, _ = ndimage.label(stands_out, _CONNECTED)
         boxes = ndimage.find_objects(pieces)
-        widest = max(range(n_pieces), key=lambda i: np.prod([s.stop - s.start for s in boxes[i]]))
-        cut = _cut_inside(grey, pieces == widest + 1, convention.has_strokes)
+        if not boxes:
+            continue
+        sizes = [(y.stop - y.start) * (x.stop - x.start) for y, x in boxes]
+        cut = _cut_inside(grey, pieces == 1 + np.argmax(sizes), convention.has_strokes)
         if cut is not None and depth < _MAX_DEPTH:
             inner, doubts = cut
-            n_found = 0
-            for found in _look(inner, convention, depth + 1):
-                n_found += 1
-                height, width = np.divide(inner.shape, grey.shape)
+            height, width = np.divide(inner.shape, grey.shape)
+            objects = list(_look(inner, convention, depth + 1))
+            if not convention.has_strokes:
+                objects = [each for each in objects if each.width * each.height > _PRINT]
+            for found in objects:
                 yield replace(
                     found,
                     width=found.width * width,
                     height=found.height * height,
-                    in_rectangle=True,
                     doubts=(*found.doubts, *doubts),
+                    in_rectangle=True,
                 )
-            if n_found and not convention.has_strokes:
-                continue
-        if k == 0:
-            area = 0.25 * stands_out.sum()
-        touching = np.unique(pieces[border(grey.shape)])
-        for dropped in ([], touching) if touching.any() else ([],):
-            kept = np.where(np.isin(pieces, dropped), 0, pieces)
-            if kept.any():
-                found = _gather(scene, kept, convention)
-                if not convention.has_strokes and (found.contrast > 0).sum() < area:
-                    found = replace(found, doubts=(*found.doubts, "it is a small part"))
-                yield found
+            if objects and not convention.has_strokes:
+                return  # the other ways of looking would take the paper for a garment
+        if scene.from_border and not convention.has_strokes:
+            least_area = _SMALL_PART * stands_out.sum()
+        yield from _gather(scene, pieces, convention, least_area)
+        if (touching := np.unique(pieces[border(grey.shape)])).any():
+            pieces[np.isin(pieces, touching)] = 0
+            yield from _gather(scene, pieces, convention, least_area)
+
+
+def _drop_weak(scene: _Scene) -> Mask:
+    """Return what stands out clearly, with its soft edges."""
+    typical = np.percentile(scene.contrast[scene.stands_out], 95) if scene.stands_out.any() else 0
+    strong = scene.stands_out & (scene.contrast > _WEAK * typical)
+    reach = 1 + max(strong.shape) // 100
+    return scene.stands_out & ndimage.binary_dilation(strong, iterations=reach)
 
 
 def _scenes(grey: Grey) -> Iterator[_Scene]:
+    """Yield the ways of looking, that from the border first if it shows a background."""
     smooth = _smooth(grey)
     surface = fit_background(grey)
     if surface is not None:
         # The blurred picture has little noise, the picture itself has sharp edges.
-        difference = np.minimum(np.abs(smooth - surface), np.abs(grey - surface))
-        stands_out = difference > TOLERANCE
+        distance = np.minimum(np.abs(smooth - surface), np.abs(grey - surface))
+        stands_out = distance > TOLERANCE
         is_brighter = float((smooth - surface)[stands_out].sum()) > 0
-        yield _Scene(_contrast(grey, surface, is_brighter), stands_out, surface, is_brighter)
-    holes = {
-        is_brighter: _find_holes(255 - smooth if is_brighter else smooth)
-        for is_brighter in (False, True)
-    }
-    for is_brighter, stands_out in sorted(
-        holes.items(), key=lambda item: -ndimage.binary_fill_holes(item[1]).sum()
-    ):
-        edge = ndimage.binary_dilation(stands_out, iterations=1 + max(grey.shape) // 100)
-        if stands_out.any() and not edge.all():
-            nearest = ndimage.distance_transform_edt(edge, return_indices=True)[1]
-            ground = smooth[tuple(nearest)]
-            yield _Scene(_contrast(grey, ground, is_brighter), stands_out, ground, is_brighter)
+        yield _Scene(_contrast(grey, surface, is_brighter), stands_out, surface, is_brighter, True)
+    dark, bright = ((_find_holes(image), side) for image, side in ((smooth, 0), (255 - smooth, 1)))
+    # A ring and its hole are both found: the ring comes first.
+    for holes, side in sorted((dark, bright), key=lambda way: -_fill(way[0]).sum()):
+        near = ndimage.binary_dilation(holes, iterations=1 + max(grey.shape) // 100)
+        if holes.any() and not near.all():
+            ground = _extend(smooth, ~near)
+            yield _Scene(_contrast(grey, ground, bool(side)), holes, ground, bool(side))
 
 
 def _contrast(grey: Grey, ground: Grey, is_brighter: bool) -> Grey:
@@ -202,34 +208,32 @@ def _find_holes(smooth: Grey) -> Mask:
     return (filled - own) * step > TOLERANCE
 
 
-def _cut_inside(
-    grey: Grey, piece: Mask, has_strokes: bool
-) -> tuple[Grey, tuple[str, ...]] | None:
+def _cut_inside(grey: Grey, piece: Mask, has_strokes: bool) -> tuple[Grey, tuple[str, ...]] | None:
     """Return what lies inside a piece that is a rectangle, cut out; None if it is none.
 
     What is outside of a tilted rectangle gets the level of the nearest pixel inside.
     """
+    content = "strokes" if has_strokes else "areas"
     margin = 2 + max(grey.shape) // 100
-    filled = ndimage.binary_fill_holes(piece)
-    filled = ndimage.binary_opening(filled, iterations=margin)  # without the ticks of axes
+    filled = ndimage.binary_opening(_fill(piece), iterations=margin)  # without the ticks of axes
     if filled.sum() < 0.05 * grey.size:
         return None
-    hull = _fill_hull(filled, _RECTANGLE if has_strokes else 0.97)
-    if hull is None or filled.sum() < (_SOLID if has_strokes else 0.95) * hull.sum():
+    hull = _fill_hull(filled, _RECTANGLE[content])
+    if hull is None or filled.sum() < _SOLID[content] * hull.sum():
         return None
     doubts: tuple[str, ...] = ()
-    if not has_strokes and piece.sum() > _SOLID / 2 * hull.sum():
+    if not has_strokes and piece.sum() > _SHEET * hull.sum():
         doubts = ("it lies in a rectangle, which was taken for paper or a figure",)
     inside = ndimage.binary_erosion(hull, iterations=margin)
     if not inside.any():
         return None
-    box = ndimage.find_objects(inside.astype(np.uint8))[0]
-    nearest = ndimage.distance_transform_edt(~inside[box], return_indices=True)[1]
-    inner = grey[box][tuple(nearest)]
-    return None if fit_background(inner) is None else (inner, doubts)
+    box = _find_box(inside)
+    inner = _extend(grey[box], inside[box])
+    part = _OWN_GROUND[content]
+    return None if fit_background(inner, part) is None else (inner, doubts)
 
 
-def _fill_hull(mask: Mask, least: float) -> Mask | None:
+def _fill_hull(mask: Mask, rectangle: float) -> Mask | None:
     """Return the convex hull, filled, if it is a rectangle, perhaps tilted; else None."""
     y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))
     points = np.stack([x, y], axis=1).astype(float)
@@ -240,62 +244,83 @@ def _fill_hull(mask: Mask, least: float) -> Mask | None:
     corners = points[hull.vertices]
     edges = np.roll(corners, -1, axis=0) - corners
     angles = np.arctan2(edges[:, 1], edges[:, 0])
-    turned = np.stack([
-        corners @ np.stack([np.cos(angles), np.sin(angles)]),
-        corners @ np.stack([-np.sin(angles), np.cos(angles)]),
-    ])
-    smallest = np.prod(np.ptp(turned, axis=1) , axis=0).min()
-    if hull.volume < least * smallest:
+    turned = np.stack(
+        [
+            corners @ np.stack([np.cos(angles), np.sin(angles)]),
+            corners @ np.stack([-np.sin(angles), np.cos(angles)]),
+        ]
+    )
+    smallest = np.prod(np.ptp(turned, axis=1), axis=0).min()
+    if hull.volume < rectangle * smallest:
         return None
     image = Image.new("1", mask.shape[::-1])
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1, outline=1)
     return np.asarray(image)
 
 
-def _gather(scene: _Scene, pieces: NDArray[np.int32], convention: Convention) -> Found:
-    """Return the piece with the most ink and those near it as the object."""
+def _gather(
+    scene: _Scene, pieces: NDArray[np.int32], convention: Convention, least_area: float
+) -> Iterator[Found]:
+    """Yield the piece with the most ink, and those that belong to it; nothing without ink."""
     ink = ndimage.sum_labels(scene.contrast, pieces, np.arange(pieces.max() + 1))
     ink[0] = 0
-    mask = pieces == ink.argmax()
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    reach = _NEAR * max(side.stop - side.start for side in box)
-    while True:
-        is_near = ndimage.distance_transform_edt(~mask) <= reach
-        near = np.setdiff1d(pieces[is_near], [0])
-        inside = np.zeros_like(mask); inside[ndimage.find_objects(mask.astype(np.uint8))[0]] = True
-        near = [k for k in near if ink[k] >= 0.02 * ink.max() or (inside & (pieces == k)).any()]
-        grown = np.isin(pieces, near)
-        if grown.sum() == mask.sum():
-            break
+    sizes = np.bincount(pieces.ravel())
+    if ink.max() == 0:
+        return
+    mask = np.zeros(pieces.shape, bool)
+    grown = pieces == ink.argmax()
+    while grown.sum() > mask.sum():
         mask = grown
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+        box = _find_box(mask)
+        reach = _NEAR * max(side.stop - side.start for side in box)
+        near = np.unique(pieces[ndimage.distance_transform_edt(~mask) <= reach])
+        near = near[(sizes[near] >= _SPECK * sizes[ink.argmax()]) | np.isin(near, pieces[box])]
+        grown = np.isin(pieces, near[near > 0])
+    box = _find_box(mask)
     contrast = np.where(mask, scene.contrast, 0)[box]
     height, width = np.divide(contrast.shape, mask.shape)
+    at_border = border(mask.shape)
     doubts = list(_find_doubts(mask, contrast, convention))
-    at_border = np.unique(pieces[border(mask.shape)])
-    far = ink.sum() - ink[np.union1d(np.unique(pieces[mask]), at_border)].sum()
-    if far > _FAR_INK * contrast.sum():
+    known = np.union1d(np.unique(pieces[mask]), np.unique(pieces[at_border]))
+    if ink.sum() - ink[known].sum() > _FAR_INK * contrast.sum():
         doubts.append("other pieces, far from it, were dropped")
-    level = float(np.median(scene.ground[border(mask.shape)]))
-    return Found(contrast, scene.is_brighter, level, width, height, tuple(doubts))
+    if mask.sum() < least_area:
+        doubts.append("it is a small part of what stands out")
+    level = float(np.median(scene.ground[at_border]))
+    yield Found(contrast, scene.is_brighter, level, width, height, tuple(doubts))
 
 
 def _find_doubts(mask: Mask, contrast: Grey, convention: Convention) -> Iterator[str]:
-    at_border = border(mask.shape)
     if mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
         yield "it covers a corner of the picture"
-    elif convention.has_strokes and mask[at_border].mean() > 0.25:
+    elif convention.has_strokes and mask[border(mask.shape)].mean() > _MUCH_BORDER:
         yield "it touches much of the border"
-    if max(np.divide(contrast.shape, max(mask.shape))) < _SMALL:
+    if max(contrast.shape) < _SMALL * max(mask.shape):
         yield "it is small"
     image = compose(contrast, convention)
     image = np.where(image > TOLERANCE, image, 0)
     low, high = convention.ink
-    if not 0.6 * low <= (share := image.mean() / 255) <= 1.4 * high:
-        yield f"it covers {share:.0%} of the 28x28 pixels, training images {low:.0%} to {high:.0%}"
+    if not 0.6 * low <= (ink := image.mean() / 255) <= 1.4 * high:
+        yield f"it has {ink:.0%} ink, training images {low:.0%} to {high:.0%}"
     thickness = int(measure_thickness(image[np.newaxis] > 0)[0])
     if thickness > 1.5 * convention.thickness + 1:
         yield f"it is {thickness} pixels thick, training images up to {convention.thickness}"
+
+
+def _find_box(mask: Mask) -> tuple[slice, slice]:
+    """Return the bounding box of what is true."""
+    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
+
+
+def _extend(grey: Grey, known: Mask) -> Grey:
+    """Return the picture with the level of the nearest known pixel everywhere."""
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return np.asarray(grey[tuple(nearest)])
+
+
+def _fill(mask: Mask) -> Mask:
+    return np.asarray(ndimage.binary_fill_holes(mask))
 
 
 def _smooth(grey: Grey) -> Grey:
