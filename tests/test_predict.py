@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forms import idx, write
 from PIL import Image
 from toyrun import copy_toy_run, draw, write_csv
 
@@ -37,6 +39,19 @@ def predict(*words: str) -> list[dict[str, str]]:
 def rows() -> list[dict[str, str]]:
     with open("o.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_same_images_get_the_same_rows_in_every_form(folder: Path) -> None:
+    pixels = draw(21, seed=1)
+    write(folder / "t10k-images-idx3-ubyte.gz", idx(pixels.reshape(-1, 28, 28)))
+    np.savez("x.npz", x_train=pixels[:3], x_test=pixels)
+    with zipfile.ZipFile("one.zip", "w") as archive:
+        archive.write("bare.csv")
+    expected = [(row["prediction"], row["probability"]) for row in predict("bare.csv")]
+    for name in ("t10k-images-idx3-ubyte.gz", "x.npz", "one.zip", "one.zip/bare.csv"):
+        found = predict(name)
+        assert [(row["prediction"], row["probability"]) for row in found] == expected
+        assert {row["file"] for row in found} == {name}
 
 
 def test_a_csv_gets_the_probabilities_that_the_run_recorded(folder: Path, capsys) -> None:

@@ -220,8 +220,8 @@ def _read_files(
     if paths is None:
         raise UsageError(
             f'{data}: expected a file with "train" in its name (CSV, IDX, .npy, .npz, .parquet or '
-            ".zip) or a folder of pictures for each class in it, found neither. hint: name the file "
-            "itself, or the folder above those of the classes, with --data PATH"
+            ".zip) or a folder of pictures for each class in it, found neither. hint: name the "
+            "file itself, or the folder above those of the classes, with --data PATH"
         )
     train_path, test_path = paths
     if path != train_path:

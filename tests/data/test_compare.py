@@ -130,6 +130,13 @@ def test_a_mean_image_elsewhere_is_told_where_labels_allow_it(digits: DataSummar
     assert compare(digits, of_one_class, "", np.ones(len(of_one_class), np.int64)) == []
 
 
+def test_other_things_are_noticed_from_a_few_images_on(digits: DataSummary) -> None:
+    stripes = np.zeros((30, 28, 28), np.uint8)
+    stripes[:, ::4] = 255
+    assert codes(compare(digits, stripes.reshape(30, 784), "")) == ["W053"]
+    assert compare(digits, TEST.pixels[LABELS == 1][:20], "") == []
+
+
 @pytest.mark.parametrize(
     ("how", "background", "expected"),
     [
@@ -182,7 +189,8 @@ def test_real_cases_beside_their_own_kind_and_beside_other_digits(
     own = summarize(clean.pixels, np.asarray(clean.label_index, np.int64), tmp_path)
     table = read_csv(CASES / f"{name}.csv", tmp_path)
     assert codes(compare(own, table.pixels, "")) == expected
-    assert codes(compare(digits, table.pixels, "")) == expected
+    # Digits of another data set: fit for no model of these.
+    assert codes(compare(digits, table.pixels, "")) == (expected or ["W053"])
 
 
 def test_convert_keeps_labels_and_refuses_to_overwrite(tmp_path: Path, capsys) -> None:

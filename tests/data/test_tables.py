@@ -133,6 +133,14 @@ def test_other_squares_become_28x28(tmp_path: Path, store: Path, shape, name: st
     assert bool(table.decisions) == (name != "one channel")
 
 
+def test_the_channels_may_come_first(tmp_path: Path, store: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
+    last = read_table(write(tmp_path / "last.npy", npy(colour)), store)
+    first = read_table(write(tmp_path / "first.npy", npy(np.moveaxis(colour, -1, 1))), store)
+    np.testing.assert_array_equal(first.pixels, last.pixels)
+    np.testing.assert_allclose(last.pixels[0, 1], colour[0, 0, 1] @ [0.299, 0.587, 0.114], atol=1)
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [
