@@ -23,14 +23,16 @@ def write_digits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images = np.zeros((1797, 28, 28), np.uint8)
     digits, labels = load_digits(return_X_y=True)
     for image, digit in zip(images, digits.reshape(-1, 8, 8), strict=True):
-        columns = np.flatnonzero(digit.max(axis=0) > 4)
-        cut = Image.fromarray(digit[:, columns[0] : columns[-1] + 1].astype(np.float32))
-        width = round(20 / 8 * cut.width)
-        ink = np.asarray(cut.resize((width, 20), Image.Resampling.BICUBIC))
-        ink = np.clip((ink - 5) * 48, 0, 255)
-        y, x = (ink.sum(1) @ np.arange(20) / ink.sum(), ink.sum(0) @ np.arange(width) / ink.sum())
-        top, left = min(max(round(14 - y), 0), 8), min(max(round(14 - x), 0), 28 - width)
-        image[top : top + 20, left : left + width] = ink
+        large = Image.fromarray(digit.astype(np.float32)).resize((80, 80), Image.Resampling.BICUBIC)
+        ink = np.clip((np.asarray(large) - 5) * 48, 0, 255)
+        y, x = (np.flatnonzero(ink.max(axis=axis) > 12) for axis in (1, 0))
+        ink = ink[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+        height, width = (round(20 * side / max(ink.shape)) for side in ink.shape)
+        small = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
+        ink = np.clip(np.asarray(small), 0, 255)
+        places = (ink.sum(1) @ np.arange(height), ink.sum(0) @ np.arange(width)) / ink.sum()
+        top, left = (round(float(14 - place)) for place in places)
+        image[top : top + height, left : left + width] = ink
     pixels = images.reshape(-1, 784)
     write_csv(folder / "digits_train.csv", pixels[N:], labels[N:].astype(str))
     write_csv(folder / "digits_test.csv", pixels[:N], labels[:N].astype(str))
