@@ -52,7 +52,6 @@ _SHEET = 0.3  # of the hull: thinner rings are frames, which no garment looks li
 _FAR_INK = 0.3  # of the object's ink: as much elsewhere
 _SMALL = 0.08  # of the picture's longer side
 _SMALL_PART = 0.25  # of what stands out from the border: perhaps the print on a shirt
-_MUCH_BORDER = 0.25  # of the picture's border
 _CONNECTED = np.ones((3, 3), bool)
 
 
@@ -164,7 +163,7 @@ def _drop_weak(scene: _Scene) -> Mask:
     """Return what stands out clearly, with its soft edges."""
     typical = np.percentile(scene.contrast[scene.stands_out], 95) if scene.stands_out.any() else 0
     strong = scene.stands_out & (scene.contrast > _WEAK * typical)
-    reach = 1 + max(strong.shape) // 100
+    reach = 1 + max(strong.shape) // 20
     return scene.stands_out & ndimage.binary_dilation(strong, iterations=reach)
 
 
@@ -293,8 +292,6 @@ def _gather(
 def _find_doubts(mask: Mask, contrast: Grey, convention: Convention) -> Iterator[str]:
     if mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
         yield "it covers a corner of the picture"
-    elif convention.has_strokes and mask[border(mask.shape)].mean() > _MUCH_BORDER:
-        yield "it touches much of the border"
     if max(contrast.shape) < _SMALL * max(mask.shape):
         yield "it is small"
     image = compose(contrast, convention)
