@@ -27,7 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="images, with or without labels")
     parser.add_argument("output", metavar="OUTPUT.csv", type=Path, help="the CSV; must not exist")
-    parser.add_argument("--label-column", metavar="NAME", help="name of the label column in INPUT")
+    parser.add_argument(
+        "--label-column",
+        metavar="COLUMN",
+        help="label column in INPUT: a name, a number from 1, first or last (default: found)",
+    )
     parser.add_argument(
         "--scale",
         metavar="F",

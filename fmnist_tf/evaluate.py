@@ -37,8 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", metavar="PATH", help="file of the labels of --data")
     parser.add_argument(
         "--label-column",
-        metavar="NAME",
-        help="name of the label column in --data (default: the run's, else found)",
+        metavar="COLUMN",
+        help="label column in --data: a name, a number from 1, first or last (default: the run's, "
+        "else found)",
     )
     add_terminal_flags(parser)
     return parser

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import warn
+    from fmnist_tf.cli.terminal import boxed, warn
     from fmnist_tf.pipeline.run_data import read_labelled_dataset
     from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
 
@@ -75,7 +75,8 @@ def _export(flags: argparse.Namespace) -> None:
         )
     check_folder("the export", out)
     for caveat in run.caveats:
-        warn(f"note: {caveat}")
+        is_stopped = run.checkpoint is not None
+        warn(boxed(f"WARNING, this model: {caveat}.") if is_stopped else f"note: {caveat}")
     _export_to(out, flags.format, run, read_labelled_dataset(run, flags.data))
 
 
@@ -114,7 +115,9 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> None:
         exports = write_exports(name, model, run.class_names, calibration, folder, threads)
         say("checking the export")
         report |= check_exports(model, exports, dataset, folder, threads)
-        report["keras"]["bytes"] = run.directory.file(MODEL).stat().st_size
+        path = run.directory.file(MODEL)  # a stopped run may have none
+        n_bytes = path.stat().st_size if run.checkpoint is None else 4 * model.count_params()
+        report["keras"]["bytes"] = n_bytes
         warnings = find_losses(report)
         if len(run.data_sha256) > 1 and dataset.files[-1].sha256 == run.data_sha256[0]:
             warnings.append("the run was trained on the images checked; the accuracy is no test")

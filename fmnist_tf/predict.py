@@ -1,7 +1,7 @@
 """`python -m fmnist_tf.predict RUN INPUT...`: the most probable classes of images.
 
-Reads CSVs with or without labels, PNGs and JPEGs. Prints small tables; `--out` writes all rows to a
-CSV that spreadsheets can open safely.
+Reads tables of images, with or without labels, and pictures. Prints small tables; `--out` writes
+all rows to a CSV that spreadsheets can open safely, `--save-crops` what was made of each picture.
 
 N images, K classes, T classes shown for each image.
 """
@@ -12,6 +12,7 @@ import argparse
 import csv
 import functools
 import io
+import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.system.files import check_target, write_atomically
+from fmnist_tf.system.files import check_folder, check_target, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,10 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_tf.predict",
         description="Print the most probable classes of images: tables of 28x28 grey pixels (CSV, "
-        "IDX, NPY, Parquet, or a zip with one), with or without labels, and pictures (PNG, JPEG) "
-        "of any size, told apart by their first bytes. Pictures are converted to what the run's "
-        "training images look like. If some inputs cannot be read, the others are still "
-        "predicted; the bad ones are named at the end and the exit code is 2.",
+        "IDX, NPY, Parquet, or a zip with one), with or without labels, and pictures (PNG, JPEG, "
+        "WebP, GIF, TIFF, BMP) of any size, told apart by their first bytes. Pictures are "
+        "converted to what the run's training images look like. If some inputs cannot be read, the "
+        "others are still predicted; the bad ones are named at the end and the exit code is 2.",
         allow_abbrev=False,
     )
     add_run_arguments(parser)
@@ -58,9 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE.csv", type=Path, help="write all rows; an existing file is replaced"
     )
     parser.add_argument(
+        "--save-crops",
+        metavar="DIR",
+        type=Path,
+        help="write the 28x28 PNG that the network saw of each picture; existing ones are replaced",
+    )
+    parser.add_argument(
         "--label-column",
-        metavar="NAME",
-        help="name of the label column in CSVs (default: the run's, else found by the header)",
+        metavar="COLUMN",
+        help="label column in CSVs: a name, a number from 1, first or last (default: the run's, "
+        "else found)",
     )
     add_terminal_flags(parser)
     return parser
@@ -108,6 +116,8 @@ def _predict(flags: argparse.Namespace) -> None:
             sources.append(_read_source(run, path, flags.label_column))
         except UsageError as error:
             errors.extend(error.args)
+    if flags.save_crops is not None:
+        _save_crops(sources, flags.save_crops)
     if sources:
         import_tensorflow()
         run_batches = compile_saved_model(run)
@@ -137,6 +147,8 @@ def _predict(flags: argparse.Namespace) -> None:
 def _check_flags(flags: argparse.Namespace) -> None:
     if flags.top < 1:
         raise UsageError(f"--top {flags.top}: expected a whole number from 1")
+    if flags.save_crops is not None:
+        check_folder("--save-crops", flags.save_crops)
     if flags.out is None:
         return
     check_target("--out", flags.out)
@@ -162,6 +174,31 @@ def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
         names = [run.class_names[index[text]] if text in index else text for text in texts]
         true_labels = [names[value] for value in table.label_index]
     return Source(str(path), table.pixels, table.first_line, true_labels)
+
+
+def _save_crops(sources: Sequence[Source], folder: Path) -> None:
+    """Write the pictures among the sources as 28x28 PNGs: `digit.jpg` as `digit-28x28.png`.
+
+    A second picture of that name gets `digit-28x28-2.png`. No source is replaced.
+    """
+    from PIL import Image
+
+    from fmnist_tf.cli.terminal import say
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {Path(source.name).resolve() for source in sources}
+    pictures = [source for source in sources if source.first_line is None]
+    for source in pictures:
+        name = f"{Path(source.name).stem}-28x28"
+        names = (
+            f"{name}{suffix}.png"
+            for suffix in itertools.chain([""], (f"-{k}" for k in itertools.count(2)))
+        )
+        path = next(path for each in names if (path := (folder / each).resolve()) not in taken)
+        taken.add(path)
+        with write_atomically(path) as file:
+            Image.fromarray(source.pixels.reshape(28, 28)).save(file, "PNG")
+    say(f"--save-crops {folder}: {len(pictures)} pictures of 28x28 pixels")
 
 
 def _run_model(

@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.system.files import check_folder, check_target
+
+if TYPE_CHECKING:
+    from fmnist_tf.results.rundir import RunDir
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set, no run")
     group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
     group.add_argument("--labels", metavar="PATH", help="file of the training labels")
-    group.add_argument("--label-column", metavar="NAME", help="name of the label column")
+    group.add_argument(
+        "--label-column", metavar="COLUMN", help="name, number, first or last"
+    )
     add_terminal_flags(parser)
     return parser
 
@@ -77,6 +83,9 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
+    if len(runs) == 1 and not runs[0].is_complete:
+        _show_stopped(runs[0], flags.out or runs[0].file(REPORT))
+        return
     rows = [read_complete(run).cells for run in runs]
     if not runs:
         for run in list_runs(flags.runs_dir):
@@ -103,6 +112,19 @@ def _show_runs(flags: argparse.Namespace) -> None:
         names = [run.path.resolve().name for run in runs]
         table = [[name, *row] for name, row in zip(names, rows, strict=True)]
         _track_comparison(flags, ["name", *COLUMNS], table, path)
+
+
+def _show_stopped(directory: RunDir, path: Path) -> None:
+    from fmnist_tf.cli.terminal import boxed, warn
+    from fmnist_tf.pipeline.saved_run import read_saved_run, resume_command
+    from fmnist_tf.reporting.page import write_stopped_report
+    from fmnist_tf.reporting.record import COLUMNS
+
+    run = read_saved_run(directory)
+    warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
+    command, best = resume_command(directory), run.best_epoch
+    _print_table(COLUMNS, [write_stopped_report(directory, run.history, best, command, path)])
+    print(f"\n{path}")
 
 
 def _track_comparison(

@@ -228,7 +228,8 @@ def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     for config in networks.values():
         # A dense layer that does not fit into memory fails its own trial only.
         config = config if parent else config.replace(units=0)
-        build_network(config, dataset, parent, cache_dir / "downloads")
+        n_classes = len(dataset.train.class_names)
+        build_network(config, n_classes, parent, cache_dir / "downloads")
         keras.backend.clear_session()
 
 

@@ -6,11 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.pipeline.resolve import naming_parent, read_settings
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
+
+if TYPE_CHECKING:
+    from fmnist_tf.results.rundir import RunDir
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,8 +32,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser)
     group = parser.add_argument_group("run")
-    group.add_argument("--run", metavar="NAME", help="name of the run (default: time and phase)")
+    group.add_argument(
+        "--run",
+        metavar="NAME",
+        help="name of the run (default: time and phase); an unfinished one is continued",
+    )
     add_run_flags(group)
+    group.add_argument(
+        "--resume", metavar="RUN", help="continue an unfinished run, with its settings"
+    )
+    group.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="continue a run although data, settings, versions or processors have changed",
+    )
+    group.add_argument(
+        "--checkpoint-seconds",
+        metavar="S",
+        type=float,
+        default=120.0,
+        help="time between checkpoints within an epoch; 0: after each step (default: 120)",
+    )
     group.add_argument(
         "--dry-run", action="store_true", help="check data and settings, print them, train nothing"
     )
@@ -74,25 +98,43 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     if flags.list_recipes:
         print(describe_recipes())
         return
-    # Cheap checks come first; importing TensorFlow takes seconds and comes last.
-    settings = read_settings(flags)
+    from fmnist_tf.pipeline.resume import find_unfinished
+
+    with ExitStack() as held:
+        unfinished = find_unfinished(flags)
+        if unfinished is not None:
+            held.enter_context(unfinished.locked())
+            if unfinished.is_complete:  # by a process that has held it until now
+                find_unfinished(flags)
+        _run(flags, arguments, unfinished, held)
+
+
+def _run(
+    flags: argparse.Namespace, arguments: list[str], unfinished: RunDir | None, held: ExitStack
+) -> None:
+    """Begin a run, or continue an unfinished one that is locked; `held` gets the lock of a new one.
+
+    Cheap checks come first; importing TensorFlow takes seconds and comes last.
+    """
+    from fmnist_tf.results.rundir import CONFIG, RunDir
+
+    begun: dict[str, Any] = {}
+    if unfinished is not None and unfinished.file(CONFIG).is_file():
+        begun = unfinished.read_json(CONFIG)
+        if flags.resume is not None:
+            flags.recipe = str(unfinished.file(CONFIG))
+    settings = read_settings(flags, default_parent=begun.get("parent"))
     (config, lines), parent = settings.complete(), settings.parent
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.prepare import prepare_network, read_data
-    from fmnist_tf.pipeline.record import Invocation
-    from fmnist_tf.results.provenance import command_line, describe_code
-    from fmnist_tf.results.rundir import RunDir, check_name
+    from fmnist_tf.pipeline.record import start_invocation
+    from fmnist_tf.results.provenance import command_line
     from fmnist_tf.system.startup import import_tensorflow
 
-    if flags.run is not None:
-        check_name(flags.runs_dir, flags.run)
-    for line in lines:
+    for line in () if flags.resume is not None else lines:
         say(line)
-    invocation = Invocation(
-        command=command_line("fmnist_tf.train", naming_parent(arguments, flags, config)),
-        code=describe_code(),
-        wandb_mode=flags.wandb,
-    )
+    command = command_line("fmnist_tf.train", naming_parent(arguments, flags, config))
+    invocation = start_invocation(command, flags.wandb, unfinished)
     cache_dir, clock = config.cache_dir(flags.runs_dir), invocation.clock
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
@@ -103,12 +145,22 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
+    from fmnist_tf.pipeline.resume import open_checkpoints
     from fmnist_tf.pipeline.run import run_phase
 
-    directory = RunDir.create(flags.runs_dir, flags.run, config.phase, data.dataset.name)
-    with directory.locked():
+    if unfinished is not None:
+        directory = unfinished
+    else:
+        directory = RunDir.create(flags.runs_dir, flags.run, config.phase, data.dataset.name)
+        held.enter_context(directory.locked())
         say(f"run: {directory.path}")
-        test = run_phase(experiment, directory, invocation)
+    checkpoints, resumption = open_checkpoints(
+        directory, experiment, flags.checkpoint_seconds, accepts_changes=flags.accept_changes
+    )
+    if unfinished is not None:
+        say(f"run: {directory.path}, continued from {resumption['from']}")
+        invocation.resumptions.append({**resumption, "command": command})
+    test = run_phase(experiment, directory, invocation, checkpoints)
     print(experiment.sources)
     print(
         f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",

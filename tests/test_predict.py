@@ -124,7 +124,8 @@ def test_good_inputs_are_predicted_and_bad_ones_named(folder: Path, capsys) -> N
 @pytest.mark.parametrize(
     "words",
     [["none.png", "--out", "o.csv"], ["a.jpg", "--top", "0"], ["a.jpg", "--out", "."],
-     ["toy_test.csv", "--out", "./toy_test.csv"]],
+      ["toy_test.csv", "--out", "./toy_test.csv"], ["a.jpg", "--save-crops", "toy_test.csv/x"],
+     ["a.jpg", "--save-crops", "b.jpg"]],
 )  # fmt: skip
 def test_bad_usage_writes_nothing(folder: Path, capsys, words: list[str]) -> None:
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
@@ -147,6 +148,29 @@ def test_warnings_are_shown_even_when_quiet(folder: Path, capsys) -> None:
     shown = capsys.readouterr().err
     assert shown.count("W050 negated.csv: ") == shown.count("W05") == 1
     assert "RANDOM" in shown
+
+
+def test_crops_are_what_the_network_saw(folder: Path) -> None:
+    (folder / "x").mkdir()
+    Path("b.jpg").rename("x/a.jpg")
+    assert main(["first", "a.jpg", "x/a.jpg", "toy_test.csv", "--save-crops", "new/crops"]) == 0
+    assert sorted(p.name for p in Path("new/crops").iterdir()) == ["a-28x28-2.png", "a-28x28.png"]
+    large = predict("a.jpg", "x/a.jpg")
+    small = predict("new/crops/a-28x28.png", "new/crops/a-28x28-2.png", "--save-crops", "new/crops")
+    for field in ("prediction", "probability", "probability_2"):
+        assert [row[field] for row in small] == [row[field] for row in large]
+    assert len(list(Path("new/crops").iterdir())) == 4
+
+
+def test_a_doubtful_object_is_told(folder: Path, capsys) -> None:
+    corner = np.full((200, 200), 250, np.uint8)
+    corner[90:, 110:] = 30
+    Image.fromarray(corner).save("corner.png")
+    assert main(["first", "a.jpg", "--quiet"]) == 0
+    quiet = capsys.readouterr().err
+    assert "--save-crops" not in quiet
+    assert main(["first", "corner.png", "--quiet"]) == 0
+    assert "--save-crops" in capsys.readouterr().err
 
 
 def test_a_run_of_an_older_version_takes_csvs_only(folder: Path, capsys) -> None:

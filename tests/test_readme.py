@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as benchmarks
-from fmnist_tf import evaluate, export, predict, report, sweep, train
+from fmnist_tf import convert, evaluate, export, predict, report, sweep, train
 from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.errors import DataError
 
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 def test_every_flag_exists() -> None:
     known = {
         option
-        for command in (benchmarks, evaluate, export, predict, report, sweep, train)
+        for command in (benchmarks, convert, evaluate, export, predict, report, sweep, train)
         for action in command.build_parser()._actions
         for option in action.option_strings
     }

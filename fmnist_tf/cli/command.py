@@ -74,7 +74,7 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
             traceback.print_exc()
         lines, exit_code = _describe(error)
         for line in lines:
-            print(printable(line, _MAX_LINE), file=sys.stderr, flush=True)
+            terminal.warn(printable(line, _MAX_LINE))
         return exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -30,9 +31,15 @@ def say(line: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line or a box on stderr, escaped but for its newlines, also if quiet."""
-    tqdm.write("\n".join(map(escape, text.split("\n"))), file=sys.stderr)
-    sys.stderr.flush()
+    """Print a line or a box on stderr, escaped but for its newlines, also if quiet.
+
+    Work does not end because nobody reads its messages: a closed pipe or terminal is no error.
+    """
+    try:
+        tqdm.write("\n".join(map(escape, text.split("\n"))), file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:  # what is still in the buffer would fail again when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def boxed(*paragraphs: str) -> str:

@@ -24,7 +24,7 @@ class Kind:
             "npz", "parquet", "picture"; "other" if nothing here does.
         name: with its article, for messages.
         hint: what to do where it is not wanted. What follows "python: " are statements of Python,
-            with PATH and CSV for the file and the CSV that they write.
+            with PATH for the file, CSV and PNG for what they write.
     """
 
     form: str
@@ -36,9 +36,9 @@ class Kind:
         path = os.fspath(path)
         hint, _, code = self.hint.partition("python: ")
         if code:
-            names = {"PATH": path, "CSV": f"{path}.csv"}
+            names = {"PATH": path, "CSV": f"{path}.csv", "PNG": f"{path}.png"}
             code = re.sub(
-                "PATH|CSV", lambda word: json.dumps(names[word[0]], ensure_ascii=False), code
+                "PATH|CSV|PNG", lambda word: json.dumps(names[word[0]], ensure_ascii=False), code
             )
             hint += f"python -c {shlex.quote(code)}"
         return file_error("E009", path, self.name, expected, hint)
@@ -53,7 +53,10 @@ _SAVE = "write its labels (N,) and its pixels (N, 784) with numpy.savetxt('my.cs
     "numpy.column_stack([labels, pixels]), fmt='%d', delimiter=',')"
 )
 _PICTURE = "put pictures into one folder for each class and name the folder above them"
-_CONVERT_PICTURE = "convert it to PNG"
+_HEIC = (
+    "pip install pillow-heif; python: import PIL.Image, pillow_heif; "
+    'pillow_heif.register_heif_opener(); PIL.Image.open(PATH).convert("RGB").save(PNG)'
+)
 
 ZIP = Kind("zip", "a zip archive", _UNPACK)
 _KINDS = {
@@ -89,13 +92,13 @@ _KINDS = {
         "fetch the file with: git lfs pull"),
     rb"\x89PNG": Kind("picture", "a PNG image", _PICTURE),
     rb"\xff\xd8\xff": Kind("picture", "a JPEG image", _PICTURE),
-    rb"GIF8": Kind("other", "a GIF image", _CONVERT_PICTURE),
-    rb"II\*\0|MM\0\*": Kind("other", "a TIFF image", _CONVERT_PICTURE),
-    rb"RIFF.{4}WEBP": Kind("other", "a WebP image", _CONVERT_PICTURE),
-    rb"BM.{4}\0{4}": Kind("other", "a BMP image", _CONVERT_PICTURE),
-    rb".{4}ftyp": Kind("other", "a HEIC or AVIF image, or a video", _CONVERT_PICTURE),
+    rb"GIF8": Kind("picture", "a GIF image", _PICTURE),
+    rb"II\*\0|MM\0\*": Kind("picture", "a TIFF image", _PICTURE),
+    rb"RIFF.{4}WEBP": Kind("picture", "a WebP image", _PICTURE),
+    rb"BM.{4}\0{4}": Kind("picture", "a BMP image", _PICTURE),
+    rb".{4}ftyp": Kind("other", "a HEIC or AVIF image, or a video", _HEIC),
     rb"(?i)\s*(?:<\?xml[^>]*>)?\s*(?:<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg": Kind(
-        "other", "an SVG drawing", _CONVERT_PICTURE),
+        "other", "an SVG drawing", "open it in a browser, and save a picture of the screen as PNG"),
     rb"(?i)\s*(?:<!doctype|<html|<\?xml|<head|<body)": Kind("other", "looks like HTML",
         "an error page was saved in place of the file: fetch it again"),
 }  # fmt: skip

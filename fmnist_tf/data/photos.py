@@ -1,62 +1,44 @@
-"""Turn a PNG or JPEG picture of one object into a row of pixels like the training images.
+"""Turn a picture of one object into a row of pixels like the training images.
 
-The steps are those that made Fashion-MNIST from product photos (Xiao, Rasul and Vollgraf 2017,
-arXiv:1708.07747, section 2): crop the background, scale the longer side, sharpen, centre, negate,
-8-bit grey. Product photos have a white background; to handle others as well:
-
-- The background is a quadratic surface in x and y, fitted to the border pixels without outliers,
-  so uneven light counts as background.
-- The object is where the slightly blurred picture differs from the background by more than 5 % of
-  the full range. If less than half of the border is background, the whole picture is used.
-- Grey levels are measured from the background, which becomes the background level of the training
-  images. The object is negated if it is on the other side of that level than theirs.
-- Pixels within 5 % of the background that are connected to the border of the 28x28 image become
-  background. Faint parts inside the object are kept.
+`objects` finds the object, `compose` puts it into 28x28 pixels. Here a file is decoded to grey, and
+grey levels become those of the training images: the background theirs, the object negated if it is
+on the other side of the background than theirs.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy import ndimage
 
 from fmnist_tf.data import IMAGE_SIZE
-from fmnist_tf.data.convention import TOLERANCE, Convention, measure_background
+from fmnist_tf.data.compose import Grey, border, centre, compose, scale
+from fmnist_tf.data.convention import Convention
+from fmnist_tf.data.kinds import HEAD_BYTES, Kind, recognise
+from fmnist_tf.data.objects import Found, find_object, fit_background
 from fmnist_tf.errors import UsageError, printable
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+"""Names of Pillow's decoders that are used; `kinds` knows the files by their first bytes."""
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; for a JPEG, after its decoder's own reduction."""
 DARK, LIGHT = 64, 191
 """A background level up to `DARK` or from `LIGHT` is clear; otherwise nothing is cropped."""
 
+_EXPECTED = "a table of images, or a picture (PNG, JPEG, WebP, GIF, TIFF, BMP)"
 _TOO_LARGE = f"at most {MAX_PIXELS:,} pixels are read, make it smaller"
 _WORK_SIDE = 512  # longer sides are reduced before anything is measured
-_LOOSE = 0.25 * 255  # grey levels from the border's median: the first estimate of the background
-# ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
-# sum in the middle; normalized to a sum of 1.
-_SHARPEN = -np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
-_SHARPEN[1, 1] = -2 * _SHARPEN.sum()
-_SHARPEN /= _SHARPEN.sum()
 
 # What Pillow's decoders raise on damaged bytes.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
-    struct.error,
+    AttributeError, MemoryError, RuntimeError, struct.error,
 )  # fmt: skip
-_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-_OTHER_PICTURES = {
-    "a GIF image": rb"GIF8",
-    "a TIFF image": rb"II\*\0|MM\0\*",
-    "a WebP image": rb"RIFF....WEBP",
-    "a BMP image": rb"BM....\0{4}",
-    "a HEIC or AVIF image, or a video": rb"....ftyp",
-}
 
 
 class Picture(NamedTuple):
@@ -68,30 +50,18 @@ class Picture(NamedTuple):
         warnings: why the object may not be the one that was meant, a sentence each.
     """
 
-    pixels: np.ndarray
+    pixels: NDArray[np.uint8]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file starts as a PNG or a JPEG does, whatever its name.
+    """Return whether the file starts as a picture does that can be read, whatever its name.
 
     Raises:
-        UsageError: it is not a readable regular file, is empty, or is a picture in another format.
+        UsageError: it is not a readable regular file, or is empty.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise _refused(path, "a directory" if path.is_dir() else "a pipe, socket or device")
-        with path.open("rb") as file:
-            head = file.read(12)
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
-    if not head:
-        raise _refused(path, "an empty file (0 bytes)")
-    for name, magic in _OTHER_PICTURES.items():
-        if re.match(magic, head, re.DOTALL):
-            raise _refused(path, name, "convert it to PNG")
-    return head.startswith(_PICTURES)
+    return _find_kind(path).form == "picture"
 
 
 def read_picture(path: Path, convention: Convention) -> Picture:
@@ -103,197 +73,133 @@ def read_picture(path: Path, convention: Convention) -> Picture:
     at the other end of the grey scale.
 
     Args:
-        path: a PNG or JPEG file.
+        path: a file in one of `FORMATS`.
         convention: of the training images.
 
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
     """
-    background, content_side = convention.background, convention.content_side
-    if not is_picture(path):
-        raise _refused(path, "neither a PNG nor a JPEG")
-    grey, is_colour, decisions = _read_grey(path)
-    surfaces = None if DARK < background < LIGHT else _fit_background(grey)
-    converted: tuple[np.ndarray, str] | None = None
-    if np.ptp(grey) == 0:
-        pass
-    elif grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour:
-        converted = _keep(grey, background)
-    elif surfaces is None:
-        why = "there is no clear background at its border"
-        if DARK < background < LIGHT:
-            why = "the run's own images have no clear background"
-        image = _centre(_scale(grey, IMAGE_SIZE), background)
-        converted = image, f"used whole, neither cropped nor negated: {why}"
+    if (kind := _find_kind(path)).form != "picture":
+        raise kind.refuse(path, _EXPECTED)
+    grey, is_colour, notes = _read_grey(path)
+    doubts: tuple[str, ...] = ()
+    if grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour and np.ptp(grey) > 0:
+        image, note = _keep(grey, convention.background)
+    elif DARK < convention.background < LIGHT and np.ptp(grey) > 0:
+        image = centre(scale(grey, IMAGE_SIZE), convention.background)
+        note = "used whole, neither cropped nor negated: the run's own images have no clear "
+        note += "background"
+    elif (found := find_object(grey, convention)) is not None:
+        image, note = _to_levels(found, convention)
+        doubts = found.doubts
+    elif fit_background(grey) is None:
+        image = centre(scale(grey, IMAGE_SIZE), convention.background)
+        note = "used whole, neither cropped nor negated"
+        doubts = ("there is no clear background at its border",)
     else:
-        converted = _extract_object(grey, *surfaces, background, content_side)
-    if converted is None:
         raise UsageError(
             f"{path}: expected a picture of an object, found one where nothing stands out from the "
             "background"
         )
-    image, decision = converted
     pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel()
-    return Picture(pixels, (*decisions, decision), ())
+    return Picture(pixels, (*notes, note), _warn(doubts))
 
 
-def find_polarity_warning(pixels: np.ndarray, background: int) -> str | None:
-    """Return a warning if images (N, 784) look negated beside the training images, else None.
+def _find_kind(path: Path) -> Kind:
+    try:
+        if path.exists() and not path.is_file():
+            raise _refused(path, "a directory" if path.is_dir() else "a pipe, socket or device")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
+    if not head:
+        raise _refused(path, "an empty file (0 bytes)")
+    return recognise(head)
 
-    They do if their background is clear, and at the other end than the training `background`.
-    """
-    found = measure_background(pixels)
-    if not _is_opposite(found, background):
-        return None
+
+def _warn(doubts: tuple[str, ...]) -> tuple[str, ...]:
+    if not doubts:
+        return ()
     return (
-        f"its background is {found} of 255, that of the training images {background}: negated? "
-        "The images are used as they are"
+        f"the object may not be the one that was meant: {'; '.join(doubts)}. "
+        "--save-crops DIR of predict writes what the network saw",
     )
 
 
 def _refused(path: Path, found: str, hint: str = "") -> UsageError:
     hint = f". hint: {hint}" if hint else ""
-    return UsageError(f"{path}: expected a CSV, PNG or JPEG file, found: {found}{hint}")
+    return UsageError(f"{path}: expected {_EXPECTED}, found: {found}{hint}")
 
 
-def _read_grey(path: Path) -> tuple[np.ndarray, bool, list[str]]:
-    """Return (H, W) float32 0..255 at most `_WORK_SIDE` long, whether it had colour, decisions."""
+def _read_grey(path: Path) -> tuple[Grey, bool, list[str]]:
+    """Return (H, W) float32 0..255 at most `_WORK_SIDE` long, whether it had colour, notes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on sizes below our limit and on metadata
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                decisions = [f"{image.width}x{image.height} pixels"]
+            with Image.open(path, formats=FORMATS) as image:
+                notes = [f"{image.width}x{image.height} pixels"]
                 image.draft("RGB", (_WORK_SIDE, _WORK_SIDE))  # a JPEG is decoded no larger
                 if image.width * image.height > MAX_PIXELS:
-                    raise _refused(path, decisions[0], _TOO_LARGE)
+                    raise _refused(path, notes[0], _TOO_LARGE)
                 if (frames := getattr(image, "n_frames", 1)) > 1:
-                    decisions.append(f"the first of {frames} frames")
+                    notes.append(f"the first of {frames} frames")
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith("I"):
-                    decisions.append("16-bit grey")
-                    grey = np.asarray(image, np.float32) / 257
-                    return _scale(grey, min(_WORK_SIDE, max(grey.shape))), False, decisions
-                colour = _to_rgb(image, decisions)
+                    notes.append("16-bit grey")
+                    grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
+                    return scale(grey, min(_WORK_SIDE, max(grey.shape))), False, notes
+                colour = _to_rgb(image, notes)
     except Image.DecompressionBombError:
         raise _refused(path, "a picture of far too many pixels", _TOO_LARGE) from None
     except _DAMAGE as error:
         raise _refused(path, f"a damaged picture ({printable(str(error), 200)})") from error
     is_colour = bool(np.ptp(np.asarray(colour), axis=2).any())
     if is_colour:
-        decisions.append("colour converted to grey")
-    return np.asarray(colour.convert("L"), np.float32), is_colour, decisions
+        notes.append("colour converted to grey")
+    return np.asarray(colour.convert("L"), np.float32), is_colour, notes
 
 
-def _to_rgb(image: Image.Image, decisions: list[str]) -> Image.Image:
+def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     """Return a picture at most `_WORK_SIDE` long without transparency."""
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((_WORK_SIDE, _WORK_SIDE), reducing_gap=3)
     if image.mode == "RGB":
         return image
     rgba = np.asarray(image)
-    border, visible = rgba[_border(rgba.shape[:2])], rgba[rgba[..., 3] > 127]
-    opaque = border[border[:, 3] == 255]
-    if 2 * len(opaque) > len(border):
+    at_border, visible = rgba[border(rgba.shape[:2])], rgba[rgba[..., 3] > 127]
+    opaque = at_border[at_border[:, 3] == 255]
+    if 2 * len(opaque) > len(at_border):
         red, green, blue = np.median(opaque[:, :3], axis=0).astype(int).tolist()
         fill_colour, name = (red, green, blue), "the border's colour"
     else:
         # White as in a shop, unless a white object would vanish on it.
         is_bright = len(visible) > 0 and np.median(visible[:, :3]) >= LIGHT
         fill_colour, name = ((0, 0, 0), "black") if is_bright else ((255, 255, 255), "white")
-    decisions.append(f"transparent parts filled with {name}")
+    if rgba[..., 3].min() < 255:
+        notes.append(f"transparent parts filled with {name}")
     fill = Image.new("RGBA", image.size, (*fill_colour, 255))
     return Image.alpha_composite(fill, image).convert("RGB")
 
 
-def _keep(grey: np.ndarray, background: int) -> tuple[np.ndarray, str]:
+def _keep(grey: Grey, background: int) -> tuple[Grey, str]:
     """Return a 28x28 picture, negated if its background is at the other end."""
-    level = float(np.median(grey[_border(grey.shape)]))
-    if _is_opposite(level, background):
+    level = float(np.median(grey[border(grey.shape)]))
+    if (level >= LIGHT and background <= DARK) or (level <= DARK and background >= LIGHT):
         return 255 - grey, f"background {level:.0f} of 255 (the run's: {background}), negated"
     return grey, "used unchanged"
 
 
-def _is_opposite(level: float, background: int) -> bool:
-    return (level >= LIGHT and background <= DARK) or (level <= DARK and background >= LIGHT)
-
-
-def _border(shape: tuple[int, ...]) -> np.ndarray:
-    """Return (H, W) bool: the outermost pixels."""
-    mask = np.ones(shape, bool)
-    mask[1:-1, 1:-1] = False
-    return mask
-
-
-def _fit_background(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the blurred picture and the background level everywhere, (H, W) each.
-
-    None if less than half of the border is background.
-    """
-    height, width = grey.shape
-    smooth = ndimage.gaussian_filter(grey, max(grey.shape) / 200, mode="nearest")
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    at_border = _border(grey.shape)
-    levels, border_terms = smooth[at_border], terms[at_border]
-    is_background = np.abs(levels - np.median(levels)) <= _LOOSE
-    for _ in range(3):  # each fit drops outliers and takes back what the last one dropped wrongly
-        surface = np.linalg.lstsq(border_terms[is_background], levels[is_background])[0]
-        is_background = np.abs(levels - border_terms @ surface) <= TOLERANCE
-    if 2 * is_background.sum() <= len(levels):
-        return None
-    return smooth, np.clip(terms @ surface, 0, 255)
-
-
-def _extract_object(
-    grey: np.ndarray,
-    smooth: np.ndarray,
-    surface: np.ndarray,
-    background: int,
-    content_side: int,
-) -> tuple[np.ndarray, str] | None:
-    """Return the object on the run's background, (28, 28); None if nothing stands out."""
-    # The blurred picture has little noise, the picture itself has sharp edges.
-    stands_out = np.minimum(np.abs(smooth - surface), np.abs(grey - surface)) > TOLERANCE
-    if not stands_out.any():
-        return None
-    box = ndimage.find_objects(stands_out.astype(np.uint8))[0]
-    is_brighter = float((smooth - surface)[stands_out].sum()) > 0
-    # Contrast: 0 on the background, 255 at the end of the grey scale on the object's side. If the
-    # background is close to that end, stretching what is left would amplify noise.
-    room = np.maximum(255 - surface if is_brighter else surface, 128)
-    contrast = (grey - surface if is_brighter else surface - grey) * 255 / room
-    scaled = _scale(np.clip(contrast[box], 0, 255), content_side)
-    sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
-    image = _clear_border(_centre(sharp, 0)) / 255
+def _to_levels(found: Found, convention: Convention) -> tuple[Grey, str]:
+    """Return the object in the grey levels of the training images, (28, 28)."""
+    image = compose(found.contrast, convention) / 255
+    background = convention.background
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image
-    height, width = np.divide(stands_out[box].shape, grey.shape)
-    level = float(np.median(surface[_border(surface.shape)]))
+    inside = "in a rectangle (paper, a frame or axes), " if found.in_rectangle else ""
     return image, (
-        f"cropped to {width:.0%} of its width and {height:.0%} of its height; "
-        f"{'bright' if is_brighter else 'dark'} object on a background of {level:.0f} of 255 "
-        f"(the run's: {background}), " + ("not negated" if is_brighter != is_light else "negated")
+        f"{inside}cropped to {found.width:.0%} of its width and {found.height:.0%} of its height; "
+        f"{'bright' if found.is_brighter else 'dark'} object on a background of "
+        f"{found.background:.0f} of 255 (the run's: {background}), "
+        + ("not negated" if found.is_brighter != is_light else "negated")
     )
-
-
-def _scale(grey: np.ndarray, longer_side: int) -> np.ndarray:
-    """Return the picture resized to `longer_side`, antialiased."""
-    factor = longer_side / max(grey.shape)
-    if factor == 1:
-        return grey
-    height, width = (max(1, round(side * factor)) for side in grey.shape)
-    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _centre(grey: np.ndarray, fill: float) -> np.ndarray:
-    """Return the picture in the middle of 28x28 pixels; an odd row goes to the top and left."""
-    before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
-    margins = [(b, IMAGE_SIZE - side - b) for b, side in zip(before, grey.shape, strict=True)]
-    return np.pad(grey, margins, constant_values=fill)
-
-
-def _clear_border(contrast: np.ndarray) -> np.ndarray:
-    """Return the image with faint pixels that are connected to the border set to 0."""
-    faint = contrast <= TOLERANCE
-    outside = ndimage.binary_propagation(faint & _border(faint.shape), mask=faint)
-    return np.where(outside, 0, contrast)

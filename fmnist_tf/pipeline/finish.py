@@ -7,7 +7,8 @@ N test images, V val images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +33,7 @@ from fmnist_tf.reporting.tracking import Tracker
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
 
 N_AGREEMENT = 256
@@ -96,7 +98,8 @@ def finish(
     )
 
     # --- Analyse and draw -----------------------------------------------------------------------
-    with clock.stage("analysis"):
+    heading, parent = experiment.heading, experiment.network.parent
+    with clock.stage("analysis"), _may_fail("report.npz, for report.html,"):
         arrays = {
             **_analyse_val(data, val_probabilities),
             **_analyse_test(data, model, probabilities),
@@ -105,30 +108,27 @@ def finish(
         }
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):
-        heading, parent = experiment.heading, experiment.network.parent
-        history = [*(parent.directory.read_history() if parent else ()), *trained.history]
-        with directory.writing("curves.png") as path:
+        history = [*(parent.history if parent else ()), *trained.history]
+        with _may_fail("curves.png"), directory.writing("curves.png") as path:
             write_curves(path, heading, history, trained.chosen_epoch)
-        with directory.writing("confusion.png") as path:
+        with _may_fail("confusion.png"), directory.writing("confusion.png") as path:
             write_confusion(path, heading, evaluation, names)
-        with directory.writing("mistakes.png") as path:
+        with _may_fail("mistakes.png"), directory.writing("mistakes.png") as path:
             write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
     write_provenance(experiment, directory, invocation, trained.peak_rate)
-    write_model_card(directory)
-    try:
+    with _may_fail("README.md"):
+        write_model_card(directory)
+    command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
+    with _may_fail("report.html", f"; `{command}` tries again"):
         write_report(directory, directory.file("report.html"))
-    except Exception as error:  # a page that fails must not cost the run
-        reason = printable(f"{type(error).__name__}: {error}", 200)
-        command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
-        warn(f"report.html was not made ({reason}); `{command}` tries again")
 
     # --- Mirror in W&B --------------------------------------------------------------------------
     tracker.log_evaluations({"val": val, "test": evaluation})
     tracker.log_predictions(test.pixels, test.labels, probabilities, names)
     figures = ("curves.png", "confusion.png", "mistakes.png")
-    tracker.log_figures([directory.file(name) for name in figures])
+    tracker.log_figures([path for path in map(directory.file, figures) if path.is_file()])
     metadata = {
         "test_accuracy": evaluation.accuracy,
         "test_total": evaluation.total,
@@ -146,6 +146,17 @@ def finish(
     tracker.log_model([directory.file(name) for name in (MODEL, "labels.json")], metadata)
     directory.write_done()
     return evaluation
+
+
+@contextmanager
+def _may_fail(name: str, hint: str = "") -> Iterator[None]:
+    """Warn if what shows the results cannot be made: that must not cost the run."""
+    try:
+        yield
+    except Exception as error:
+        signals.check()  # a signal can come out of a library as another error
+        reason = printable(f"{type(error).__name__}: {error}", 200)
+        warn(f"{name} was not made ({reason}){hint}")
 
 
 def _compare_with_training(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,11 +18,14 @@ from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggest
 from fmnist_tf.pipeline.prepare import Experiment, Network
 from fmnist_tf.pipeline.rows import open_rows
 from fmnist_tf.pipeline.saved_run import MODEL
+from fmnist_tf.pipeline.train_state import TrainState
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.system import signals
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
-from fmnist_tf.training.loop import Counts, Trainer
+from fmnist_tf.training.checkpoint import CheckpointDir
+from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 
@@ -50,24 +54,27 @@ def fit(
     directory: RunDir,
     clock: StageClock,
     on_epoch: OnEpoch,
-    *,
-    save: bool = True,
+    checkpoints: CheckpointDir | None,
 ) -> Trained:
     """Train all epochs and leave the best epoch's weights in the network and in model.keras.
 
-    A run that is stopped after its first epoch leaves its best model so far.
+    A signal is obeyed after the step in work and a checkpoint; a run that is stopped after its
+    first epoch leaves its best model so far.
 
     Args:
         experiment: what is trained.
         directory: gets history.csv and model.keras.
         clock: counts the seconds of each stage.
         on_epoch: called with each row of the history; what it raises ends the training.
-        save: whether model.keras is written.
+        checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
+            model.keras.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
         PlanBrokenError: a frozen weight moved.
+        OSError: the disk is full or fails.
     """
+    checkpoint = checkpoints.newest if checkpoints else None
     config, network = experiment.config, experiment.network
     cache_dir = config.cache_dir(directory.runs_dir)
     precision, reason = network.precision
@@ -97,93 +104,102 @@ def fit(
     )
     trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 
-    # --- Learning-rate finder -------------------------------------------------------------------
-    if config.lr_finder:
+    before = digest_weights(network.classifier, network.spec)
+
+    # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
+    state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
+    if checkpoint is not None:
+        state.load(checkpoint, plan)
+        directory.write_history(state.history)
+        if config.lr_finder:
+            peak = config.learning_rate or state.peak_rate
+            plan = replace(plan, rates=replace(plan.rates, peak=peak))
+    elif config.lr_finder:
         with clock.stage("lr_finder"):
             rates = plan_rates()
             losses = trainer.run_lr_finder(source, labels, train_rows, plan, rates)
         given = config.learning_rate
         plan = use_suggested_rate(plan, rates, losses, given, directory, experiment.heading)
+    state.peak_rate = plan.rates.peak
+    was_finished = state.is_finished
+    if checkpoints is not None and not was_finished:  # hours must not end at a full disk
+        n_weights = sum(weight.size for weight in network.plan.weights)
+        checkpoints.require_room(state.n_bytes(plan), besides=4 * n_weights)
 
     # --- Epochs ---------------------------------------------------------------------------------
-    best = BestEpoch(trainer)
-    history: list[HistoryRow] = []
-
     def record(
         number: int, train: Counts | None, val: Counts, learning_rate: float, seconds: float
     ) -> None:
-        is_best = best.update(number, val)
         own = (train.loss, train.accuracy) if train else (math.nan, math.nan)
         of_val, seconds = (val.loss, val.accuracy), round(seconds, 3)
         row = HistoryRow(number, config.phase, *own, *of_val, learning_rate, seconds)
-        history.append(row)
-        directory.write_history(history)
+        is_best = state.add_epoch(row, val)
+        directory.write_history(state.history)
         say(_describe_epoch(row, config.epochs, is_best))
         on_epoch(row)
 
-    if network.parent is not None:
+    if network.parent is not None and not state.history:
         # The starting point competes: a finetune run never ends worse on val than it began.
         with clock.stage("start_val"):
             started = time.perf_counter()
             val = trainer.evaluate(source, labels, val_rows, plan.batch_size)
             record(0, None, val, 0.0, time.perf_counter() - started)
-    before = digest_weights(network.classifier, network.spec)
 
     def check_plan() -> list[str]:
         after = digest_weights(network.classifier, network.spec)
         return verify_plan(network.plan, before, after)
 
-    try:
-        with clock.stage("training"), progress_bar("training", "batch") as show:
-            for epoch in trainer.run_epochs(
-                source, labels, train_rows, val_rows, plan, on_step=show
-            ):
-                number = epoch.number
-                record(number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
-                if number == 1 and (unmoved := check_plan()):
-                    say(f"note: {len(unmoved)} trainable weights did not move: {unmoved[:3]}")
-                since_best = number - best.epoch
-                if since_best >= (config.early_stopping or math.inf) and number < plan.rates.epochs:
-                    say(f"stopped early: no better epoch for {since_best} epochs")
-                    break
-        check_plan()
-    except BaseException:
-        # In finetune the best may be the starting point alone, which the parent's run has.
-        if save and history and history[-1].epoch > 0:
-            best.restore()
-            _save_model(network, directory, clock)
-            say(f"the best model so far (epoch {best.epoch}) is in {directory.file(MODEL)}")
-        raise
+    def stops_early() -> bool:
+        last = state.history[-1].epoch if state.history else 0
+        since_best = last - (state.best_epoch or 0)
+        if stops := since_best >= (config.early_stopping or math.inf) and last < plan.rates.epochs:
+            say(f"stopped early: no better epoch for {since_best} epochs")
+        return stops
+
+    with signals.deferred():  # a step, an epoch's record and a save are not interrupted
+        try:
+            with clock.stage("training"), progress_bar("training", "batch") as show:
+
+                def on_step(position: Position) -> None:
+                    state.position = position
+                    show(position.step, plan.rates.steps_per_epoch)
+                    ends_epoch = position.step == 0 and position.epoch > start.epoch
+                    if checkpoints and checkpoints.is_due(ends_epoch=ends_epoch):
+                        state.save(checkpoints, plan)
+
+                start = state.position
+                epochs = trainer.run_epochs(
+                    source, labels, train_rows, val_rows, plan, start=start, on_step=on_step
+                )
+                for epoch in () if was_finished else epochs:
+                    record(epoch.number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
+                    if epoch.number == 1 and (unmoved := check_plan()):
+                        say(f"note: {len(unmoved)} trainable weights did not move: {unmoved[:3]}")
+                    if stops_early():
+                        break
+            check_plan()
+            state.is_finished = True
+            if checkpoints and not was_finished:
+                state.save(checkpoints, plan)
+        except BaseException as error:
+            if checkpoints and isinstance(error, signals.StoppedError):
+                state.save(checkpoints, plan)
+            # In finetune the best may be the starting point alone, which the parent's run has.
+            if checkpoints and state.history and state.history[-1].epoch > 0:
+                state.use_best()
+                with suppress(OSError):  # such as a full disk, which is the error then
+                    _save_model(network, directory, clock)
+                    where = directory.file(MODEL)
+                    say(f"the best model so far (epoch {state.best_epoch}) is in {where}")
+            raise
 
     # --- Best epoch -----------------------------------------------------------------------------
-    best.restore()
-    if save:
+    state.use_best()
+    if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
-    return Trained(best.epoch, tuple(history), plan.rates.peak, val_probabilities)
-
-
-class BestEpoch:
-    """Keeps the weights of the best epoch: most correct on val, then lowest loss, then earliest."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.epoch = 0
-        self._trainer = trainer
-        self._score: tuple[int, float] | None = None
-        self._weights: list[np.ndarray] = []
-
-    def update(self, epoch: int, val: Counts) -> bool:
-        """Keep the trainer's weights if `val` is better than any before, and return whether."""
-        score = (val.correct, -val.loss_sum)
-        if self._score is not None and score <= self._score:
-            return False
-        self.epoch, self._score, self._weights = epoch, score, self._trainer.snapshot()
-        return True
-
-    def restore(self) -> None:
-        """Put the kept weights into the network."""
-        self._trainer.restore(self._weights)
+    return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:

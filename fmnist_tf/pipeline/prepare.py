@@ -189,7 +189,9 @@ def prepare_network(
 
     dataset = data.dataset
     with clock.stage("model"):
-        network = build_network(config, dataset, parent, cache_dir / "downloads")
+        name = "".join(c if c.isalnum() else "_" for c in f"{config.backbone}_on_{dataset.name}")
+        n_classes, download_dir = len(dataset.train.class_names), cache_dir / "downloads"
+        network = build_network(config, n_classes, parent, download_dir, name)
     stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
     config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
@@ -208,15 +210,20 @@ def prepare_network(
 
 
 def build_network(
-    config: RunConfig, dataset: Dataset, parent: SavedRun | None, download_dir: Path
+    config: RunConfig,
+    n_classes: int,
+    parent: SavedRun | None,
+    download_dir: Path,
+    name: str = "classifier",
 ) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
 
     Args:
         config: complete.
-        dataset: gives the classes.
+        n_classes: K.
         parent: the frozen run whose weights a finetune run starts from.
         download_dir: where downloaded weights are kept.
+        name: of the Keras model.
 
     Raises:
         UsageError: as `prepare_network`.
@@ -240,8 +247,7 @@ def build_network(
         known = {field.name for field in fields(WeightsSource)}
         recorded = parent.provenance["weights"]
         weights = WeightsSource(**{name: recorded[name] for name in recorded.keys() & known})
-    name = "".join(c if c.isalnum() else "_" for c in f"{spec.name}_on_{dataset.name}")
-    classifier = build_configured(config, backbone, spec, len(dataset.train.class_names), name)
+    classifier = build_configured(config, backbone, spec, n_classes, name)
     if parent is not None:
         load_weights(classifier, parent)
     plan = plan_phase(

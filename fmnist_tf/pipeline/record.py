@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+import secrets
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
-from fmnist_tf.results.provenance import describe_machine
+from fmnist_tf.results.provenance import describe_code, describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
 from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
+
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Invocation:
         command: the command line, without secrets.
         code: commit and versions when the run began.
         wandb_mode: auto, online, offline or disabled.
+        wandb_id: what W&B knows the run by.
+        resumptions: of the run: when, by which command, where, and which changes were accepted.
         wandb_group: what W&B shows the run together with; None: the runs it continues.
         clock: seconds of the stages.
         memory: peak of the process.
@@ -30,8 +36,23 @@ class Invocation:
     code: dict[str, Any]
     wandb_mode: str
     wandb_group: str | None = None
+    wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    resumptions: list[dict[str, Any]] = field(default_factory=list)
     clock: StageClock = field(default_factory=StageClock)
     memory: MemoryWatch = field(default_factory=MemoryWatch)
+
+
+def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -> Invocation:
+    """Return how a process was started; what an unfinished run had recorded of itself is kept."""
+    before: dict[str, Any] = {}
+    if unfinished is not None and unfinished.file(PROVENANCE).is_file():
+        before = unfinished.read_json(PROVENANCE)
+        command = str(before.get("command", command))
+    invocation = Invocation(command, describe_code(), wandb_mode)
+    wandb_id, resumptions = str(before.get("wandb_id")), before.get("resumptions")
+    if not re.fullmatch("[0-9a-f]{8}", wandb_id):
+        wandb_id = invocation.wandb_id
+    return replace(invocation, wandb_id=wandb_id, resumptions=list(resumptions or ()))
 
 
 def write_settings(experiment: Experiment, directory: RunDir) -> None:
@@ -56,13 +77,14 @@ def write_provenance(
     network, dataset, splits = experiment.network, experiment.data.dataset, experiment.data.splits
     parent: dict[str, Any] = {}
     if network.parent:
-        history = network.parent.directory.read_history()
         parent = {
-            "parent_history": [asdict(row) for row in history],
+            "parent_history": [asdict(row) for row in network.parent.history],
             "parent_seconds": network.parent.provenance["seconds"],
         }
     provenance = {
         "command": invocation.command,
+        "resumptions": invocation.resumptions,
+        "wandb_id": invocation.wandb_id,
         "code": invocation.code,
         "machine": {**describe_machine(), "devices": describe_devices()},
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
@@ -82,7 +104,7 @@ def write_provenance(
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_anonymous_bytes": invocation.memory.peak_anonymous_bytes,
     }
-    directory.write_json("provenance.json", provenance)
+    directory.write_json(PROVENANCE, provenance)
 
 
 def tracked_settings(experiment: Experiment) -> dict[str, Any]:

@@ -76,9 +76,12 @@ def read_settings(flags: argparse.Namespace, *, default_parent: str | None = Non
         recipe, source = read.settings_of(given.get("phase")), read.name
     parent = None
     if {**recipe, **given}.get("phase") == "finetune":
+        from fmnist_tf.cli.terminal import boxed, warn
         from fmnist_tf.pipeline.saved_run import read_saved_run
 
         parent = read_saved_run(_find_parent(flags, recipe.get("parent"), source, default_parent))
+        for caveat in parent.caveats if parent.checkpoint else ():
+            warn(boxed(f"WARNING, {parent.directory.path}: {caveat}."))
         if parent.config.phase != "frozen":
             raise UsageError(
                 f"{parent.directory.path}: expected a frozen run, found one of phase "

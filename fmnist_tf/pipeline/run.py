@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fmnist_tf.cli.terminal import say
+from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
 from fmnist_tf.pipeline.prepare import Experiment
@@ -15,28 +16,45 @@ from fmnist_tf.pipeline.record import (
     write_provenance,
     write_settings,
 )
+from fmnist_tf.pipeline.saved_run import resume_command
 from fmnist_tf.reporting.tracking import TrackedRun, Tracker, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training.checkpoint import CheckpointDir
 
 
-def run_phase(experiment: Experiment, directory: RunDir, invocation: Invocation) -> Evaluation:
+def run_phase(
+    experiment: Experiment,
+    directory: RunDir,
+    invocation: Invocation,
+    checkpoints: CheckpointDir | None = None,
+) -> Evaluation:
     """Train, choose the epoch on val, test once, and leave a complete run directory.
 
     Args:
         experiment: what is trained.
         directory: of the run, locked.
         invocation: how the run was started.
+        checkpoints: of the run, with the one to continue; None: begin what is not resumed.
 
     Returns:
         The test evaluation.
     """
-    with _tracking(experiment, directory, invocation) as tracker:
-        trained = fit(experiment, directory, invocation.clock, tracker.log_epoch)
-        release_memory()
-        test = finish(experiment, directory, invocation, trained, tracker)
+    kept = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
+    try:
+        with _tracking(experiment, directory, invocation) as tracker:
+            trained = fit(experiment, directory, invocation.clock, tracker.log_epoch, kept)
+            release_memory()
+            test = finish(experiment, directory, invocation, trained, tracker)
+    except FmnistError:  # such as a loss that is NaN, which it would be again
+        raise
+    except BaseException:
+        if checkpoints is not None:
+            warn(f"`{resume_command(directory)}` continues the run")
+        raise
+    kept.remove()
     for line in tracker.hint:
         say(line)
     return test
@@ -65,7 +83,7 @@ def run_trial(
             tracker.log_epoch(row)
             on_epoch(row)
 
-        trained = fit(experiment, directory, invocation.clock, record, save=False)
+        trained = fit(experiment, directory, invocation.clock, record, None)
         labels = experiment.data.val_labels
         val = Evaluation.from_probabilities(labels, trained.val_probabilities)
         write_provenance(experiment, directory, invocation, trained.peak_rate)
@@ -87,7 +105,8 @@ def _tracking(
         group=invocation.wandb_group or (parent.directory if parent else directory).group,
         job_type=experiment.config.phase,
         config=tracked_settings(experiment),
-        epochs_before=parent.directory.read_history()[-1].epoch if parent else 0,
+        wandb_id=invocation.wandb_id,
+        epochs_before=parent.history[-1].epoch if parent else 0,
     )
     tracker = start_tracking(invocation.wandb_mode, directory.path, tracked)
     succeeded = False

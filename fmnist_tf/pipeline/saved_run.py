@@ -1,4 +1,4 @@
-"""Load a finished run: its settings, class names and model.
+"""Load a run: its settings, class names and model; of a stopped run, its best epoch so far.
 
 This package builds the architecture and reads only weights from the run's files, after it has
 compared their SHA-256: nothing in a run directory is executed.
@@ -8,15 +8,18 @@ B batch, K classes.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.errors import UsageError
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import find_caveats
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import file_digest
+from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 
 if TYPE_CHECKING:
     import keras
@@ -29,14 +32,16 @@ MODEL = "model.keras"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A complete run, as its files tell it.
+    """A run, as its files tell it.
 
     Attributes:
         directory: of the run.
         config: its settings, complete.
         class_names: K names, by label.
         provenance: provenance.json.
-        model_sha256: of model.keras, as DONE.json has it.
+        model_sha256: of model.keras, as DONE.json has it; of a stopped run, of its checkpoint.
+        history: one row for each epoch.
+        checkpoint: of a stopped run; None if the run is complete.
     """
 
     directory: RunDir
@@ -44,6 +49,8 @@ class SavedRun:
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
     model_sha256: str
+    history: tuple[HistoryRow, ...]
+    checkpoint: Checkpoint | None = None
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
@@ -56,7 +63,26 @@ class SavedRun:
     def caveats(self) -> tuple[str, ...]:
         """The warnings that everybody who uses the model must see."""
         data, weights = self.provenance["data"], self.provenance["weights"]
-        return find_caveats(data["kind"], weights["kind"], self.config.phase)
+        caveats = find_caveats(data["kind"], weights["kind"], self.config.phase)
+        if self.checkpoint is None:
+            return caveats
+        stopped = (
+            f"STOPPED after {self.history[-1].epoch} of {self.config.epochs} epochs, best so far "
+            f"epoch {self.best_epoch}; `{resume_command(self.directory)}` finishes it"
+        )
+        return (*caveats, stopped)
+
+    @property
+    def best_epoch(self) -> int:
+        """Of a stopped run, the epoch whose weights are used."""
+        return int(self.checkpoint.state["best_epoch"]) if self.checkpoint else 0
+
+
+def resume_command(directory: RunDir) -> str:
+    """Return the command that finishes a run."""
+    words = ["python", "-m", "fmnist_tf.train", "--resume", directory.name_in(directory.runs_dir)]
+    words += [] if directory.runs_dir == Path("runs") else ["--runs-dir", str(directory.runs_dir)]
+    return shlex.join(words)
 
 
 def find_run(name: str | Path, runs_dir: Path) -> RunDir:
@@ -70,25 +96,29 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
 
 
 def read_saved_run(directory: RunDir) -> SavedRun:
-    """Read a run's JSON files.
+    """Read a run's files, but not its model.
 
     Raises:
-        UsageError: the run is incomplete or damaged.
+        UsageError: the run is damaged, or was stopped before its first checkpoint.
     """
-    if not directory.is_complete:
-        raise UsageError(
-            f"{directory.path}: expected a complete run, found one without DONE.json. Let it "
-            "finish, or name another"
-        )
+    checkpoint = None if directory.is_complete else _find_checkpoint(directory)
     config = RunConfig.from_json(directory.read_json("config.json"))
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
     try:
+        if checkpoint is None:
+            sha256 = str(directory.read_json("DONE.json")["files"][MODEL]["sha256"])
+            history = directory.read_history()
+        else:
+            sha256 = checkpoint.sha256
+            history = [HistoryRow(**row) for row in checkpoint.state["history"]]
         run = SavedRun(
             directory,
             config,
             tuple(str(labels[str(index)]) for index in range(len(labels))),
             provenance,
-            str(directory.read_json("DONE.json")["files"][MODEL]["sha256"]),
+            sha256,
+            tuple(history),
+            checkpoint,
         )
         # Whoever uses a run relies on these.
         _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.caveats
@@ -100,12 +130,30 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     return run
 
 
+def _find_checkpoint(directory: RunDir) -> Checkpoint:
+    """Return the newest checkpoint of a stopped run that has a best epoch."""
+    checkpoints = CheckpointDir(directory.file(CHECKPOINTS))
+    problems = checkpoints.find()
+    found = checkpoints.newest
+    if found is None or found.state.get("best_epoch") is None:
+        raise UsageError(
+            *problems,
+            f"{directory.path}: expected a complete run, or one with a checkpoint after an epoch, "
+            f"found neither; `{resume_command(directory)}` continues the run",
+        )
+    return found
+
+
 def load_weights(classifier: keras.Model, run: SavedRun) -> None:
     """Load the run's weights into a classifier of the run's architecture.
 
     Raises:
-        UsageError: the model file is not the one that the run wrote, or of an older version.
+        UsageError: the model file is not the one that the run wrote, or of an older version; or
+            the weights that a stopped run began with are not there.
     """
+    if run.checkpoint is not None:
+        classifier.set_weights(_rebuild(run, run.checkpoint).get_weights())
+        return
     path = run.directory.file(MODEL)
     found = file_digest(path) if path.is_file() else "no file"
     if found != run.model_sha256:
@@ -120,6 +168,26 @@ def load_weights(classifier: keras.Model, run: SavedRun) -> None:
             f"{path}: expected the weights of the {run.config.backbone} that there is now, found "
             "another network's, of an older version; train the run again"
         ) from error
+
+
+def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
+    """Build the network of a stopped run as it began, with what its best epoch changed."""
+    from fmnist_tf.pipeline.prepare import build_network
+    from fmnist_tf.training.loop import changing_variables
+
+    config, runs_dir = run.config, run.directory.runs_dir
+    parent = read_saved_run(find_run(config.parent, runs_dir)) if config.parent else None
+    download_dir = config.cache_dir(runs_dir) / "downloads"
+    network = build_network(config, len(run.class_names), parent, download_dir)
+    expected = run.provenance["weights"]["sha256"]
+    if network.weights.sha256 != expected:
+        raise UsageError(
+            f"{run.directory.path}: expected the backbone weights that the run began with, SHA-256 "
+            f"{expected}, found {network.weights.sha256}"
+        )
+    best = [variable.value for variable in changing_variables(network.classifier)]
+    checkpoint.restore({"best": best})
+    return network.classifier
 
 
 def build_configured(

@@ -15,13 +15,15 @@ from fmnist_tf.reporting.record import (
     COLUMNS,
     RunRecord,
     damage_is_bad_input,
+    describe_run,
     explain_caveat,
     read_complete,
 )
 from fmnist_tf.reporting.render import display_names, write_page
 from fmnist_tf.reporting.style import COLOURS
 from fmnist_tf.results import analysis
-from fmnist_tf.results.provenance import SAMPLE
+from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.provenance import SAMPLE, find_caveats
 from fmnist_tf.results.rundir import RunDir
 
 
@@ -59,6 +61,48 @@ def write_report(run: RunDir, path: Path) -> None:
             "invert": facts["background"] < 128,
         }
         write_page(path, "report.html.jinja", context)
+
+
+def write_stopped_report(
+    run: RunDir, history: Sequence[HistoryRow], best_epoch: int, command: str, path: Path
+) -> list[str]:
+    """Write the page of a run that was stopped: its training so far.
+
+    Args:
+        run: has config.json and provenance.json.
+        history: of its epochs.
+        best_epoch: one of them.
+        command: finishes the run.
+        path: of the page.
+
+    Returns:
+        The run's row in the table of runs.
+
+    Raises:
+        UsageError: a file is missing or damaged.
+    """
+    config, provenance = run.read_json("config.json"), run.read_json("provenance.json")
+    with damage_is_bad_input(run):
+        data, weights = provenance["data"], provenance["weights"]
+        before = [HistoryRow(**row) for row in provenance.get("parent_history", ())]
+        chosen = next(row for row in history if row.epoch == best_epoch)
+        last = f"epoch {history[-1].epoch} of {config['epochs']}"
+        figures = [f"{chosen.val_accuracy:.4f} so far", f"stopped in or after {last}", "none"]
+        images = f"{data['name']}, {data['n_val']:,} val, {data['n_test']:,} test"
+        cells = describe_run(config, provenance, images, figures)
+        caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
+        context = {
+            "run_name": run.path.resolve().name,
+            "cells": cells,
+            "provenance": provenance,
+            "banners": [f"Stopped in or after {last}", *map(explain_caveat, caveats)],
+            "chosen": chosen,
+            "command": command,
+            "training": sections.describe_training([*before, *history], chosen),
+            "invert": data["background"] < 128,
+        }
+        write_page(path, "stopped.html.jinja", context)
+    return cells
 
 
 def write_data_page(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,26 +69,43 @@ class RunRecord:
             self.cells = self._describe()
 
     def _describe(self) -> list[str]:
-        config, data, weights = self.config, self.provenance["data"], self.provenance["weights"]
         val, test = self.evaluation["val"], self.evaluation["test"]
         low, high = test["interval_95"]
-        stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
-        trained = "all" if config["phase"] == "scratch" else f"head{stages}"
-        flip = ", test-time flip" if config.get("test_time_flip") else ""
-        source = weights["kind"]
-        if source == "file":
-            source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
-        return [
-            f"{config['phase']} {config['backbone']} at {config['image_size']}, "
-            f"{config['head']}{flip}",
-            f"{self.evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test",
-            source,
-            f"{trained}; {data['n_train']:,} images",
+        images = f"{self.evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test"
+        figures = [
             f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
             f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
             f"{low:.4f} to {high:.4f}",
-            f"{sum(self.provenance['seconds'].values()) / 60:.1f} min",
         ]
+        return describe_run(self.config, self.provenance, images, figures)
+
+
+def describe_run(
+    config: Mapping[str, Any], provenance: Mapping[str, Any], images: str, figures: Sequence[str]
+) -> list[str]:
+    """Return a cell for each of `COLUMNS`.
+
+    Args:
+        config: of the run.
+        provenance: of the run.
+        images: the cell of the data.
+        figures: those of val, test and 95 % interval.
+    """
+    data, weights = provenance["data"], provenance["weights"]
+    stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
+    trained = "all" if config["phase"] == "scratch" else f"head{stages}"
+    flip = ", test-time flip" if config.get("test_time_flip") else ""
+    source = weights["kind"]
+    if source == "file":
+        source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
+    return [
+        f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}{flip}",
+        images,
+        source,
+        f"{trained}; {data['n_train']:,} images",
+        *figures,
+        f"{sum(provenance['seconds'].values()) / 60:.1f} min",
+    ]
 
 
 def read_complete(run: RunDir) -> RunRecord:
@@ -97,7 +115,10 @@ def read_complete(run: RunDir) -> RunRecord:
         UsageError: the run is incomplete or damaged.
     """
     if not run.is_complete:
-        raise UsageError(f"{run.path}: expected a complete run, found no DONE.json in it")
+        raise UsageError(
+            f"{run.path}: expected a complete run, found no DONE.json in it; `python -m "
+            f"fmnist_tf.train --resume {run.name_in(run.runs_dir)}` finishes it"
+        )
     return RunRecord(run)
 
 

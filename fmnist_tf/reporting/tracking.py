@@ -48,6 +48,7 @@ class TrackedRun:
         group: the experiment, shared by the phases that belong together.
         job_type: the phase, "sweep" or "comparison".
         config: JSON-able settings without secrets.
+        wandb_id: of the run, if it may be a continuation of one that W&B knows by it.
         epochs_before: of the run that this one continues, so that the curves of a group join.
     """
 
@@ -55,6 +56,7 @@ class TrackedRun:
     group: str
     job_type: str
     config: Mapping[str, Any]
+    wandb_id: str | None = None
     epochs_before: int = 0
 
 
@@ -275,6 +277,8 @@ def _open_run(mode: str, run_dir: Path, tracked: TrackedRun) -> Any:
             group=tracked.group,
             job_type=tracked.job_type,
             name=tracked.name,
+            id=tracked.wandb_id,
+            resume="allow" if tracked.wandb_id else None,
             config=dict(tracked.config),
             settings=wandb.Settings(
                 use_dot_wandb=False,
@@ -321,10 +325,13 @@ def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
     beside = Path(sys.executable).with_name(program)
     if shutil.which(program) != str(beside) and beside.is_file():
         program = shlex.quote(str(beside))  # the virtual environment is not activated
-    where = shlex.quote(str(run_dir / "wandb" / Path(run.dir).parent.name))
+    # A run that was stopped and continued has several, which are uploaded in their order.
+    newest = run_dir / "wandb" / Path(run.dir).parent.name
+    same_id = f"offline-run-*-{newest.name.rpartition('-')[2]}"
+    folders = sorted({*newest.parent.glob(same_id), newest})
     return (
-        f"W&B, view in the terminal:  {program} leet {where}",
-        f"W&B, upload after a login:  {program} sync {where}",
+        f"W&B, view in the terminal:  {program} leet {shlex.quote(str(newest))}",
+        f"W&B, upload after a login:  {program} sync {shlex.join(map(str, folders))}",
     )
 
 

@@ -32,10 +32,11 @@ CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
+CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
 
 # What may change after DONE.json; it has no checksum there.
-_UNCHECKED = ("wandb", "checkpoints", "export", "report.html")
+_UNCHECKED = ("wandb", CHECKPOINTS, "export", "report.html")
 _READ_ERRORS = (
     OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, csv.Error,
     zipfile.BadZipFile,
@@ -103,6 +104,14 @@ class RunDir:
     def is_complete(self) -> bool:
         """Whether `DONE.json`, the last file of a run, is there."""
         return self.file(DONE).is_file()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a run was begun here: it has settings, or is a folder with hidden files only."""
+        if not self.path.is_dir() or self.is_complete:
+            return False
+        names = [path.name for path in self.path.iterdir()]
+        return CONFIG in names or all(name.startswith(".") for name in names)
 
     @property
     def runs_dir(self) -> Path:
@@ -310,8 +319,19 @@ def check_name(runs_dir: Path, name: str) -> None:
     """Check, before the work, that `RunDir.create` will accept the name.
 
     Raises:
-        UsageError: the name is not one plain file name on every system.
+        UsageError: see `check_plain`.
         RunExistsError: the run exists already.
+    """
+    check_plain(name)
+    if (runs_dir / name).exists():
+        raise _exists(runs_dir / name)
+
+
+def check_plain(name: str) -> None:
+    """Check the name of a run.
+
+    Raises:
+        UsageError: it is not one plain file name on every system.
     """
     plain = _NAME.fullmatch(name) and not name.endswith(".") and ".." not in name
     if not plain or _DEVICE_NAME.fullmatch(name):
@@ -320,8 +340,6 @@ def check_name(runs_dir: Path, name: str) -> None:
             "with a letter or digit, without '..' and not a Windows device name; choose such a "
             "name, and --runs-dir for the folder"
         )
-    if (runs_dir / name).exists():
-        raise _exists(runs_dir / name)
 
 
 def _exists(path: Path) -> RunExistsError:

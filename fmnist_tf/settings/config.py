@@ -109,7 +109,9 @@ class _Settings(BaseModel):
         'test images are in the file named alike, with "test" for "train"',
         metavar="PATH",
     )
-    label_column: Text | None = _data("name of the label column", metavar="NAME")
+    label_column: Text | None = _data(
+        "label column: a name, a number from 1, first or last; found if not given", metavar="COLUMN"
+    )
     val_fraction: PositiveFraction = _data(
         "fraction of the training rows held out for validation", 0.1, "F"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,14 +12,28 @@ from dataclasses import dataclass, field
 class StageClock:
     """Seconds of wall time per named stage, rounded to milliseconds."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent inside to the stage."""
-        started = time.perf_counter()
+        self._running[name] = time.perf_counter()
         try:
             yield
         finally:
-            passed = time.perf_counter() - started
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + passed, 3)
+            self._ended[name] = self.seconds[name]
+            del self._running[name]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each stage, so far if it has not ended."""
+        now, seconds = time.perf_counter(), dict(self._ended)
+        for name, started in self._running.items():
+            seconds[name] = round(seconds.get(name, 0.0) + now - started, 3)
+        return seconds
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Add the seconds of an earlier process."""
+        for name, seconds in earlier.items():
+            self._ended[name] = round(self._ended.get(name, 0.0) + seconds, 3)

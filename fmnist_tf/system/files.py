@@ -96,11 +96,29 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)  # otherwise a power cut can undo the rename
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # it was in a write
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in `replacing`; the caller has locked the folder.
+
+    Args:
+        folder: need not exist; folders in it are left alone.
+    """
+    for path in folder.glob(".*.tmp-*"):
+        _remove(path)
 
 
 @contextmanager

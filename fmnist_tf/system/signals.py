@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM become one exception that cannot get lost.
+"""Signals that ask a command to end become one exception that cannot get lost.
 
 Python drops exceptions that are raised inside callbacks and destructors, so `StoppedError` is
-raised at once, and again at the next `check`. A second signal ends the process.
+raised at once, and again at the next `check`. A second signal ends the process. Inside `deferred`
+only `check` raises, and no number of signals ends the process: what must be consistent or saved
+first, is.
 """
 
 from __future__ import annotations
@@ -11,15 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# Batch systems announce the end of a job with TERM, USR1 or XCPU; HUP is a closed terminal.
+_NAMES = {signal.SIGINT: "Ctrl-C"} | {
+    number: number.name
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+}
 _pending: list[StoppedError] = []
+_n_deferring = 0
 
 
 class StoppedError(BaseException):
     """A signal stopped the program; like KeyboardInterrupt, this is no `Exception`.
 
     Attributes:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells count.
+        exit_code: 128 + the signal's number, as shells count: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,18 +36,35 @@ class StoppedError(BaseException):
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM inside into a `StoppedError`.
+    """Turn the first signal inside into a `StoppedError`, but for those that are ignored.
 
-    Afterwards the previous handlers are back, so that a notebook can still be interrupted.
+    `nohup` ignores SIGHUP. Afterwards the previous handlers are back, so that a notebook can still
+    be interrupted.
     """
     _pending.clear()
-    before = {number: signal.signal(number, _stop) for number in _NAMES}
+    found = {number: signal.getsignal(number) for number in _NAMES}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, _stop)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _pending.clear()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let a signal inside raise only in `check`."""
+    global _n_deferring
+    _n_deferring += 1
+    try:
+        yield
+    finally:
+        _n_deferring -= 1
+        if _pending and not _n_deferring:
+            _let_next_kill()
 
 
 def check() -> None:
@@ -50,7 +74,13 @@ def check() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for other in _NAMES:
-        signal.signal(other, signal.SIG_DFL)
-    _pending.append(StoppedError(number))
-    raise _pending[0]
+    _pending[:] = _pending or [StoppedError(number)]
+    if not _n_deferring:
+        _let_next_kill()
+        raise _pending[0]
+
+
+def _let_next_kill() -> None:
+    for number in _NAMES:
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)

@@ -101,7 +101,7 @@ def feature_key(pixels: RowSource, feature_extractor: keras.Model, precision: st
         "precision": precision,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
-        "processor": _describe_processor(),
+        "processor": describe_processor(),
         "rows": [pixels.n_rows, *pixels.row_shape, pixels.digest],
         "graph": _describe_graph(feature_extractor.get_config()),
     }
@@ -142,7 +142,7 @@ def _describe_graph(config: dict[str, Any]) -> list[Any]:
     return described
 
 
-def _describe_processor() -> list[Any]:
+def describe_processor() -> list[Any]:
     """Return what decides which kernels TensorFlow computes with."""
     settings = [os.environ.get(name) for name in _KERNEL_SETTINGS]
     gpus = tf.config.list_physical_devices("GPU")

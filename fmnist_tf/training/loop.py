@@ -2,8 +2,9 @@
 
 Loss and accuracy are sums and counts over every example, divided once. The state after epoch e is a
 function of (seed, e) and the state before: order, views and dropout are seeded in each epoch,
-augmentation in each step, and no iterator outlives an epoch. Steps run through the current
-`tf.distribute` strategy; batches are not divided among replicas yet.
+augmentation in each step, and no iterator outlives an epoch. Within an epoch the state is that of
+`Trainer.state` and a `Position`, so training can continue after any step. Steps run through the
+current `tf.distribute` strategy; batches are not divided among replicas yet.
 
 Shape letters: B batch, N rows, K classes.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -24,6 +25,7 @@ from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.batches import RowSource, make_batches, order_rows, pick_views
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import SplitClassifier, find_backbone
+from fmnist_tf.system import signals
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.lr_finder import has_diverged
@@ -72,6 +74,25 @@ class Counts:
     def accuracy(self) -> float:
         """Fraction of correct examples, 0..1."""
         return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has come; the rest of its state are the variables of `Trainer.state`.
+
+    Attributes:
+        epoch: under way, 1-based; epochs + 1 after the last.
+        step: steps taken in it.
+        counts: sums over those steps.
+        seconds: wall time of those steps.
+        val_losses: mean cross entropy in nats after each earlier epoch.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+    val_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,8 @@ class Trainer:
         self.strategy = tf.distribute.get_strategy()
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
-        statistics = [
-            variable
-            for layer in find_backbone(classifier).layers
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
-        self._changing_variables = [*self._variables, *statistics]
+        self._changing_variables = changing_variables(classifier)
+        self._averages: list[tf.Variable] = []
         optimizer.build(self._variables)
         self._train_steps: dict[TrainingPlan, Step] = {}
         self._seed_states = list(_seed_states(split.trained_layers))
@@ -172,9 +188,14 @@ class Trainer:
     def evaluate(
         self, source: RowSource, labels: np.ndarray, rows: np.ndarray, batch_size: int
     ) -> Counts:
-        """Return the sums over `rows`, each row counted once."""
+        """Return the sums over `rows`, each row counted once.
+
+        Raises:
+            StoppedError: a signal stops this process.
+        """
         counts = Counts()
         for x, y in make_batches(source, labels, rows, batch_size):
+            signals.check()
             counts += _to_counts(self._eval_step(x, y), len(y))
         return counts
 
@@ -192,7 +213,8 @@ class Trainer:
         val_rows: np.ndarray,
         plan: TrainingPlan,
         *,
-        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        start: Position = Position(),
+        on_step: Callable[[Position], None] = lambda position: None,
     ) -> Iterator[Epoch]:
         """Train, and yield after each epoch.
 
@@ -205,40 +227,65 @@ class Trainer:
             train_rows: row numbers below N.
             val_rows: row numbers below N.
             plan: the settings.
-            on_step: called after each step with the steps done in this epoch and their number.
+            start: where to continue; the variables of `state` are those of this position.
+            on_step: called before the first step of each epoch and after each step. `state` and the
+                position can then be saved, also if it raises.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
         steps, peak = plan.rates.steps_per_epoch, plan.rates.peak
         n_rows, labels = len(labels), np.tile(labels, plan.n_views)
-        changing = self._changing_variables if plan.ema_decay else []
-        averages = [tf.Variable(variable) for variable in changing]
+        averages = self._get_averages(plan)
+        changing = self._changing_variables if averages else []
+        if start == Position():
+            _assign(averages, changing)
         train_step = self._get_train_step(plan, averages)
-        val_losses: list[float] = []
-        for number in range(1, plan.rates.epochs + 1):
-            started = time.perf_counter()
-            self._seed_dropout(plan.seed, number)
-            counts = Counts()
+        position = start
+        while position.epoch <= plan.rates.epochs:
+            number, val_losses = position.epoch, position.val_losses
+            started = time.perf_counter() - position.seconds
+            if position.step == 0:
+                self._seed_dropout(plan.seed, number)
+                on_step(position)
             order = order_rows(train_rows, plan.seed, number)
             order = pick_views(order, n_rows, plan.n_views, plan.seed, number)
-            for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
-                done = (number - 1) * steps + step
-                rate = rate_at(plan.rates, done, val_losses)
-                self.optimizer.learning_rate.assign(rate)
+            order = order[position.step * plan.batch_size :]
+            for x, y in make_batches(source, labels, order, plan.batch_size):
+                done = (number - 1) * steps + position.step
+                self.optimizer.learning_rate.assign(rate_at(plan.rates, done, val_losses))
                 sums = train_step(x, y, tf.constant([plan.seed, done], tf.int32))
-                counts += _to_counts(sums, len(y))
+                counts, step = position.counts + _to_counts(sums, len(y)), position.step + 1
                 if not math.isfinite(counts.loss_sum):
-                    raise _non_finite(counts, number, f"step {step + 1} of {steps}", peak)
-                on_step(step + 1, steps)
+                    raise _non_finite(counts, number, f"step {step} of {steps}", peak)
+                seconds = time.perf_counter() - started
+                position = Position(number, step, counts, seconds, val_losses)
+                on_step(position)
             _swap(averages, changing)
-            val = self.evaluate(source, labels, val_rows, plan.batch_size)
+            try:
+                val = self.evaluate(source, labels, val_rows, plan.batch_size)
+            except BaseException:
+                _swap(averages, changing)  # after a stop the state is still that of the position
+                raise
             if not math.isfinite(val.loss_sum):
                 # A step's loss is that of the weights before it: the last step shows only here.
                 raise _non_finite(val, number, f"validation, after step {steps}", peak)
-            val_losses.append(val.loss)
-            yield Epoch(number, counts, val, rate, time.perf_counter() - started)
+            rate = rate_at(plan.rates, number * steps - 1, val_losses)
+            yield Epoch(number, position.counts, val, rate, time.perf_counter() - started)
             _swap(averages, changing)
+            position = Position(number + 1, val_losses=(*val_losses, val.loss))
+
+    def state(self, plan: TrainingPlan) -> dict[str, list[tf.Variable]]:
+        """Return the variables that training changes, by purpose, to be saved or restored.
+
+        They are consistent when `run_epochs` calls `on_step`.
+        """
+        return {
+            "weights": [variable.value for variable in self._changing_variables],
+            "optimizer": [variable.value for variable in self.optimizer.variables],
+            "dropout": [variable.value for variable in self._seed_states],
+            "averages": self._get_averages(plan),
+        }
 
     def run_lr_finder(
         self,
@@ -282,6 +329,11 @@ class Trainer:
     def restore(self, snapshot: list[np.ndarray]) -> None:
         """Assign a snapshot to the network."""
         _assign(self._changing_variables, snapshot)
+
+    def _get_averages(self, plan: TrainingPlan) -> list[tf.Variable]:
+        if plan.ema_decay and not self._averages:
+            self._averages = [tf.Variable(variable) for variable in self._changing_variables]
+        return self._averages if plan.ema_decay else []
 
     def _seed_dropout(self, seed: int, epoch: int) -> None:
         """Make this epoch's dropout a function of (seed, epoch)."""
@@ -358,7 +410,21 @@ class Trainer:
         )
 
 
-def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+def changing_variables(classifier: keras.Model) -> list[Any]:
+    """Return the variables that training changes: trainable ones and BatchNorm statistics.
+
+    The classifier's phase is applied. These are the variables of `Trainer.snapshot`, in its order.
+    """
+    statistics = [
+        variable
+        for layer in find_backbone(classifier).layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+    return [*classifier.trainable_variables, *statistics]
+
+
+def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 

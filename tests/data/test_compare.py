@@ -106,6 +106,10 @@ def test_other_pictures_have_no_orientation(digits: DataSummary) -> None:
     gradients = gradients + rng.integers(0, 9, (100, 784), np.uint8)
     for pixels in (noise, gradients, transform(gradients, transpose=True)):
         assert "W052" not in codes(compare(digits, pixels, ""))
+    # A faint likeness to turned digits, in images that are something else.
+    turned = transform(TEST.pixels[:100], transpose=True)
+    faint = (100 + 0.3 * noise + 0.1 * turned).astype(np.uint8)
+    assert "W052" not in codes(compare(digits, faint, ""))
     assert compare(digits, np.zeros((0, 784), np.uint8), "") == []
     assert "W052" not in codes(compare(digits, np.full((3, 784), 200, np.uint8), ""))
 
@@ -118,6 +122,9 @@ def test_dark_images_among_dark_images_are_no_fault(tmp_path: Path) -> None:
     dark = (TEST.pixels * 0.25).astype(np.uint8)
     assert compare(summary, dark[:1], "") == []
     assert codes(compare(summary, dark, "")) == ["W051"]
+    one_each = np.unique(np.asarray(TRAIN.label_index), return_index=True)[1]
+    few = summarize(TRAIN.pixels[one_each], np.arange(10), tmp_path)
+    assert codes(compare(few, TEST.pixels[:40] // 16, "")) == ["W051"]
 
 
 def test_a_mean_image_elsewhere_is_told_where_labels_allow_it(digits: DataSummary) -> None:

@@ -159,7 +159,7 @@ ACCEPTED: dict[str, tuple[bytes | Cells, str]] = {
     ),
     "quotes": (
         text([[f'"{cell}"' for cell in row] for row in kaggle()]),
-        "quotes around cells were taken off",
+        "column 1, label",
     ),
     "spaces and signs": (
         text([[f" {cell}\t" for cell in HEADER], *([f" +0{c} " for c in row] for row in rows())]),

@@ -212,3 +212,9 @@ def test_a_dropped_signal_still_ends_the_waiting(tmp_path: Path) -> None:
     with locked(tmp_path), listening(), pytest.raises(StoppedError):
         with locked(tmp_path, on_wait=told):
             pass
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, replacing(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "x")

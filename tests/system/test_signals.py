@@ -49,3 +49,22 @@ def test_a_second_signal_ends_the_process() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (-signal.SIGTERM, "")
+
+
+def test_deferred_signals_wait_for_the_next_check() -> None:
+    with signals.listening(), signals.deferred():
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        with pytest.raises(signals.StoppedError) as caught:
+            signals.check()
+        assert caught.value.exit_code == 128 + signal.SIGUSR1
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            signals.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_ro
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_feature_function
-from fmnist_tf.training.loop import Counts, NonFiniteLossError, Trainer, TrainingPlan
+from fmnist_tf.training.loop import (
+    Counts,
+    Epoch,
+    NonFiniteLossError,
+    Position,
+    Trainer,
+    TrainingPlan,
+)
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 from fmnist_tf.training.schedules import RatePlan
@@ -44,12 +53,11 @@ def plan(
     return TrainingPlan(RatePlan(schedule, rate, 4, epochs), 5, seed, **options)
 
 
-def run(trainer: Trainer, *, source=None, on_step=lambda step, steps: None, **changes):
+def run(trainer: Trainer, *, source=None, start=None, on_step=lambda at: None, **changes):
     source = source or ArrayRows(PIXELS)
-    rows = np.arange(17)
-    return trainer.run_epochs(
-        source, LABELS, rows, np.arange(17, 23), plan(**changes), on_step=on_step
-    )
+    rows, val_rows = np.arange(17), np.arange(17, 23)
+    options = {"start": start or Position(), "on_step": on_step}
+    return trainer.run_epochs(source, LABELS, rows, val_rows, plan(**changes), **options)
 
 
 def test_evaluation_counts_every_example_once(make_trainer, toy_classifier) -> None:
@@ -88,12 +96,44 @@ def test_dropout_is_a_function_of_seed_and_epoch(make_trainer, toy_classifier) -
         trainer = make_trainer()
         state = trainer.split.trained_layers.get_layer("dropout").seed_generator.state
         seen = []
-        on_step = lambda step, steps: step == 1 and seen.append(tuple(state.numpy()))  # noqa: E731
+        on_step = lambda at: at.step == 1 and seen.append(tuple(state.numpy()))  # noqa: E731
         list(run(trainer, seed=seed, on_step=on_step))
         return seen
 
     assert states(0) == states(0)
     assert len({*states(0), *states(1)}) == 4
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 0), (2, 1), (2, 4)])
+def test_training_continues_after_any_step(
+    make_trainer, toy_classifier, toy_spec, epoch: int, step: int
+) -> None:
+    options = {"epochs": 3, "ema_decay": 0.9, "augment": ("erasing",)}
+    saved: dict[str, list[np.ndarray]] = {}
+    at = Position()
+
+    def save(position: Position) -> None:
+        nonlocal at
+        if (position.epoch, position.step) == (epoch, step):
+            at = position
+            state = trainer.state(plan(**options))
+            saved.update({name: [v.numpy() for v in part] for name, part in state.items()})
+
+    def ends_as(start: Position) -> tuple[list[Epoch], dict[str, str]]:
+        trainer = make_trainer()
+        for name, part in trainer.state(plan(**options)).items():
+            for variable, value in zip(part, saved[name], strict=True):
+                variable.assign(value)
+        epochs = list(run(trainer, start=start, **options))
+        return [replace(e, seconds=0) for e in epochs], digest_weights(toy_classifier, toy_spec)
+
+    trainer = make_trainer()
+    epochs = [replace(e, seconds=0) for e in run(trainer, on_step=save, **options)]
+    expected = epochs[epoch - 1 :], digest_weights(toy_classifier, toy_spec)
+    assert ends_as(at) == expected
+    # Without the offset some rows come twice.
+    if step:
+        assert ends_as(replace(at, step=0, counts=Counts())) != expected
 
 
 def test_it_learns(toy_spec) -> None:
@@ -180,10 +220,12 @@ def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> N
     variance = find_backbone(toy_classifier).get_layer("deep_bn").moving_variance
     average, own = variance.numpy(), []
 
-    def follow(step: int, steps: int) -> None:
+    def follow(at: Position) -> None:
         nonlocal average
+        if at.step == 0:
+            return
         own.append(variance.numpy())
-        share = 1 - min(0.9, step / (9 + step))
+        share = 1 - min(0.9, at.step / (9 + at.step))
         average = average + share * (own[-1] - average)
 
     epochs = run(trainer, epochs=1, ema_decay=0.9, on_step=follow)
@@ -199,22 +241,22 @@ def test_nan_stops_with_epoch_and_step(make_trainer, toy_classifier) -> None:
     kernel = toy_classifier.get_layer("probabilities").kernel
     calls = []
 
-    def poison(step: int, steps: int) -> None:
-        calls.append((step, steps))
-        if len(calls) == 6:
+    def poison(at: Position) -> None:
+        calls.append((at.epoch, at.step))
+        if calls[-1] == (2, 2):
             kernel.assign(kernel * np.nan)
 
     with pytest.raises(NonFiniteLossError, match="nan at epoch 2, step 3 of 4"):
         list(run(trainer, on_step=poison))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 4), (2, 4)]
+    assert calls == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0), (2, 1), (2, 2)]
 
 
 def test_nan_after_the_last_step_stops_in_validation(make_trainer, toy_classifier) -> None:
     trainer = make_trainer()
     kernel = toy_classifier.get_layer("probabilities").kernel
 
-    def poison(step: int, steps: int) -> None:
-        if step == steps:
+    def poison(at: Position) -> None:
+        if at.step == 4:
             kernel.assign(kernel * np.nan)
 
     with pytest.raises(NonFiniteLossError, match="nan at epoch 1, validation"):

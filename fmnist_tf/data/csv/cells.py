@@ -6,6 +6,7 @@ import csv
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from fmnist_tf.errors import Problem, printable
 
@@ -117,6 +118,7 @@ def _open_quote(text: str, separator: str) -> int:
     return field
 
 
+@lru_cache(1024)  # a file has few different cells; the longest take 64 MB
 def pixel_value(cell: str) -> int | Fault:
     """Read one pixel: 0..255, or E017, E031..E037.
 
@@ -151,6 +153,7 @@ def pixel_value(cell: str) -> int | Fault:
     return Fault("E031", f"{printable(text)!r}, not a number", _PIXEL)
 
 
+@lru_cache(1024)
 def label_text(cell: str) -> str | Fault:
     """Read one label: a whole number in its shortest form, or a class name; or E027, E036, E037.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 
@@ -26,8 +27,6 @@ from fmnist_tf.data.store import Block
 from fmnist_tf.errors import DataError, Problem, printable
 
 ROWS = 1024
-_MEMO_ENTRIES = 1 << 16
-_MEMO_CHARS = 32
 _SCALED = "already scaled to 0..1? multiply by 255 and round before export"
 
 Row = tuple[bytes, int]
@@ -39,25 +38,18 @@ class _EndError(Exception):
 
 
 class Scanner:
-    """Reads one file once.
-
-    Attributes:
-        notes: sentences on tolerant forms that were met, in order of appearance.
-    """
+    """Reads one file once."""
 
     def __init__(self, path: str, layout: Layout, labels: LabelCodes) -> None:
         self._path = path
         self._layout = layout
         self._labels = labels
-        self._columns = np.array(layout.pixel_columns)
+        self._pick_pixels = itemgetter(*layout.pixel_columns)
         self._label_lines: list[int] = []
         self._label_counts: Counter[int] = Counter()
-        self._label_memo: dict[tuple[str, ...], int] = {}
-        self._pixel_memo: dict[str, int | Fault] = {str(value): value for value in range(256)}
         self._brightest = 0
         self._problems: list[Problem] = []
         self._totals: Counter[str] = Counter()
-        self.notes: list[str] = []
 
     def read(self, blocks: Iterator[bytes]) -> Iterator[Block]:
         """Yield pixels (R, 784) uint8 and label codes (R,) int32; rows with a fault are left out.
@@ -108,8 +100,6 @@ class Scanner:
             hint = "files joined end to end? delete the inner header"
             self._add(Fault("E039", "the header again", "one image a line", hint), line)
             return None
-        if raw.endswith(b"\r\r"):
-            self._note("lines that end in CR CR LF were read")
         cells = split_line(raw, layout.separator)
         if isinstance(cells, Fault):
             self._add(cells, line)
@@ -119,49 +109,33 @@ class Scanner:
         if len(cells) != layout.width:
             self._add(_width_fault(cells, layout.width, is_open), line)
             return None
-        if b'"' in raw:
-            self._note("quotes around cells were taken off")
         faults = []
         code = self._label_code(cells, line)
         if isinstance(code, Fault):
             faults.append(code)
-        values = bytearray()
-        memo = self._pixel_memo
-        for column in layout.pixel_columns:
-            cell = cells[column]
-            value = memo.get(cell)
-            if value is None:
-                value = self._read_pixel(cell)
-            if isinstance(value, int):
-                values.append(value)
-            else:
-                faults.append(replace(value, column=column + 1))
+        pixels = b""
+        try:
+            pixels = bytes(map(pixel_value, self._pick_pixels(cells)))  # type: ignore[arg-type]
+        except TypeError:  # some are faults
+            for column in layout.pixel_columns:
+                value = pixel_value(cells[column])
+                if isinstance(value, Fault):
+                    faults.append(replace(value, column=column + 1))
+                else:
+                    self._brightest = max(self._brightest, value)
         for fault in sorted(faults, key=lambda fault: fault.column or 0):
             self._add(fault, line)
-        if values:
-            self._brightest = max(self._brightest, max(values))
+        self._brightest = max(self._brightest, max(pixels, default=0))
         if faults or isinstance(code, Fault):
             return None
         self._label_counts[code] += 1
-        return bytes(values), code
-
-    def _read_pixel(self, cell: str) -> int | Fault:
-        value = pixel_value(cell)
-        if isinstance(value, int) and not cell.strip(" \t+-").isdecimal():
-            self._note("pixels written as 12.0 or 1.2e1 were read as 12")
-        if len(cell) <= _MEMO_CHARS:
-            if len(self._pixel_memo) >= _MEMO_ENTRIES:
-                self._pixel_memo = {str(value): value for value in range(256)}
-            self._pixel_memo[cell] = value
-        return value
+        return pixels, code
 
     def _label_code(self, cells: list[str], line: int) -> int | Fault:
         layout = self._layout
         if not layout.label_columns:
             return 0
-        key = tuple(cells[column] for column in layout.label_columns)
-        if (known := self._label_memo.get(key)) is not None:
-            return known
+        key = [cells[column] for column in layout.label_columns]
         field = layout.label_columns[0] + 1
         text: str | Fault
         if layout.classes:
@@ -174,8 +148,6 @@ class Scanner:
             text = label_text(key[0])
         if isinstance(text, Fault):
             return replace(text, column=field)
-        if "." in key[0] and is_whole(text):
-            self._note("labels written as 5.0 were read as 5")
         code = self._labels.add(text)
         if code == len(self._label_lines):
             if code == MAX_CLASSES:
@@ -185,8 +157,6 @@ class Scanner:
                 self._add(Fault("E028", found, expected, hint, field), line)
                 raise _EndError
             self._label_lines.append(line)
-        if len(self._label_memo) < _MEMO_ENTRIES and len(key[0]) <= _MEMO_CHARS:
-            self._label_memo[key] = code
         return code
 
     def _check_kinds(self) -> None:
@@ -215,10 +185,6 @@ class Scanner:
     def _finish_hints(self) -> None:
         if self._totals["E034"] == self._totals.total() and self._brightest <= 1:
             self._problems = [replace(problem, hint=_SCALED) for problem in self._problems]
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.notes:
-            self.notes.append(sentence)
 
 
 def _split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:

@@ -1,31 +1,28 @@
 """A CSV of 28x28 images -> a `Table` of uint8 pixels and labels, or `DataError` with all faults.
 
-What is accepted: `label,pixel1..pixel784` and its relatives (`pixel0..`, `1x1..28x28`, any shared
-prefix numbered 0..783 or 1..784), no header, the label first, last or named, an index column,
-no label at all; gzip; LF or CR LF, also mixed; a UTF-8 byte-order mark; no line end at the end;
-quotes and spaces around a cell, a sign, leading zeros, `12.0` for 12. Labels are whole numbers of
-any value or names, not both in one file.
+docs/data.md lists what is accepted.
 
 Codes; (a): accepted, and said in `Table.decisions`.
 
     E001 no such file                       E023 a pixel column is missing
     E002 directory, pipe, socket, device    E024 (a) pixel columns permuted: put in order by name
     E003 no permission                      E025 a column that is neither pixel, label nor index
-    E004 0 bytes                            E026 label column absent, or not the one named
-    E005 no image                           E027 label empty, fraction, nan, unprintable, or names
-    E006 larger than `max_bytes`                 mixed with numbers
-    E007 gzip bomb                          E028 label that train lacks; more than 1,000 classes
-    E008 gzip truncated or damaged, or      E029 names in one file, numbers in the other
-         followed by something else         E030 fewer than 2 classes
+    E004 0 bytes                            E026 label column absent, unclear, or not the
+    E005 no image                                one named
+    E006 larger than `max_bytes`            E027 label empty, fraction, nan, unprintable, or names
+                                                 mixed with numbers
+    E007 grows absurdly when decompressed   E028 label that train lacks; more than 1,000 classes
+    E008 compressed data truncated,         E029 names in one file, numbers in the other
+         damaged or followed by more        E030 fewer than 2 classes
     E009 another format                     E031 pixel not a number
     E010 UTF-16 or UTF-32                   E032 pixel below 0
     E011 not UTF-8                          E033 pixel above 255
     E012 NUL byte                           E034 fraction (all within 0..1: already scaled?)
     E013 (a) UTF-8 byte-order mark          E035 nan, inf, NA or an empty cell
-    E014 CR without LF                      E036 exponent, hexadecimal, underscore, thousands
+    E014 CR without LF                      E036 hexadecimal, underscore, thousands
     E015 (a) no line end at the end, but         separator, digits of another script
          refused if the last line is short  E037 number beyond 64 bits
-    E016 separator ';', tab, '|' or space   E038 line over 64 KiB; quote not closed in its line
+    E016 separator '|' or space             E038 line over 64 KiB; quote not closed in its line
     E017 decimal comma                      E039 header again, blank or comment line
     E018 line too short                     W040 see `summary`
     E019 line too long                      E041 file changed while it was read
@@ -130,12 +127,11 @@ def _parse(file: TextFile, directory: Path, sha256: str, label_column: str | Non
     try:
         labels = LabelCodes()
         blocks = read_plain(file.read_blocks(layout.start), layout, labels)
-        return _write(file, layout, directory, sha256, labels, blocks, [])
+        return _write(file, layout, directory, sha256, labels, blocks)
     except (NotPlainError, DataError):
         labels = LabelCodes()
-        scanner = Scanner(file.path, layout, labels)
-        blocks = scanner.read(file.read_blocks(layout.start))
-        return _write(file, layout, directory, sha256, labels, blocks, scanner.notes)
+        blocks = Scanner(file.path, layout, labels).read(file.read_blocks(layout.start))
+        return _write(file, layout, directory, sha256, labels, blocks)
 
 
 def _write(
@@ -145,7 +141,6 @@ def _write(
     sha256: str,
     labels: LabelCodes,
     blocks: Iterator[Block],
-    notes: list[str],
 ) -> Table:
     def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
         if labels.is_mixed or len(labels.codes) > MAX_CLASSES:
@@ -155,7 +150,7 @@ def _write(
         facts = {
             "label_values": values,
             "first_line": layout.first_line,
-            "decisions": [*file.notes, *layout.decisions, *notes],
+            "decisions": [*file.notes, *layout.decisions],
             "label_field": layout.label_columns[0] + 1 if layout.label_columns else None,
         }
         return (place if layout.label_columns else None), facts

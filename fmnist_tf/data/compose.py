@@ -1,0 +1,73 @@
+"""Put an object into 28x28 pixels by the convention of the training images.
+
+The steps are those that made Fashion-MNIST from product photos (Xiao, Rasul and Vollgraf 2017,
+arXiv:1708.07747, section 2): scale the longer side, sharpen, centre. MNIST centres by the centre of
+mass instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from fmnist_tf.data import IMAGE_SIZE
+from fmnist_tf.data.convention import TOLERANCE, Convention, find_centre_of_mass
+
+Grey = NDArray[np.floating[Any]]
+
+# ImageMagick's `-sharpen 1x1`: minus a Gaussian of radius and standard deviation 1, with twice its
+# sum in the middle; normalized to a sum of 1.
+_SHARPEN = -np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
+_SHARPEN[1, 1] = -2 * _SHARPEN.sum()
+_SHARPEN /= _SHARPEN.sum()
+
+
+def compose(contrast: Grey, convention: Convention) -> Grey:
+    """Return an object (H, W), cropped, 0..255 above its background, as 28x28 pixels of the same.
+
+    Faint pixels that are connected to the border become 0; those inside the object are kept.
+    """
+    scaled = scale(contrast, convention.content_side)
+    sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
+    image = np.pad(sharp, _margins(sharp, convention.centring))
+    faint = image <= TOLERANCE
+    outside = ndimage.binary_propagation(faint & border(faint.shape), mask=faint)
+    return np.where(outside, 0, image)
+
+
+def scale(grey: Grey, longer_side: int) -> Grey:
+    """Return the picture resized to `longer_side`, antialiased."""
+    factor = longer_side / max(grey.shape)
+    if factor == 1:
+        return grey
+    height, width = (max(1, round(side * factor)) for side in grey.shape)
+    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def centre(grey: Grey, fill: float) -> Grey:
+    """Return the picture in the middle of 28x28 pixels."""
+    return np.pad(grey, _margins(grey, "box"), constant_values=fill)
+
+
+def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return (H, W): the outermost pixels."""
+    mask = np.ones(shape, bool)
+    mask[1:-1, 1:-1] = False
+    return mask
+
+
+def _margins(grey: Grey, centring: str) -> list[tuple[int, int]]:
+    """Return how many pixels to add before and after each axis."""
+    if centring == "mass" and grey.any():
+        # The mean over MNIST is (14.0, 14.0), half a pixel right of and below the middle.
+        centres = (float(axis[0]) for axis in find_centre_of_mass(grey[np.newaxis]))
+        before = [round(IMAGE_SIZE / 2 - place) for place in centres]
+    else:
+        before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
+    room = [IMAGE_SIZE - side for side in grey.shape]
+    before = [min(max(b, 0), r) for b, r in zip(before, room, strict=True)]
+    return [(b, r - b) for b, r in zip(before, room, strict=True)]

@@ -1,0 +1,101 @@
+"""Continue an unfinished run: find it, and check that nothing has changed since it began."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tf.cli.terminal import warn
+from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.pipeline.saved_run import find_run, resume_command
+from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir, check_name, check_plain
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.system.files import remove_leftovers
+
+if TYPE_CHECKING:
+    from fmnist_tf.pipeline.prepare import Experiment
+    from fmnist_tf.training.checkpoint import CheckpointDir
+
+
+def find_unfinished(flags: argparse.Namespace) -> RunDir | None:
+    """Return the run that the command continues: of --resume, or of --run if it was begun.
+
+    Raises:
+        UsageError: --resume names no run, or goes with --run or --recipe.
+        RunExistsError: the run is finished, or --run names something else.
+    """
+    if not flags.checkpoint_seconds >= 0:
+        raise UsageError(
+            f"--checkpoint-seconds {flags.checkpoint_seconds}: expected a number from 0"
+        )
+    if flags.resume is not None:
+        if flags.run is not None or flags.recipe is not None:
+            raise UsageError("--resume RUN: expected without --run and --recipe, as RUN has both")
+        directory = find_run(flags.resume, flags.runs_dir)
+        if directory.is_complete:
+            raise RunExistsError(f"{directory.path}: the run is finished; nothing is left to do")
+        return directory
+    if flags.run is None:
+        return None
+    check_plain(flags.run)
+    directory = RunDir(flags.runs_dir / flags.run)
+    if not directory.is_unfinished:
+        check_name(flags.runs_dir, flags.run)
+        return None
+    return directory
+
+
+def open_checkpoints(
+    directory: RunDir, experiment: Experiment, seconds: float, *, accepts_changes: bool
+) -> tuple[CheckpointDir, dict[str, Any]]:
+    """Find where a run continues, after a check that nothing has changed since it began.
+
+    Args:
+        directory: of the run, locked; a new one is empty.
+        experiment: what would be trained now.
+        seconds: between two checkpoints within an epoch.
+        accepts_changes: whether changes are accepted.
+
+    Returns:
+        The checkpoints of the run; and when and where it continues, and the accepted changes.
+
+    Raises:
+        UsageError: something has changed, or no checkpoint is valid.
+    """
+    from fmnist_tf.pipeline.train_state import describe_conditions, find_changes
+    from fmnist_tf.training.checkpoint import CheckpointDir
+
+    checkpoints = CheckpointDir(directory.file(CHECKPOINTS), seconds)
+    remove_leftovers(directory.path)
+    remove_leftovers(checkpoints.path)
+    problems = checkpoints.find()
+    if problems and checkpoints.newest is None:
+        raise UsageError(
+            *problems,
+            f"{checkpoints.path}: expected a valid checkpoint, found none; to train again from the "
+            "start, delete this folder",
+        )
+    for problem in problems:
+        warn(f"{problem}; the run continues from the checkpoint before it")
+    changes, where = [], "the start"
+    if directory.file(CONFIG).is_file():
+        then = RunConfig.from_json(directory.read_json(CONFIG))
+        changes += find_changes(then.to_json(), experiment.config.to_json())
+    if checkpoints.newest is not None:
+        state = checkpoints.newest.state
+        where = f"epoch {state['position']['epoch']}, after step {state['position']['step']}"
+        if state["is_finished"]:
+            where = "the end of its training"
+            accepts_changes &= not changes  # no epoch would use other settings
+        changes += find_changes(state["conditions"], describe_conditions(experiment))
+    if changes and not accepts_changes:
+        raise UsageError(
+            f"{directory.path} was begun under other conditions; it would not end as if it had "
+            "never been stopped:",
+            *changes,
+            f"Restore them, or continue with `{resume_command(directory)} --accept-changes`, or "
+            "begin another run with --run NAME",
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return checkpoints, {"at": now, "from": where, "accepted_changes": changes}

@@ -1,0 +1,312 @@
+"""Killed, stopped and resumed runs end with the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from killable import Killer
+from toyrun import NAMES, WORDS, draw, write_csv
+from yardstick import hash_run
+
+from fmnist_tf import evaluate, export, predict, report
+from fmnist_tf.pipeline import finish
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.train import main
+
+FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
+FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",
+    "--train-batch-norm", "--ema-decay", "0.9", "--augment", "flip,erasing", "--unfreeze", "all",
+    "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
+SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none", "--augment",
+    "flip,shift-crop", "--ema-decay", "0.9", "--schedule", "cosine"]  # fmt: skip
+SLOW_SIGNALS = ("INT", "HUP", "USR1", "XCPU")
+ALWAYS = ["--checkpoint-seconds", "0"]
+
+
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory) -> Iterator[Killer]:
+    """Processes in a folder with data and the undisturbed runs `frozen` and `scratch`."""
+    folder = tmp_path_factory.mktemp("killed")
+    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
+        labels = [NAMES[row % 3] for row in range(n_rows)]
+        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
+    killer = Killer(folder)
+    killer.begin("frozen", *FROZEN)
+    killer.begin("scratch", *SCRATCH)
+    yield killer
+    killer.close()
+
+
+def hash_all(run: Path) -> dict[str, str]:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    del evaluation["tested_at"]
+    predictions = (run / "predictions.npz").read_bytes()
+    return {**hash_run(run), "evaluation": evaluation, "bytes": predictions}
+
+
+def finish_killed(killer: Killer, name: str, *words: str, kills: list[dict]) -> int:
+    """Kill a run as described, then let it end; return how often it was killed."""
+    n_killed = 0
+    for when in [*kills, {}]:
+        code, _, _ = killer.run(*words, "--run", name, **when)
+        n_killed += code == -signal.SIGKILL
+        if (killer.folder / "runs" / name / "DONE.json").is_file():
+            return n_killed
+        assert code in (0, -signal.SIGKILL), killer.log
+    raise AssertionError(f"{name} did not end: {killer.log}")
+
+
+def test_a_killed_run_ends_as_if_undisturbed(killer: Killer) -> None:
+    words, runs = [*SCRATCH, *ALWAYS], killer.folder / "runs"
+    # In the middle of an epoch, in a save, and after the training.
+    kills = [{"after": killer.seconds["scratch"] / 2}, {"at_call": 20}, {"at_call": 200}]
+    assert finish_killed(killer, "killed", *words, kills=kills) == 3
+    assert hash_all(runs / "killed") == hash_all(runs / "scratch")
+    assert not (runs / "killed/checkpoints").exists()
+    assert not list((runs / "killed").glob(".*.tmp-*"))
+    provenance = json.loads((runs / "killed/provenance.json").read_text())
+    assert len(provenance["resumptions"]) == 3
+    assert killer.run(*words, "--run", "killed")[0] == 3
+    assert killer.run("--resume", "killed")[0] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_two_hundred_kills(killer: Killer, seed: int) -> None:
+    """Frozen, finetune and what follows, killed 50 times for each seed."""
+    chance, n_killed, chain = random.Random(seed), 0, 0
+    runs = killer.folder / "runs"
+    if not (runs / "finetune").exists():
+        killer.begin("finetune", *FINETUNE)
+    while n_killed < 50:
+        chain += 1
+        for phase, words in (("frozen", FROZEN), ("finetune", FINETUNE)):
+            seconds, n_calls = killer.seconds[phase], 400
+            kills = [
+                chance.choice(
+                    [{"after": chance.uniform(0, seconds)}, {"at_call": chance.randint(1, n_calls)}]
+                )
+                for _ in range(3)
+            ]
+            name = f"{phase}-{seed}-{chain}"
+            n_killed += finish_killed(killer, name, *words, *ALWAYS, kills=kills)
+            assert hash_all(runs / name) == hash_all(runs / phase), kills
+            assert report.main([str(runs / name), "--quiet"]) == 0
+            shutil.rmtree(runs / name)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_call_of_a_save(killer: Killer) -> None:
+    words, runs = [*FROZEN, *ALWAYS], killer.folder / "runs"
+    for call in range(40, 70):  # some saves have 14 calls
+        finish_killed(killer, f"call-{call}", *words, kills=[{"at_call": call}])
+        assert hash_all(runs / f"call-{call}") == hash_all(runs / "frozen"), call
+        shutil.rmtree(runs / f"call-{call}")
+
+
+@pytest.fixture
+def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
+    """A copy of a run that was stopped by SIGTERM in its third epoch, in the current folder."""
+    original = killer.folder / "runs/stopped"
+    if not original.exists():
+        words = [*FROZEN, *ALWAYS, "--run", "stopped"]
+        assert killer.run(*words, at_call=260, number=signal.SIGTERM)[0] == 143, killer.log
+        assert 1 < len(RunDir(original).read_history()) < 4
+    monkeypatch.chdir(killer.folder)
+    shutil.rmtree("runs/copy", ignore_errors=True)
+    shutil.copytree(original, "runs/copy")
+    return Path("runs/copy")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": ("variables.data-00000-of-00001", lambda p: p.write_bytes(p.read_bytes()[:99])),
+    "emptied": ("state.json", lambda p: p.write_bytes(b"")),
+    "bit flipped": ("variables.data-00000-of-00001", flip_a_bit),
+    "checksums gone": ("sha256.json", lambda p: p.unlink()),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_the_checkpoint_before_a_corrupt_one_serves(
+    killer: Killer, stopped: Path, name: str, damage
+) -> None:
+    _, newest = sorted(stopped.glob("checkpoints/*"))
+    damage(newest / name)
+    assert killer.run("--resume", "copy", "--wandb", "disabled")[0] == 0, killer.log
+    assert f"{newest}: " in killer.log
+    assert hash_all(stopped) == hash_all(Path("runs/frozen"))
+
+
+def test_no_valid_checkpoint_is_bad_input(stopped: Path, capsys) -> None:
+    for path in stopped.glob("checkpoints/*/state.json"):
+        flip_a_bit(path)
+    assert main(["--resume", "copy", "--wandb", "disabled"]) == 2
+    assert str(stopped / "checkpoints") in capsys.readouterr().err
+    assert predict.main(["copy", "toy_test.csv"]) == 2
+
+
+def test_changes_are_refused_or_accepted_and_recorded(stopped: Path, capsys, monkeypatch) -> None:
+    resume = ["--resume", "copy", "--wandb", "disabled"]
+    assert main([*resume, "--learning-rate", "0.02"]) == 2
+    assert "learning_rate: expected 0.01, found 0.02" in capsys.readouterr().err
+    assert main([*FROZEN, "--run", "copy", "--epochs", "5"]) == 2
+    assert "epochs: expected 4, found 5" in capsys.readouterr().err
+    monkeypatch.setattr("fmnist_tf.pipeline.train_state.usable_cpus", lambda: range(99))
+    assert main(resume) == 2
+    assert "processors: expected" in capsys.readouterr().err
+    assert main([*resume, "--learning-rate", "0.02", "--accept-changes"]) == 0
+    provenance = json.loads((stopped / "provenance.json").read_text())
+    changes = provenance["resumptions"][-1]["accepted_changes"]
+    assert [change.split(":")[0] for change in changes] == ["learning_rate", "processors"]
+    assert json.loads((stopped / "config.json").read_text())["learning_rate"] == 0.02
+    assert RunDir(stopped).read_history()[-1].learning_rate == pytest.approx(0.02)
+
+
+def test_changed_data_is_refused(stopped: Path, capsys) -> None:
+    before = Path("toy_test.csv").read_bytes()
+    write_csv("toy_test.csv", draw(21, 5), [NAMES[row % 3] for row in range(21)])
+    assert main(["--resume", "copy", "--wandb", "disabled"]) == 2
+    Path("toy_test.csv").write_bytes(before)
+    assert "data, SHA-256: expected" in capsys.readouterr().err
+
+
+def test_a_run_in_use_is_refused(stopped: Path) -> None:
+    with RunDir(stopped).locked():
+        assert main(["--resume", "copy", "--wandb", "disabled"]) == 3
+        assert main([*FROZEN, "--run", "copy"]) == 3
+
+
+def test_a_stopped_run_is_used_with_a_warning(stopped: Path, capsys) -> None:
+    state = json.loads(max(stopped.glob("checkpoints/*/state.json")).read_text())
+    best = state["history"][state["best_epoch"] - 1]
+    (stopped / "model.keras").unlink()  # a killed run has none
+    assert evaluate.main(["copy", "--data", "toy_train.csv"]) == 0
+    said = capsys.readouterr()
+    assert "STOPPED after" in said.err
+    assert "--resume copy" in said.err
+    assert predict.main(["copy", "toy_test.csv"]) == 0
+    assert export.main(["copy", "--format", "saved_model"]) == 0
+    assert report.main(["copy"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("STOPPED after") == 3
+    assert f"{best['val_accuracy']:.4f} so far" in said.out
+    assert "--resume copy" in (stopped / "report.html").read_text()
+    words = ["--phase", "finetune", "--epochs", "1", "--wandb", "disabled", "--run", "of-stopped"]
+    assert main([*words, "--from", "copy"]) == 0
+    start = RunDir(Path("runs/of-stopped")).read_history()[0]
+    assert start.val_loss == pytest.approx(best["val_loss"], rel=0.02)
+    shutil.rmtree("runs/of-stopped")
+    # It can still be finished.
+    assert main(["--resume", "copy", "--wandb", "disabled"]) == 0
+    assert hash_all(stopped)["history"] == hash_all(Path("runs/frozen"))["history"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(f"SIG{n}", marks=pytest.mark.slow) for n in SLOW_SIGNALS)],
+)
+def test_a_signal_saves_and_ends(killer: Killer, name: str) -> None:
+    words = [*FROZEN, "--epochs", "100000", "--run", name]
+    number = signal.Signals[name]
+    code, _, _ = killer.run(*words, after=killer.seconds["frozen"], number=number)
+    assert code == 128 + number, killer.log
+    check_nothing_is_lost(killer.folder / "runs" / name)
+
+
+def test_more_signals_lose_nothing(killer: Killer) -> None:
+    words = [*FROZEN, "--epochs", "100000", "--run", "storm"]
+    when = {"after": killer.seconds["frozen"], "every": 0.002, "number": signal.SIGTERM}
+    assert killer.run(*words, **when)[0] in (143, -signal.SIGTERM)
+    check_nothing_is_lost(killer.folder / "runs/storm")
+
+
+def check_nothing_is_lost(run: Path) -> None:
+    """Check that the newest checkpoint has every epoch of the history."""
+    state = json.loads(max(run.glob("checkpoints/*/state.json")).read_text())
+    assert len(state["history"]) == len(RunDir(run).read_history()) > 0
+    assert state["position"]["epoch"] == len(state["history"]) + 1
+
+
+def test_nobody_reading_does_not_end_a_training(killer: Killer) -> None:
+    assert killer.run(*FROZEN, "--run", "unread", log=None)[0] == 74  # for the result on stdout
+    assert hash_all(killer.folder / "runs/unread") == hash_all(killer.folder / "runs/frozen")
+
+
+def test_figures_that_fail_do_not_cost_the_run(stopped: Path, capsys, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("write_curves", "write_mistakes", "write_model_card", "write_report"):
+        monkeypatch.setattr(finish, name, fail)
+    assert main(["--resume", "copy", "--wandb", "disabled"]) == 0
+    said = capsys.readouterr().err
+    for name in ("curves.png", "mistakes.png", "README.md", "report.html"):
+        assert f"{name} was not made" in said
+        assert not (stopped / name).exists()
+    assert (stopped / "DONE.json").is_file()
+
+
+@pytest.mark.parametrize("what", ["model", "evaluation"])
+def test_a_full_disk_after_training_costs_no_epoch(
+    stopped: Path, capsys, monkeypatch, what: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(stopped / "x"))
+
+    resume = ["--resume", "copy", "--wandb", "disabled"]
+    with monkeypatch.context() as patch:
+        if what == "model":
+            patch.setattr(keras.Model, "save", fail)
+        else:
+            patch.setattr(RunDir, "write_predictions", fail)
+        assert main(resume) == 74
+    assert "train --resume copy` continues" in capsys.readouterr().err
+    history = (stopped / "history.csv").read_bytes()
+    assert main(resume) == 0
+    assert (stopped / "history.csv").read_bytes() == history
+    assert hash_all(stopped) == hash_all(Path("runs/frozen"))
+
+
+def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> None:
+    usage = shutil.disk_usage(stopped)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda stores: True)
+    assert main(["--resume", "copy", "--wandb", "disabled"]) == 74
+    assert "runs/copy/checkpoints" in capsys.readouterr().err
+
+
+def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:
+    """The network of a stopped run is that of the model.keras that its stop wrote."""
+    from fmnist_tf.pipeline.saved_run import build_saved_model, read_saved_run
+
+    expected = keras.saving.load_model(stopped / "model.keras").get_weights()
+    found = build_saved_model(read_saved_run(RunDir(stopped))).get_weights()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_wandb_continues_under_the_same_id(killer: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*FROZEN, *ALWAYS, "--wandb", "offline"]
+    finish_killed(killer, "w", *words, kills=[{"after": killer.seconds["frozen"] * 1.5}])
+    run = killer.folder / "runs/w"
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert len(provenance["resumptions"]) == 1
+    folders = list(run.glob("wandb/offline-run-*"))
+    assert {path.name.rpartition("-")[2] for path in folders} == {provenance["wandb_id"]}
+    assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
