@@ -68,7 +68,7 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
         bad = f"{len(errors)} of {len(paths)} files are no readable picture: "
         hint = "delete them or move them out of the folders of the classes"
         bad += "; ".join(errors[:5])
-        raise file_error("E045", str(folder), bad, "PNG or JPEG files", hint)
+        raise file_error("E045", str(folder), bad, "pictures", hint)
     if not rows:
         hint = "FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png"
         expected = "a folder of pictures for each class"

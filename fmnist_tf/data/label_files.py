@@ -16,8 +16,10 @@ from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes
 from fmnist_tf.errors import DataError, file_error
 
 
-def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]:
-    """Return the labels of a file as texts, one for each image, and the line of the first.
+def read_labels(
+    path: Path, n_images: int, images: str
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the K distinct labels in a file, in order, and the index (N,) of each image's label.
 
     A file of text has one column, perhaps a header, and perhaps a column of row numbers before it.
 
@@ -28,7 +30,7 @@ def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]
 
     Raises:
         DataError: E009, another format; E011, not UTF-8; E045, another number of labels than
-            images, or more columns; those of `read_array`.
+            images, or more columns; those of `read_array` and of `encode_labels`.
     """
     kind = find_kind(path)
     if kind.form in ("zip", "npz") and len(members := list_files(path)) == 1:
@@ -45,7 +47,7 @@ def read_labels(path: Path, n_images: int, images: str) -> tuple[list[str], int]
     if len(labels) != n_images:
         found, expected = f"{len(labels):,} labels", f"{n_images:,}, one for each image of {images}"
         raise file_error("E045", str(path), found, expected, "is it the file of these images?")
-    return labels, 1 + has_header
+    return encode_labels(path, labels, 1 + has_header)
 
 
 def encode_labels(

@@ -55,21 +55,21 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
 
 
 def find_test_beside(path: Path) -> Path | None:
-    """Return the existing file named like this one with "test" (or "t10k") for its last "train"."""
-    if not (train := _LAST_TRAIN.search(path.name)):
+    """Return the existing file named like this one with "test" (or "t10k") for its last "train".
+
+    Case and ".gz" may differ; so may the number of images, as in `csvTrainImages 13440x784.csv`.
+    """
+    if not _LAST_TRAIN.search(path.name):
         return None
-    test = "TEST" if train[0].isupper() else "Test" if train[0][0].isupper() else "test"
-    names = [_LAST_TRAIN.sub(word, path.name) for word in (test, "t10k")]
-    for name in names:
-        for candidate in (name, name.removesuffix(".gz"), name + ".gz"):
-            if is_there(beside := path.with_name(candidate)):
-                return beside
-    # `csvTrainImages 13440x784.csv`: the number of images is another one.
-    pattern = re.sub(r"\d+(?=x\d)", r"\\d+", re.escape(names[0]))
     file, member = split_member(path)
-    found = [beside for beside in list_files(file if member else path.parent)
-             if re.fullmatch(pattern, beside.name) and beside.parent == path.parent]  # fmt: skip
-    return found[0] if len(found) == 1 else None
+    files = [f for f in list_files(file if member else path.parent) if f.parent == path.parent]
+    for word in ("test", "t10k"):
+        exact = re.escape(_LAST_TRAIN.sub(word, path.name.removesuffix(".gz"))) + r"(\.gz)?"
+        for pattern in (exact, re.sub(r"\d+(?=x\d)", r"\\d+", exact)):
+            found = [f for f in files if re.fullmatch(pattern, f.name, re.IGNORECASE)]
+            if len(found) == 1 or (found and pattern == exact):
+                return found[0]
+    return None
 
 
 def find_labels_beside(path: Path) -> Path | None:

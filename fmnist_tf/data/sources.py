@@ -108,7 +108,10 @@ def read_dataset(
     read = partial(read_table, store_dir=store_dir, label_column=label_column)
     labels_path = None if labels is None else expand_path(labels)
     test: Table | None
-    if data in ("official", "sample") or (data == "auto" and not _has_files(DATA_DIR)):
+    is_known = data in ("official", "sample")
+    if data == "auto":
+        is_known = not DATA_DIR.is_dir() or find_tables(DATA_DIR, in_folders=False) is None
+    if is_known:
         if labels is not None:
             raise UsageError(f"--labels {labels}: expected together with --data PATH")
         train, test, kind = _read_known(data, store_dir, say, decisions)
@@ -158,10 +161,6 @@ def find_source(path: str) -> str:
     if path.startswith(sample.PATH):
         return "sample"
     return "official" if Path(path).name == official.TRAIN_IMAGES else path
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and find_tables(folder, in_folders=False) is not None
 
 
 def _read_known(

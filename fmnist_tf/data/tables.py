@@ -98,8 +98,7 @@ def _add_labels(table: Table, path: Path) -> Table:
         found = f"labels of its own ({len(table.label_values)} classes)"
         expected = f"images alone, as their labels are in {path}"
         raise file_error("E025", table.path, found, expected, "leave out --labels")
-    labels, first_line = read_labels(path, len(table.pixels), table.path)
-    values, index = encode_labels(path, labels, first_line)
+    values, index = read_labels(path, len(table.pixels), table.path)
     name = path.name if path.parent == Path(table.path).parent else path
     return replace(
         table,
