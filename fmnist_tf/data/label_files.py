@@ -25,7 +25,7 @@ def read_labels(
 
     Args:
         path: of the labels, perhaps gzipped or in an archive.
-        n_images: how many there must be.
+        n_images: how many labels there must be.
         images: the file of the images, for the message.
 
     Raises:
@@ -97,7 +97,7 @@ def _read_column(path: Path) -> list[str]:
         raise file_error("E045", str(path), str(error), "one label a line") from None
     widths = {len(row) for row in rows}
     is_numbered = False
-    if widths == {2} and is_whole(rows[-1][0]):
+    if widths == {2} and is_whole(rows[-1][0]) and len(rows[-1][0]) < 20:
         last = int(rows[-1][0])
         numbers = map(str, range(last - len(rows) + 2, last + 1))
         is_numbered = [row[0] for row in rows[1:]] == list(numbers)  # the first may be a header
