@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import IO, cast
 
 from fmnist_tf.data.csv.source import EXPANSION, EXPANSION_FLOOR_BYTES
-from fmnist_tf.data.kinds import HEAD_BYTES, TEXT, Kind, recognise, recognise_zip
-from fmnist_tf.errors import DataError, UsageError, file_error
+from fmnist_tf.data.kinds import HEAD_BYTES, Kind, recognise, recognise_zip
+from fmnist_tf.errors import DataError, file_error
 
 
 def split_member(path: Path) -> tuple[Path, str]:
@@ -26,7 +26,7 @@ def split_member(path: Path) -> tuple[Path, str]:
 def is_there(path: Path) -> bool:
     """Return whether a file, a folder, or a member of an archive has this path."""
     file, member = split_member(path)
-    return member in _list_members(file) if member else file.exists()
+    return member in list_members(file) if member else file.exists()
 
 
 def list_files(path: Path) -> list[Path]:
@@ -35,76 +35,19 @@ def list_files(path: Path) -> list[Path]:
     Raises:
         DataError: E008, the archive is damaged.
     """
-    if path.is_dir():
-        files = [file for file in path.glob("[!.]*") if file.is_file()]
-    else:
-        files = [path / name for name in _list_members(path) if not _is_hidden(name)]
-    return sorted(files)
+    if not path.is_file():
+        return sorted(file for file in path.glob("[!.]*") if file.is_file())
+    is_hidden = ("__MACOSX", ".")
+    names = [name for name in list_members(path) if not name.startswith(is_hidden)]
+    return sorted(path / name for name in names if "/." not in name)
 
 
-def list_beside(path: Path) -> list[Path]:
-    """Return the files in the folder of a file, or in that folder of its archive."""
-    file, member = split_member(path)
-    files = list_files(file if member else path.parent)
-    return [found for found in files if found.parent == path.parent]
-
-
-class Readable(Protocol):
-    """A stream of bytes."""
-
-    def read(self, size: int = ..., /) -> bytes:
-        """Return at most so many bytes; fewer only at the end."""
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[tuple[Readable, int]]:
-    """Open a file or a member of an archive, decompressed if it is a gzip file.
-
-    Yields:
-        The stream, and the greatest number of bytes that may be read from it.
+def list_members(path: Path) -> list[str]:
+    """Return the names of the files in a zip archive.
 
     Raises:
-        DataError: E001, no such member; E008, damaged, also while it is read.
-        OSError: the file cannot be read.
+        DataError: E008, the archive is damaged.
     """
-    file, member = split_member(path)
-    try:
-        if member:
-            with zipfile.ZipFile(file) as archive:
-                if member not in (names := archive.namelist()):
-                    hint = f"it holds {', '.join(names[:8])}"
-                    raise file_error("E001", str(path), "no such member", "a member", hint)
-                info = archive.getinfo(member)
-                with archive.open(info) as stream:
-                    yield stream, min(info.file_size, _bound(info.compress_size))
-            return
-        with file.open("rb") as plain:
-            size = file.stat().st_size
-            if plain.read(2) != b"\x1f\x8b":
-                plain.seek(0)
-                yield plain, size
-                return
-            plain.seek(0)
-            with gzip.GzipFile(fileobj=plain) as stream:
-                yield stream, _bound(size)
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError: encrypted, or an unknown compression
-        raise _damaged(path, error) from None
-
-
-def find_kind(path: Path) -> Kind:
-    """Return what a file is, looking into gzip; `TEXT` also if it cannot be read."""
-    if not split_member(path)[0].is_file():
-        return TEXT
-    try:
-        with open_file(path) as (stream, _):
-            kind = recognise(stream.read(HEAD_BYTES))
-        return recognise_zip(_list_members(path)) if kind.form == "zip" else kind
-    except (UsageError, OSError):
-        return TEXT
-
-
-def _list_members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -112,15 +55,59 @@ def _list_members(path: Path) -> list[str]:
         raise _damaged(path, error) from None
 
 
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """Return the first `size` bytes, by default all, of a file or member, gunzipped.
+
+    Raises:
+        DataError: E001, no such file or member; E002, no regular file; E003, no permission; E007,
+            it grows too much; E008, it is damaged or encrypted.
+        OSError: the disk fails.
+    """
+    file, member = split_member(path)
+    if not os.path.isfile(file):
+        code, found = ("E002", "no regular file") if file.exists() else ("E001", "no such file")
+        raise file_error(code, str(path), found, "a file", "check the path")
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(file.open("rb"))
+            stream, packed = cast(IO[bytes], raw), file.stat().st_size
+            if member:
+                archive = stack.enter_context(zipfile.ZipFile(raw))
+                stream = stack.enter_context(archive.open(member))
+                packed = archive.getinfo(member).compress_size
+            elif raw.peek(2)[:2] == b"\x1f\x8b":
+                stream = cast(IO[bytes], stack.enter_context(gzip.open(raw)))
+            most = max(EXPANSION_FLOOR_BYTES, EXPANSION * packed)
+            content = stream.read(most + 1 if size < 0 else size)
+    except KeyError:
+        hint = f"it holds {', '.join(list_members(file)[:8])}"
+        raise file_error("E001", str(path), "no such member", "a member", hint) from None
+    except PermissionError:
+        raise file_error("E003", str(path), "no permission to read it", "a file") from None
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
+        # RuntimeError: encrypted, or an unknown compression
+        raise _damaged(path, error) from None
+    if len(content) > most:
+        found, expected = f"more than {most:,} bytes after decompression", "images"
+        raise file_error("E007", str(path), found, expected, "do not trust this file")
+    return content
+
+
+def find_kind(path: Path) -> Kind:
+    """Return what a file is, looking into gzip.
+
+    Raises:
+        DataError: as `read_bytes`; E009, a zip archive in another one.
+    """
+    kind = recognise(read_bytes(path, HEAD_BYTES))
+    if kind.form != "zip":
+        return kind
+    if not path.is_file():
+        raise kind.refuse(path, "a file that is no archive")
+    return recognise_zip(list_members(path))
+
+
 def _damaged(path: Path, error: Exception) -> DataError:
     found = f"it cannot be decompressed ({error})"
     hint = "the copy is incomplete, damaged or encrypted: fetch it again, or unpack it"
     return file_error("E008", str(path), found, "a complete file", hint)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-
-
-def _bound(size: int) -> int:
-    return max(EXPANSION_FLOOR_BYTES, EXPANSION * size)

@@ -83,13 +83,8 @@ def transform(
 ) -> NDArray[np.uint8]:
     """Return images (N, 784) multiplied, then negated, transposed and flipped, in this order.
 
-    Args:
-        pixels: (N, 784).
-        scale: factor of the grey levels; the product is rounded and clipped to 0..255.
-        negate: subtract from the end of the range of grey levels, see `RANGE_ENDS`.
-        transpose: exchange rows and columns.
-        flip_rows: exchange top and bottom.
-        flip_columns: exchange left and right.
+    Products are rounded and clipped to 0..255. To negate is to subtract from the end of the range
+    of grey levels, see `RANGE_ENDS`.
     """
     images = pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
     if scale != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,17 @@ class Table:
     form: str = "csv"
     labels_path: str = ""
     labels_sha256: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run records of the file, as JSON takes it."""
+        return {
+            "path": self.path,
+            "sha256": self.sha256,
+            "rows": len(self.pixels),
+            "pixels_sha256": self.digest,
+            "labels_path": self.labels_path,
+            "labels_sha256": self.labels_sha256,
+        }
 
     def to_pixels(self, labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Pixels:
         """Return the images with these labels (N,) in place of the file's own."""

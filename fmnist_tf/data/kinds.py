@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from fmnist_tf.errors import DataError, file_error
 
@@ -36,15 +37,15 @@ class Kind:
         path = os.fspath(path)
         hint, _, code = self.hint.partition("python: ")
         if code:
-            names = {"PATH": path, "CSV": f"{path}.csv", "PNG": f"{path}.png"}
-            code = re.sub(
-                "PATH|CSV|PNG", lambda word: json.dumps(names[word[0]], ensure_ascii=False), code
-            )
+            files = {"PATH": path, "CSV": f"{path}.csv", "PNG": f"{path}.png"}
+            quoted = {name: json.dumps(file, ensure_ascii=False) for name, file in files.items()}
+            code = re.sub("PATH|CSV|PNG", lambda word: quoted[word[0]], code)
             hint += f"python -c {shlex.quote(code)}"
         return file_error("E009", path, self.name, expected, hint)
 
 
 TEXT = Kind("text", "text", "")
+_other = partial(Kind, "other")
 
 _PANDAS = "pip install {}; python: import pandas; pandas.read_{}(PATH{}).to_csv(CSV, index=False{})"
 _EXCEL = "excel", ", header=None", ", header=False"
@@ -52,6 +53,7 @@ _UNPACK = "unpack it, and name the file or folder inside"
 _SAVE = "write its labels (N,) and its pixels (N, 784) with numpy.savetxt('my.csv', " + (
     "numpy.column_stack([labels, pixels]), fmt='%d', delimiter=',')"
 )
+_HDF5 = f"open it with h5py, and {_SAVE}"
 _PICTURE = "put pictures into one folder for each class and name the folder above them"
 _HEIC = (
     "pip install pillow-heif; python: import PIL.Image, pillow_heif; "
@@ -70,25 +72,22 @@ _KINDS = {
     rb"PAR1": Kind("parquet", "a Parquet file", _PANDAS.format("pyarrow", "parquet", "", "")),
     rb"\x93NUMPY": Kind("npy", "a NumPy array", "python: import numpy; a = numpy.load(PATH); "
         "numpy.savetxt(CSV, a.reshape(len(a), -1), fmt=\"%d\", delimiter=\",\")"),
-    rb"\xd0\xcf\x11\xe0": Kind("other", "an Excel workbook (xls)", _PANDAS.format("xlrd", *_EXCEL)),
-    rb"MATLAB 5\.0 MAT-file": Kind("other", "a MATLAB file (MAT version 5)",
+    rb"\xd0\xcf\x11\xe0": _other("an Excel workbook (xls)", _PANDAS.format("xlrd", *_EXCEL)),
+    rb"MATLAB 5\.0": _other("a MATLAB file (MAT version 5)",
         f"open it with scipy.io.loadmat, and {_SAVE}"),
-    rb"MATLAB 7\.3 MAT-file": Kind("other", "a MATLAB file (MAT version 7.3, which is HDF5)",
-        f"open it with h5py, and {_SAVE}"),
-    rb"\x89HDF": Kind("other", "an HDF5 file", f"open it with h5py, and {_SAVE}"),
-    rb"\x80[\x02-\x05]": Kind("other", "a Python pickle", "a pickle can run any code when it is "
+    rb"MATLAB 7\.3": _other("a MATLAB file (MAT version 7.3, which is HDF5)", _HDF5),
+    rb"\x89HDF": _other("an HDF5 file", _HDF5),
+    rb"\x80[\x02-\x05]": _other("a Python pickle", "a pickle can run any code when it is "
         f"opened; if you trust it, open it with pickle.load, and {_SAVE}"),
-    rb"ARROW1": Kind("other", "an Arrow file (Feather)",
-        _PANDAS.format("pyarrow", "feather", "", "")),
-    rb"RD[AX][23]\n": Kind("other", "an R data file", "in R, write.csv(x, 'my.csv', row.names = "
-        "FALSE)"),
-    rb".{257}ustar": Kind("other", "a tar archive", _UNPACK),
-    rb"Rar!\x1a\x07": Kind("other", "a RAR archive", _UNPACK),
-    rb"7z\xbc\xaf\x27\x1c": Kind("other", "a 7z archive", _UNPACK),
-    rb"\x28\xb5\x2f\xfd": Kind("other", "a Zstandard file", _UNPACK),
-    rb"SQLite format 3": Kind("other", "an SQLite database", "export the table as CSV"),
-    rb"%PDF": Kind("other", "a PDF", "export its table as CSV"),
-    rb"version https://git-lfs": Kind("other", "a Git LFS pointer, not the file it points to",
+    rb"ARROW1": _other("an Arrow file (Feather)", _PANDAS.format("pyarrow", "feather", "", "")),
+    rb"RD[AX][23]\n": _other("an R data file", "in R, write.csv(x, 'my.csv', row.names = FALSE)"),
+    rb".{257}ustar": _other("a tar archive", _UNPACK),
+    rb"Rar!\x1a\x07": _other("a RAR archive", _UNPACK),
+    rb"7z\xbc\xaf\x27\x1c": _other("a 7z archive", _UNPACK),
+    rb"\x28\xb5\x2f\xfd": _other("a Zstandard file", _UNPACK),
+    rb"SQLite format 3": _other("an SQLite database", "export the table as CSV"),
+    rb"%PDF": _other("a PDF", "export its table as CSV"),
+    rb"version https://git-lfs": _other("a Git LFS pointer, not the file it points to",
         "fetch the file with: git lfs pull"),
     rb"\x89PNG": Kind("picture", "a PNG image", _PICTURE),
     rb"\xff\xd8\xff": Kind("picture", "a JPEG image", _PICTURE),
@@ -96,16 +95,16 @@ _KINDS = {
     rb"II\*\0|MM\0\*": Kind("picture", "a TIFF image", _PICTURE),
     rb"RIFF.{4}WEBP": Kind("picture", "a WebP image", _PICTURE),
     rb"BM.{4}\0{4}": Kind("picture", "a BMP image", _PICTURE),
-    rb".{4}ftyp": Kind("other", "a HEIC or AVIF image, or a video", _HEIC),
-    rb"(?i)\s*(?:<\?xml[^>]*>)?\s*(?:<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg": Kind(
-        "other", "an SVG drawing", "open it in a browser, and save a picture of the screen as PNG"),
-    rb"(?i)\s*(?:<!doctype|<html|<\?xml|<head|<body)": Kind("other", "looks like HTML",
+    rb".{4}ftyp": _other("a HEIC or AVIF image, or a video", _HEIC),
+    rb"(?i)\s*(?:<\?xml[^>]*>)?\s*(?:<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg": _other(
+        "an SVG drawing", "open it in a browser, and save a picture of the screen as PNG"),
+    rb"(?i)\s*(?:<!doctype|<html|<\?xml|<head|<body)": _other("looks like HTML",
         "an error page was saved in place of the file: fetch it again"),
 }  # fmt: skip
 _PATTERNS = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _KINDS.items()]
 
-_EXCEL_ZIP = Kind("other", "an Excel workbook (xlsx)", _PANDAS.format("openpyxl", *_EXCEL))
-_OFFICE_ZIP = Kind("other", "an office document", "export the table as CSV")
+_EXCEL_ZIP = _other("an Excel workbook (xlsx)", _PANDAS.format("openpyxl", *_EXCEL))
+_OFFICE_ZIP = _other("an office document", "export the table as CSV")
 _NPZ = Kind("npz", "a file of NumPy arrays (npz)", f"open it with numpy.load, and {_SAVE}")
 
 

@@ -30,10 +30,7 @@ def read_official(
 ) -> tuple[Table, Table]:
     """Return the train and the test images, each table named after its image file.
 
-    Args:
-        download_dir: where files go that Keras' cache lacks; the cache is only read.
-        store_dir: folder of stores, made if needed.
-        say: takes a line when a file is corrupt or is downloaded.
+    Files that Keras' cache lacks are downloaded into `download_dir`, and `say` takes a line on it.
 
     Raises:
         DownloadError: a file is in neither place and cannot be downloaded.

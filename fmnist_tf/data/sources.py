@@ -32,30 +32,9 @@ SAMPLE_WARNING = (
     "network and --data auto: the official files are then downloaded."
 )
 
-_NO_LABEL_COLUMN = "E026"
 _Read = Callable[..., Table]
 _KNOWN = {official.DIGESTS: "official", sample.DIGESTS: "sample"}
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file or folder the images came from.
-
-    Attributes:
-        path: as the user named it; it may lead into an archive.
-        sha256: of its bytes; see `Table.sha256`.
-        rows: images in it.
-        pixels_sha256: of the pixels as they were read, the same in every format.
-        labels_path: the file of their labels if that is another one; else empty.
-        labels_sha256: of its bytes; else empty.
-    """
-
-    path: str
-    sha256: str
-    rows: int
-    pixels_sha256: str
-    labels_path: str = ""
-    labels_sha256: str = ""
+_NAMES = {"official": "fashion-mnist", "sample": "sample"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +47,7 @@ class Dataset:
         name: "fashion-mnist", "sample", or the train file's name without "train" and ".csv".
         kind: "official", "sample", or `Table.form`. Other files of the official images or of the
             sample, in their order, are of the same kind as these.
-        files: the train file and, if there is one, the test file; of the official files those of
-            the images.
+        files: the train file and, if there is one, the test file.
         decisions: what was decided, a sentence each.
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
             shown in a box; its lines are paragraphs.
@@ -81,7 +59,7 @@ class Dataset:
     test: Pixels
     name: str
     kind: str
-    files: tuple[SourceFile, ...]
+    files: tuple[Table, ...]
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     summary: DataSummary
@@ -130,7 +108,10 @@ def read_dataset(
     read = partial(read_table, store_dir=store_dir, label_column=label_column)
     labels_path = None if labels is None else expand_path(labels)
     test: Table | None
-    if data in ("official", "sample") or (data == "auto" and not _has_files(DATA_DIR)):
+    is_known = data in ("official", "sample")
+    if data == "auto":
+        is_known = not DATA_DIR.is_dir() or find_tables(DATA_DIR, in_folders=False) is None
+    if is_known:
         if labels is not None:
             raise UsageError(f"--labels {labels}: expected together with --data PATH")
         train, test, kind = _read_known(data, store_dir, say, decisions)
@@ -160,19 +141,14 @@ def read_dataset(
     boxes = (SAMPLE_WARNING,) if kind == "sample" else ()
     unlike = check_training(found.summary, found.convention.background, train.path, label_column)
     if test is not None:
-        unlike += compare(
-            found.summary, test_part.pixels, test.path, test_part.labels, label_column
-        )
+        seen = test_part.pixels, test.path, test_part.labels
+        unlike += compare(found.summary, *seen, label_column)
     return Dataset(
         train=train_part,
         test=test_part,
-        name={"sample": "sample", "official": "fashion-mnist"}.get(kind)
-        or name_dataset(train.path),
+        name=_NAMES.get(kind) or name_dataset(train.path),
         kind=kind,
-        files=tuple(
-            SourceFile(t.path, t.sha256, len(t.pixels), t.digest, t.labels_path, t.labels_sha256)
-            for t in tables
-        ),
+        files=tuple(tables),
         decisions=tuple(decisions),
         warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
@@ -187,10 +163,6 @@ def find_source(path: str) -> str:
     return "official" if Path(path).name == official.TRAIN_IMAGES else path
 
 
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and find_tables(folder, in_folders=False) is not None
-
-
 def _read_known(
     data: str, store_dir: Path, say: Callable[[str], None], decisions: list[str]
 ) -> tuple[Table, Table, str]:
@@ -202,9 +174,8 @@ def _read_known(
             if data == "official":
                 raise
             say(f"{error}; the built-in sample is used instead")
-            decisions.append(
-                f"data: the built-in sample, as there are no CSVs and no network ({error})"
-            )
+            why = f"as there are no CSVs and no network ({error})"
+            decisions.append(f"data: the built-in sample, {why}")
         else:
             decisions.append("data: the official Fashion-MNIST files")
             return (*tables, "official")
@@ -232,7 +203,7 @@ def _read_files(
     try:
         test = read(test_path, labels=labels and find_test_beside(labels))
     except DataError as error:
-        if {problem.code for problem in error.problems} != {_NO_LABEL_COLUMN}:
+        if {problem.code for problem in error.problems} != {"E026"}:
             raise
     else:
         if test.label_index is not None:
@@ -255,12 +226,9 @@ def _read_named_test(test_data: str, labels: Path | None, read: _Read, train: Ta
 
 def _set_aside(pixels: Pixels, decisions: list[str]) -> tuple[Pixels, Pixels]:
     """Divide one file's images into train and test."""
+    hint = "give a labelled test file with --test-data"
     kept, held = plan_holdout(
-        pixels.labels,
-        fraction=TEST_FRACTION,
-        seed=TEST_SEED,
-        part="test",
-        hint="give a labelled test file with --test-data",
+        pixels.labels, fraction=TEST_FRACTION, seed=TEST_SEED, part="test", hint=hint
     )
     decisions.append(
         f"no labelled test file: {len(held)} of {len(pixels.labels)} rows ({TEST_FRACTION:.0%}, "

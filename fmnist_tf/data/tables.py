@@ -9,24 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fmnist_tf.data import arrays, folders, parquet
-from fmnist_tf.data.archives import find_kind, open_file, split_member
+from fmnist_tf.data import IMAGE_SIZE
+from fmnist_tf.data.archives import find_kind, split_member
+from fmnist_tf.data.arrays import Parsed, read_images
 from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.table import read_csv
+from fmnist_tf.data.folders import hash_pictures, read_pictures
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.label_files import encode_labels, read_labels
 from fmnist_tf.data.locate import find_labels_beside
+from fmnist_tf.data.parquet import read_parquet
 from fmnist_tf.data.store import read_store, write_store
 from fmnist_tf.errors import file_error
 from fmnist_tf.system.files import file_digest
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Part of a store's name: raise it whenever the same bytes would be read in another way."""
-
-_Parsed = tuple[NDArray[np.uint8], list[str] | None, list[str]]
-"""Pixels (N, 784), N labels or None, and what was decided."""
+FASHION = Convention(background=0, content_side=IMAGE_SIZE)
+"""Bright objects that fill a black image."""
 
 
 def read_table(
@@ -35,7 +36,7 @@ def read_table(
     *,
     label_column: str | None = None,
     labels: Path | None = None,
-    convention: Convention = folders.FASHION,
+    convention: Convention = FASHION,
 ) -> Table:
     """Read and check images, or open the store that an earlier call wrote.
 
@@ -53,81 +54,42 @@ def read_table(
         OSError: the disk is full or fails.
     """
     form = "pictures" if path.is_dir() else find_kind(path).form
-    if form in ("idx", "npy"):
-        labels = labels or find_labels_beside(path)
-        table = _read_stored(form, path, _digest(path), store_dir, lambda: _read_array(path))
-    elif form == "parquet":
-        table = _read_parquet(path, store_dir, label_column)
-    elif form == "pictures":
-        table = _read_folder(path, store_dir, convention)
-    elif form in ("text", "gzip", "bzip2", "xz", "zip"):
-        file, member = split_member(path)
-        if not member:
-            table = read_csv(path, store_dir, label_column=label_column)
-        else:
-            with open_file(path):  # or it says which members there are
-                pass
-            table = read_csv(file, store_dir, label_column=label_column, member=member)
-            table = replace(table, path=str(path), sha256=_digest(path))
-    else:
-        raise find_kind(path).refuse(path, "images")
+    match form:
+        case "text" | "gzip" | "bzip2" | "xz" | "zip":
+            file, member = split_member(path)
+            table = read_csv(file, store_dir, label_column=label_column, member=member or None)
+            if member:
+                table = replace(table, path=str(path), sha256=_digest(path))
+        case "idx" | "npy":
+            labels = labels or find_labels_beside(path)
+            table = _read_stored(form, path, store_dir, None, lambda: read_images(path))
+        case "parquet":
+            table = _read_stored(
+                form, path, store_dir, label_column, lambda: read_parquet(path, label_column)
+            )
+        case "pictures":
+            table = _read_stored(
+                form, path, store_dir, str(convention), lambda: read_pictures(path, convention)
+            )
+        case _:
+            raise find_kind(path).refuse(path, "images")
     return table if labels is None else _add_labels(table, labels)
 
 
 def _read_stored(
-    form: str,
-    path: Path,
-    sha256: str,
-    store_dir: Path,
-    parse: Callable[[], _Parsed],
-    option: str | None = None,
+    form: str, path: Path, store_dir: Path, option: str | None, parse: Callable[[], Parsed]
 ) -> Table:
     """Open the store of a file, or parse the file, which depends on the option, into it."""
+    sha256 = _digest(path)
     key = hashlib.sha256(json.dumps([READER_VERSION, sha256, option]).encode()).hexdigest()
     directory = store_dir / f"{form}-{key}"
-    table = read_store(directory, str(path), sha256)
-    if table is None:
-        pixels, labels, decisions = parse()
-        values, codes = encode_labels(path, labels or ["0"] * len(pixels), 1)
-        index = None if labels is None else np.arange(len(values), dtype=np.int32)
-        values = values if labels else ()
-        facts = {"form": form, "label_values": list(values), "decisions": decisions}
-        blocks = [(pixels, codes)]
-        table = write_store(directory, str(path), sha256, blocks, lambda: (index, facts))
-    return table
-
-
-def _read_array(path: Path) -> _Parsed:
-    pixels, decisions = arrays.read_pixels(path)
-    return pixels, None, decisions
-
-
-def _read_folder(path: Path, store_dir: Path, convention: Convention) -> Table:
-    pictures = folders.list_pictures(path)
-
-    def parse() -> _Parsed:
-        pixels, decisions = folders.read_pictures(path, pictures, convention)
-        classes = dict.fromkeys(label for _, label in pictures)
-        decisions.insert(0, f"{len(classes)} folders of pictures, one for each class")
-        return pixels, [label for _, label in pictures], decisions
-
-    sha256 = folders.hash_pictures(pictures)
-    return _read_stored("pictures", path, sha256, store_dir, parse, str(convention))
-
-
-def _read_parquet(path: Path, store_dir: Path, label_column: str | None) -> Table:
-    file, sha256 = parquet.open_parquet(path), _digest(path)
-    column = parquet.find_picture_column(file)
-    if column is None:
-        table = parquet.read_columns(path, file, store_dir, label_column)
-        return replace(table, path=str(path), sha256=sha256, form="parquet")
-
-    def parse() -> _Parsed:
-        images, labels, decisions = parquet.read_pictures(path, file, column, label_column)
-        pixels, more = arrays.to_rows(path, images)
-        return pixels, labels, decisions + more
-
-    return _read_stored("parquet", path, sha256, store_dir, parse, label_column)
+    if (table := read_store(directory, str(path), sha256)) is not None:
+        return table
+    pixels, labels, decisions = parse()
+    values, index = encode_labels(path, labels or ["0"] * len(pixels))
+    places = None if labels is None else np.arange(len(values), dtype=np.int32)
+    facts = {"form": form, "label_values": values if labels else (), "decisions": decisions}
+    return write_store(directory, str(path), sha256, [(pixels, index)], lambda: (places, facts))
 
 
 def _add_labels(table: Table, path: Path) -> Table:
@@ -136,8 +98,7 @@ def _add_labels(table: Table, path: Path) -> Table:
         found = f"labels of its own ({len(table.label_values)} classes)"
         expected = f"images alone, as their labels are in {path}"
         raise file_error("E025", table.path, found, expected, "leave out --labels")
-    labels, first_line = read_labels(path, len(table.pixels), table.path)
-    values, index = encode_labels(path, labels, first_line)
+    values, index = read_labels(path, len(table.pixels), table.path)
     name = path.name if path.parent == Path(table.path).parent else path
     return replace(
         table,
@@ -151,7 +112,9 @@ def _add_labels(table: Table, path: Path) -> Table:
 
 
 def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of a member of an archive, of the archive's and its name."""
+    """Return the SHA-256 of a file, of the pictures in a folder, or of an archive and a member."""
+    if path.is_dir():
+        return hash_pictures(path)
     file, member = split_member(path)
     digest = file_digest(file)
     return hashlib.sha256(f"{digest} {member}".encode()).hexdigest() if member else digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "kind": dataset.kind,
-        "files": [asdict(file) for file in dataset.files],
+        "files": [file.to_record() for file in dataset.files],
         "decisions": list(dataset.decisions),
         "warnings": list(dataset.warnings),
         **dataset.convention.to_record(),

@@ -103,7 +103,7 @@ def test_auto_takes_kaggles_names_before_any_other(read, data_dir, said) -> None
     test = write(data_dir / "fashion-mnist_test.csv", copies=2, seed=1)
     write(data_dir / "other_train.csv")
     dataset = read("auto")
-    found = [(Path(file.path).resolve(), file.rows) for file in dataset.files]
+    found = [(Path(file.path).resolve(), len(file.pixels)) for file in dataset.files]
     assert found == [(train, 80), (test, 20)]
     assert [file.sha256 for file in dataset.files] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, test)
@@ -280,7 +280,7 @@ def test_the_official_files_in_the_cache(read, cached, data_dir, said, data) -> 
             assert part.pixels.tobytes() == cached[images].tobytes()
             assert part.labels.tolist() == cached[labels].tolist()
             assert (Path(file.path).name, file.sha256) == (images, official.SHA256[images])
-            assert file.rows == len(part.labels)
+            assert len(file.pixels) == len(part.labels)
     assert (data == "auto") != data_dir.exists()  # nothing is written there
 
 
