@@ -413,6 +413,7 @@ def test_pruned_trials_are_shown(folder, capsys) -> None:
     pixels = rng.normal(60 * labels[:, None] + 30, 40, (120, 784)).clip(0, 255).astype(int)
     np.savetxt("grey.csv", np.column_stack([labels, pixels]), "%d", ",")
     words = ["--backbone", "mlp", "--weights", "random", "--data", "grey.csv", "--units", "0"]
+    words += ["--label-column", "first"]  # it goes with every pixel
     words += ["--val-fraction", "0.5", "--epochs", "3", "--batch-size", "16", "--run", "s"]
     words += ["--grid", "learning_rate=1e-7..1e-2:log", "--random", "8", "--wandb", "disabled"]
     assert main(words) == 0

@@ -46,7 +46,7 @@ def test_a_problem_is_one_escaped_line_with_its_place() -> None:
          "expected a, found b\\x1b[31m\\n\\u202e"),
         (UsageError("one", "two\r", "x" * 9000), 2, f"one\ntwo\\r\n{'x' * 3997}..."),
         (RunExistsError("exists"), 3, "exists"),
-        (DataError([PROBLEM], total=5), 2, f"{PROBLEM}\n... and 4 more"),
+        (DataError([PROBLEM], {PROBLEM.code: 5}), 2, f"{PROBLEM}\n... and 4 more {PROBLEM.code}"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a\nb"), 74,
          "input/output error: a\\nb: No space left on device"),
         (signals.StoppedError(signal.SIGTERM), 143, "stopped by SIGTERM"),
