@@ -44,9 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--data", metavar="{auto,sample,PATH}", help="show this data set, no run")
     group.add_argument("--test-data", metavar="PATH", help="labelled CSV of the test images")
     group.add_argument("--labels", metavar="PATH", help="file of the training labels")
-    group.add_argument(
-        "--label-column", metavar="COLUMN", help="name, number, first or last"
-    )
+    group.add_argument("--label-column", metavar="COLUMN", help="name, number, first or last")
     add_terminal_flags(parser)
     return parser
 

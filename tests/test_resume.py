@@ -67,14 +67,15 @@ def finish_killed(killer: Killer, name: str, *words: str, kills: list[dict]) -> 
 
 def test_a_killed_run_ends_as_if_undisturbed(killer: Killer) -> None:
     words, runs = [*SCRATCH, *ALWAYS], killer.folder / "runs"
-    # In the middle of an epoch, in a save, and after the training.
-    kills = [{"after": killer.seconds["scratch"] / 2}, {"at_call": 20}, {"at_call": 200}]
+    kills = [{"at_call": 140}, {"at_call": 75}, {"at_call": 100}]
     assert finish_killed(killer, "killed", *words, kills=kills) == 3
     assert hash_all(runs / "killed") == hash_all(runs / "scratch")
     assert not (runs / "killed/checkpoints").exists()
     assert not list((runs / "killed").glob(".*.tmp-*"))
     provenance = json.loads((runs / "killed/provenance.json").read_text())
-    assert len(provenance["resumptions"]) == 3
+    # The steps in which dropout's state counts.
+    places = [resumption["from"] for resumption in provenance["resumptions"]]
+    assert sum(place.endswith(("step 1", "step 2", "step 3")) for place in places) >= 2, places
     assert killer.run(*words, "--run", "killed")[0] == 3
     assert killer.run("--resume", "killed")[0] == 3
 
@@ -119,7 +120,7 @@ def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
     original = killer.folder / "runs/stopped"
     if not original.exists():
         words = [*FROZEN, *ALWAYS, "--run", "stopped"]
-        assert killer.run(*words, at_call=260, number=signal.SIGTERM)[0] == 143, killer.log
+        assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
         assert 1 < len(RunDir(original).read_history()) < 4
     monkeypatch.chdir(killer.folder)
     shutil.rmtree("runs/copy", ignore_errors=True)
