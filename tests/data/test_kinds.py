@@ -132,7 +132,9 @@ def test_the_lines_of_a_hint_write_a_csv_that_is_read(tmp_path, monkeypatch, nam
     assert [table.label_values[k] for k in table.label_index] == list(map(str, LABELS))
 
 
-@pytest.mark.parametrize("name", ["PATH of CSV.npy", "it's.npy", 'quo"te $x.npy', "ä.xlsx", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["PATH of CSV.npy", "it's.npy", 'quo"te $x.npy', "ä.xlsx", "a.parquet"]
+)
 def test_the_command_of_a_hint_makes_a_csv_that_is_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if path.suffix == ".npy":
