@@ -65,7 +65,8 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
     """
     file, member = split_member(path)
     if not os.path.isfile(file):
-        code, found = ("E002", "no regular file") if file.exists() else ("E001", "no such file")
+        is_other = os.path.exists(file)
+        code, found = ("E002", "no regular file") if is_other else ("E001", "no such file")
         raise file_error(code, str(path), found, "a file", "check the path")
     try:
         with ExitStack() as stack:

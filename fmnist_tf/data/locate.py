@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -43,7 +44,7 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
     Raises:
         UsageError: several files could be meant, or a file cannot be read.
     """
-    train = _choose(path) if path.is_dir() else path
+    train = _choose(path) if os.path.isdir(path) else path  # False for a name that is too long
     if train is None:
         return _find_class_folders(path) if in_folders else None
     test = find_test_beside(train)

@@ -335,7 +335,7 @@ def test_a_copy_of_the_sample_is_known_by_its_content(read, tmp_path) -> None:
 # --- a named source ---
 
 
-@pytest.mark.parametrize("name", ["absent.csv", "absent_*.csv", "empty.csv", "folder"])
+@pytest.mark.parametrize("name", ["absent.csv", "absent_*.csv", "empty.csv", "folder", "a" * 300])
 def test_a_named_file_or_folder_never_falls_back(read, cached, data_dir, tmp_path, name) -> None:
     (tmp_path / "empty.csv").touch()
     (tmp_path / "folder").mkdir()
