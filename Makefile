@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: train test test-real bench check format-check lint types
+.PHONY: train test test-real test-kills bench check format-check lint types
 
 train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
@@ -15,6 +15,10 @@ test: $(READY)
 # The slow and the real-data checks; they skip, with a reason, what they do not find.
 test-real: $(READY)
 	$(BIN)/python -m pytest -m "slow or real" -rs -n auto --maxprocesses 2 $(ARGS)
+
+# 200 SIGKILLs, resumed runs too, in place of 30; half an hour and more.
+test-kills: $(READY)
+	FMNIST_TF_KILLS=200 $(BIN)/python -m pytest tests/test_resume.py -m slow $(ARGS)
 
 # This project beside plain Keras, OpenVINO and torch.compile; see its --help.
 bench: $(READY)
