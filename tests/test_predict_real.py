@@ -67,6 +67,7 @@ def test_enlarged_images_are_at_most_five_points_worse(
     keras_home_with_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(keras_home_with_data))
     Path("data").mkdir()
     words = ["--phase", "scratch", "--recipe", "mlp", "--wandb", "disabled", "--data"]
     if data == "digits":

@@ -14,8 +14,9 @@ import numpy as np
 from fmnist_tf.data.csv.cells import is_whole, label_text, pixel_value
 
 CLEAR = 4
-"""How many times as label-like the better of two columns must be. On 1,000 rows of Fashion-MNIST,
-scikit-learn's digits and noise the ratio is above 20; two columns of noise stay below 3."""
+"""How many times as label-like the better of two columns must be. Of 1,000 rows of Fashion-MNIST or
+of scikit-learn's digits it is over 1,000 times, of two columns of noise 1.1 times at most; of six
+rows of noise one column passes in 8 % of cases."""
 MIN_LIKENESS = 0.02
 
 Rows = Sequence[Sequence[str]]
