@@ -305,7 +305,7 @@ def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:
 @pytest.mark.slow
 def test_wandb_continues_under_the_same_id(killer: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*FROZEN, *ALWAYS, "--wandb", "offline"]
-    finish_killed(killer, "w", *words, kills=[{"after": killer.seconds["frozen"] * 1.5}])
+    finish_killed(killer, "w", *words, kills=[{"at_call": 220}])
     run = killer.folder / "runs/w"
     provenance = json.loads((run / "provenance.json").read_text())
     assert len(provenance["resumptions"]) == 1
