@@ -48,6 +48,8 @@ def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -
     if unfinished is not None and unfinished.file(PROVENANCE).is_file():
         before = unfinished.read_json(PROVENANCE)
         command = str(before.get("command", command))
+    if wandb_mode == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):
+        wandb_mode = before["wandb_mode"]
     invocation = Invocation(command, describe_code(), wandb_mode)
     wandb_id, resumptions = str(before.get("wandb_id")), before.get("resumptions")
     if not re.fullmatch("[0-9a-f]{8}", wandb_id):
@@ -85,6 +87,7 @@ def write_provenance(
         "command": invocation.command,
         "resumptions": invocation.resumptions,
         "wandb_id": invocation.wandb_id,
+        "wandb_mode": invocation.wandb_mode,
         "code": invocation.code,
         "machine": {**describe_machine(), "devices": describe_devices()},
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
