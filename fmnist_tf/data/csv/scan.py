@@ -20,6 +20,7 @@ from fmnist_tf.data.csv.cells import (
     pixel_value,
     split_line,
 )
+from fmnist_tf.data.csv.columns import is_one_hot
 from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes
 from fmnist_tf.data.csv.layout import Layout
 from fmnist_tf.data.resize import to_28
@@ -139,11 +140,10 @@ class Scanner:
         field = layout.label_columns[0] + 1
         text: str | Fault
         if layout.classes:
-            values = [pixel_value(cell) for cell in key]
-            if not set(values) <= {0, 1} or values.count(1) != 1:
+            if not is_one_hot([cells], layout.label_columns):
                 expected = "a 1 in one of the label columns and 0 in the others"
                 return Fault("E027", f"the labels {printable(','.join(key))}", expected, "", field)
-            text = label_text(layout.classes[values.index(1)])
+            text = label_text(layout.classes[list(map(pixel_value, key)).index(1)])
         else:
             text = label_text(key[0])
         if isinstance(text, Fault):
