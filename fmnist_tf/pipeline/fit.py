@@ -40,12 +40,14 @@ class Trained:
         chosen_epoch: whose weights were kept.
         history: one row per epoch.
         peak_rate: the learning rate that the schedule is scaled to; the finder's, if it chose.
+        engine: that computed the backbone features.
         val_probabilities: (V, K) float32, of the val rows in the order of `Splits.val`.
     """
 
     chosen_epoch: int
     history: tuple[HistoryRow, ...]
     peak_rate: float
+    engine: str
     val_probabilities: np.ndarray
 
 
@@ -92,7 +94,7 @@ def fit(
     split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
-    source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
+    source, compute_features, engine = open_rows(experiment, pixels, split, plan, cache_dir, clock)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     optimizer = build_optimizer(
@@ -205,7 +207,8 @@ def fit(
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
-    return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
+    best, history, peak = state.best_epoch or 0, tuple(state.history), plan.rates.peak
+    return Trained(best, history, peak, engine, val_probabilities)
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
