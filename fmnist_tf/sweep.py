@@ -224,7 +224,9 @@ def _check_networks(sweep: Sweep, dataset: Dataset) -> None:
     from fmnist_tf.pipeline.prepare import build_network
 
     parent = sweep.settings.parent
-    networks = {(c.backbone, c.head, c.weights, c.image_size, c.cut, c.unfreeze): c for c in sweep.configs}
+    networks = {
+        (c.backbone, c.head, c.weights, c.image_size, c.cut, c.unfreeze): c for c in sweep.configs
+    }
     for config in networks.values():
         # A dense layer that does not fit into memory fails its own trial only.
         config = config if parent else config.replace(units=0)
