@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar, say
+from fmnist_tf.cli.terminal import progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
@@ -142,6 +142,8 @@ def fit(
         is_best = state.add_epoch(row, val)
         directory.write_history(state.history)
         say(_describe_epoch(row, config.epochs, is_best))
+        if number == 1 and network.parent is not None:
+            _compare_with_start(row, state.history[0])
         on_epoch(row)
 
     if network.parent is not None and not state.history:
@@ -206,6 +208,17 @@ def fit(
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
     return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
+
+
+def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
+    """Warn where the first epoch of fine-tuning made the network worse."""
+    if row.val_accuracy < start.val_accuracy:
+        warn(
+            f"the first epoch lowered the val accuracy from {start.val_accuracy:.4f} to "
+            f"{row.val_accuracy:.4f}: the steps may be too large for pretrained weights. Try a "
+            "fifth of the --learning-rate, --warmup-epochs 0.5 with --schedule cosine, --clip-norm "
+            "1, or --cut at a lower stage in the frozen run"
+        )
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
