@@ -48,16 +48,15 @@ def test_checks_create_nothing(tmp_path: Path, monkeypatch) -> None:
     assert os.listdir() == ["old"]
 
 
-def test_a_file_is_replaced_through_a_link_with_the_mode_asked_for(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_what_it_names(tmp_path: Path) -> None:
     file, link = tmp_path / "new/file", tmp_path / "link"
     link.symlink_to(file)
-    with write_atomically(link) as stream:
+    with write_atomically(link.resolve()) as stream:
         stream.write(b"old")
     with replacing(link, mode=0o600) as temporary:
         temporary.write_text("new")
-        assert file.read_text() == "old"
-    assert (link.is_symlink(), file.read_text()) == (True, "new")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (link.is_symlink(), file.read_text(), link.read_text()) == (False, "old", "new")
+    assert stat.S_IMODE(link.stat().st_mode) == 0o600
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
