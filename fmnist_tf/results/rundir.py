@@ -101,7 +101,7 @@ class RunDir:
         Raises:
             UsageError: there is no such folder, or it has no `config.json`.
         """
-        if (path / CONFIG).is_file():
+        if os.path.lexists(path / CONFIG):
             return cls(path)
         found = "no config.json in it" if path.is_dir() else "no such folder"
         names = [str(run.path.relative_to(path.parent)) for run in list_runs(path.parent)]
@@ -388,7 +388,7 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
         return []
     runs: list[RunDir] = []
     for path in paths:
-        if (path / CONFIG).is_file():
+        if os.path.lexists(path / CONFIG):
             runs.append(RunDir(path))
         elif (path / SWEEP).is_file():
             trials = (RunDir(trial) for trial in sorted(path.glob("trial-*")))
