@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.images import Table
-from fmnist_tf.system.files import open_regular, read_bytes, remove, replacing, require_unlinked
+from fmnist_tf.system.files import (
+    json_digest,
+    open_regular,
+    read_bytes,
+    remove,
+    replacing,
+    require_unlinked,
+)
 
 STALE_SECONDS = 24 * 3600
 """Age at which an unpublished directory counts as the leftover of a killed process."""
@@ -46,7 +53,7 @@ def read_store(directory: Path, path: str, sha256: str) -> Table | None:
         require_unlinked(directory)
         manifest = json.loads(read_bytes(directory / "manifest.json"))
         body = manifest["body"]
-        if manifest["sha256"] != _json_digest(body):
+        if manifest["sha256"] != json_digest(body):
             return None
         return _open(directory, path, sha256, body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -111,7 +118,7 @@ def _write_files(folder: Path, blocks: Iterable[Block], finish: Finish) -> dict[
         labels.tofile(folder / "labels.bin")
         files["labels.bin"] = labels.nbytes, hashlib.sha256(labels.data).hexdigest()
     body = {"files": files, "facts": facts}
-    text = json.dumps({"body": body, "sha256": _json_digest(body)}, indent=1)
+    text = json.dumps({"body": body, "sha256": json_digest(body)}, indent=1)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     return body
 
@@ -143,7 +150,3 @@ def _open(directory: Path, path: str, sha256: str, body: dict[str, Any]) -> Tabl
         label_digest=body["files"].get("labels.bin", (0, ""))[1],
         **facts,
     )
-
-
-def _json_digest(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -87,6 +87,11 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def json_digest(content: object) -> str:
+    """Return the SHA-256 of JSON content, whatever the order of its entries."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def check_target(flag: str, path: Path) -> None:
     """Check, before the work, that `replacing` will be able to write this file.
 
