@@ -110,8 +110,8 @@ def test_a_changed_bit_is_refused_by_the_files_name(run: Path, command: str, cap
         path = run / name
         content = path.read_bytes()
         flip(path, random.Random(name).randrange(1 << 40))
-        code, _, err = ask(command, capsys)
-        assert code == 2, name
+        code, out, err = ask(command, capsys)
+        assert (code, out) == (2, ""), name
         assert f"runs/first/{name}: expected" in err
         path.write_bytes(content)
     assert not Path("runs/second").exists()
@@ -174,6 +174,13 @@ def test_a_file_that_was_added_is_refused_and_a_missing_one_named(run: Path, cap
     assert ask("report", capsys)[0] == 0
 
 
+def test_a_changed_date_is_found_too(run: Path, capsys) -> None:
+    done = (run / "DONE.json").read_text()
+    (run / "DONE.json").write_text(done.replace('"finished_at": "2', '"finished_at": "1'))
+    code, _, err = ask("report", capsys)
+    assert (code, "runs/first/DONE.json: expected" in err) == (2, True)
+
+
 def test_the_newest_run_is_not_passed_over_for_a_change(run: Path, capsys) -> None:
     newer = RunDir(Path("runs/newer"))
     shutil.copytree(run, newer.path)
@@ -197,8 +204,8 @@ def test_what_is_no_file_of_a_run_is_refused(run: Path, obstacle: str, capsys) -
     for command in ("report", "predict"):
         for name in sorted(READ[command]):
             moved = hinder(run / name, obstacle)
-            code, _, err = ask(command, capsys)
-            assert code == 2, name
+            code, out, err = ask(command, capsys)
+            assert (code, out) == (2, ""), name
             assert f"runs/first/{name}: expected" in err
             shutil.rmtree(run / name) if obstacle == "folder" else (run / name).unlink()
             shutil.move(moved, run / name)

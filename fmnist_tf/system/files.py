@@ -61,7 +61,9 @@ def require_unlinked(path: Path) -> Path:
         NotAFileError: it is a symbolic link.
     """
     if path.is_symlink():
-        raise NotAFileError(f"{path}: expected no symbolic link, since none is followed here")
+        raise NotAFileError(
+            f"{path}: expected no symbolic link, as none is followed in a run or a cache; delete it"
+        )
     return path
 
 
