@@ -1,7 +1,4 @@
-"""The run directory: one folder per run, files written atomically, `DONE.json` last of all.
-
-Everything is private to its owner (folder 0700, files 0600): a run may hold private images.
-"""
+"""The run directory: one folder per run, files written atomically, `DONE.json` last of all."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ class RunDir:
             ) from error
         if name is not None:
             try:
-                os.mkdir(runs_dir / name, 0o700)
+                os.mkdir(runs_dir / name)
             except FileExistsError as error:
                 raise _exists(runs_dir / name) from error
             return cls(runs_dir / name)
@@ -79,7 +76,7 @@ class RunDir:
         for attempt in itertools.count(1):
             path = runs_dir / (stem if attempt == 1 else f"{stem}-{attempt}")
             with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
+                os.mkdir(path)
                 break
         return cls(path)
 
@@ -155,7 +152,7 @@ class RunDir:
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """Yield a temporary path that becomes the file `name`; see `system.files.replacing`."""
-        return files.replacing(self.file(name), mode=0o600)
+        return files.replacing(self.file(name))
 
     def write_text(self, name: str, content: str) -> None:
         """Write the file `name` atomically, as UTF-8."""

@@ -69,7 +69,7 @@ def _check_place(where: str, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file or folder created there becomes `path`.
 
     The last step is one rename, after the content has reached the disk: whatever kills the process
@@ -79,7 +79,6 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     Args:
         path: of a file, or of a folder that does not exist yet or is empty. Missing parents are
             created, a symbolic link is followed. The temporary path has the same suffix.
-        mode: permissions of the result, such as 0o600; None: as it was created.
 
     Raises:
         OSError: nothing was created, the disk fails, or a folder that is not empty is in the way.
@@ -89,8 +88,6 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        if mode is not None:
-            temporary.chmod(mode)
         for part in temporary.rglob("*"):
             _sync(part)
         _sync(temporary)
@@ -145,8 +142,7 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
         RunExistsError: another process holds the folder, and `on_wait` is None.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    permissions = folder.stat().st_mode & 0o666  # as private as the folder
-    with open(os.open(folder / ".lock", flags, permissions), "r+b", buffering=0) as stream:
+    with open(os.open(folder / ".lock", flags, 0o666), "r+b", buffering=0) as stream:
         is_told = False
         while not _try_lock(stream):
             holder = _describe_holder(stream)
