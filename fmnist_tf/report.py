@@ -77,12 +77,12 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
-    from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
+    from fmnist_tf.reporting.record import COLUMNS, read_complete
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
     if len(runs) == 1 and not runs[0].is_complete:
-        _show_stopped(runs[0], flags.out or runs[0].file(REPORT))
+        _show_stopped(runs[0], flags.out or _find_page(runs[0]))
         return
     rows = [read_complete(run).cells for run in runs]
     if not runs:
@@ -99,7 +99,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
         )
     _print_table(COLUMNS, rows)
     if len(runs) == 1:
-        path = flags.out or runs[0].file(REPORT)
+        path = flags.out or _find_page(runs[0])
         write_report(runs[0], path)
         print(f"\n{path}")
     elif runs:
@@ -110,6 +110,14 @@ def _show_runs(flags: argparse.Namespace) -> None:
         names = [run.path.resolve().name for run in runs]
         table = [[name, *row] for name, row in zip(names, rows, strict=True)]
         _track_comparison(flags, ["name", *COLUMNS], table, path)
+
+
+def _find_page(run: RunDir) -> Path:
+    """Return the path of the run's own page, where only a file may be."""
+    from fmnist_tf.reporting.record import REPORT
+
+    check_target("the page", path := run.output(REPORT))
+    return path
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:

@@ -162,7 +162,7 @@ def test_trials_share_features_and_leave_the_test_alone(folder, capsys) -> None:
         files = {path.name for path in Path(f"runs/s/trial-00{number}").iterdir()}
         assert files == {
             "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
-            "trainable.txt", ".lock",
+            "trainable.txt", "DONE.json", ".lock",
         }  # fmt: skip
     figures = {path.name for path in Path("runs/s").glob("*.png")}
     assert figures == {"optimization_history.png", "slice.png"}

@@ -1,7 +1,8 @@
 """Parsed pixels and label indices on disk: written once, then memory-mapped.
 
 A store is a directory of `pixels.bin`, `labels.bin` (labelled files only) and `manifest.json`. One
-rename publishes it, and its SHA-256 are checked whenever it is opened.
+rename publishes it, and its SHA-256 are checked whenever it is opened. Nothing is read through a
+link. If another program cuts a file while it is mapped, reading ends the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.images import Table
-from fmnist_tf.system.files import file_digest, replacing
+from fmnist_tf.system.files import open_regular, read_bytes, remove, replacing, require_unlinked
 
 STALE_SECONDS = 24 * 3600
 """Age at which an unpublished directory counts as the leftover of a killed process."""
@@ -42,13 +43,11 @@ def read_store(directory: Path, path: str, sha256: str) -> Table | None:
         sha256: `Table.sha256`.
     """
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
+        require_unlinked(directory)
+        manifest = json.loads(read_bytes(directory / "manifest.json"))
         body = manifest["body"]
         if manifest["sha256"] != _json_digest(body):
             return None
-        for name, digest in body["files"].items():
-            if file_digest(directory / name) != digest:
-                return None
         return _open(directory, path, sha256, body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -77,14 +76,11 @@ def write_store(
     """
     if (table := read_store(directory, path, sha256)) is not None:
         return table
-    if directory.is_dir():
-        shutil.rmtree(directory, ignore_errors=True)
-    else:
-        directory.unlink(missing_ok=True)
+    remove(directory)
     for leftover in directory.parent.glob(".*.tmp-*"):
         with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+            if time.time() - leftover.lstat().st_mtime > STALE_SECONDS:
+                remove(leftover)
     try:
         with replacing(directory) as folder:
             folder.mkdir()
@@ -108,11 +104,12 @@ def _write_files(folder: Path, blocks: Iterable[Block], finish: Finish) -> dict[
             pixels_digest.update(data)
             codes.append(block_codes)
     index_of_code, facts = finish()
-    files = {"pixels.bin": pixels_digest.hexdigest()}
+    n_bytes = (folder / "pixels.bin").stat().st_size
+    files = {"pixels.bin": (n_bytes, pixels_digest.hexdigest())}
     if index_of_code is not None:
         labels = index_of_code[np.concatenate(codes)].astype("<i4")
         labels.tofile(folder / "labels.bin")
-        files["labels.bin"] = hashlib.sha256(labels.data).hexdigest()
+        files["labels.bin"] = labels.nbytes, hashlib.sha256(labels.data).hexdigest()
     body = {"files": files, "facts": facts}
     text = json.dumps({"body": body, "sha256": _json_digest(body)}, indent=1)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -120,19 +117,30 @@ def _write_files(folder: Path, blocks: Iterable[Block], finish: Finish) -> dict[
 
 
 def _open(directory: Path, path: str, sha256: str, body: dict[str, Any]) -> Table:
-    files, labels = body["files"], None
-    if "labels.bin" in files:
-        labels = np.memmap(directory / "labels.bin", "<i4", "r")
+    """Map the files of a store.
+
+    Raises:
+        ValueError: a file is not the one that the manifest describes.
+        OSError: it is missing, or no file.
+    """
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    for name, (n_bytes, digest) in body["files"].items():
+        with open_regular(directory / name, n_bytes) as file:
+            found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            if found != (n_bytes, digest):
+                raise ValueError(f"{name} was changed")
+            arrays[name] = np.memmap(file, np.uint8, "r")
+    labels = arrays.get("labels.bin")
     facts: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in body["facts"].items()
     }
     return Table(
-        pixels=np.memmap(directory / "pixels.bin", np.uint8, "r").reshape(-1, N_PIXELS),
-        label_index=labels,
+        pixels=arrays["pixels.bin"].reshape(-1, N_PIXELS),
+        label_index=None if labels is None else labels.view("<i4"),
         path=path,
         sha256=sha256,
-        digest=files["pixels.bin"],
-        label_digest=files.get("labels.bin", ""),
+        digest=body["files"]["pixels.bin"][1],
+        label_digest=body["files"].get("labels.bin", (0, ""))[1],
         **facts,
     )
 

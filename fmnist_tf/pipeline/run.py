@@ -70,7 +70,7 @@ def run_trial(
 
     Args:
         experiment: what is trained.
-        directory: gets settings, history, provenance and evaluation.json with val alone.
+        directory: gets settings, history, provenance, evaluation.json with val alone, DONE.json.
         invocation: how the sweep was started.
         on_epoch: called with each row of the history; what it raises ends the trial.
 
@@ -89,6 +89,7 @@ def run_trial(
         write_provenance(experiment, directory, invocation, trained.peak_rate)
         facts = {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
         directory.write_json("evaluation.json", facts)
+        directory.write_done()
     return val
 
 

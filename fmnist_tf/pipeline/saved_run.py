@@ -18,7 +18,7 @@ from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
 from fmnist_tf.settings.config import RunConfig
-from fmnist_tf.system.files import file_digest
+from fmnist_tf.system.files import require_unlinked
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 
 if TYPE_CHECKING:
@@ -51,6 +51,16 @@ class SavedRun:
     model_sha256: str
     history: tuple[HistoryRow, ...]
     checkpoint: Checkpoint | None = None
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder for parsed files and downloads: beside the run, whatever its settings name.
+
+        Raises:
+            UsageError: it, or its folder `pixels`, is a link.
+        """
+        folder = require_unlinked(self.directory.runs_dir / ".cache")
+        return require_unlinked(folder / "pixels").parent
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
@@ -106,7 +116,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
     try:
         if checkpoint is None:
-            sha256 = str(directory.read_json("DONE.json")["files"][MODEL]["sha256"])
+            sha256 = str(directory.done["files"][MODEL]["sha256"])
             history = directory.read_history()
         else:
             sha256 = checkpoint.sha256
@@ -155,19 +165,14 @@ def load_weights(classifier: keras.Model, run: SavedRun) -> None:
         classifier.set_weights(_rebuild(run, run.checkpoint).get_weights())
         return
     path = run.directory.file(MODEL)
-    found = file_digest(path) if path.is_file() else "no file"
-    if found != run.model_sha256:
-        raise UsageError(
-            f"{path}: expected SHA-256 {run.model_sha256} as DONE.json says, found {found}: the "
-            "model was changed after its run; train the run again"
-        )
-    try:
-        classifier.load_weights(path)
-    except ValueError as error:
-        raise UsageError(
-            f"{path}: expected the weights of the {run.config.backbone} that there is now, found "
-            "another network's, of an older version; train the run again"
-        ) from error
+    with run.directory.reading(MODEL):
+        try:
+            classifier.load_weights(path)
+        except ValueError as error:
+            raise UsageError(
+                f"{path}: expected the weights of the {run.config.backbone} that there is now, "
+                "found another network's, of an older version; train the run again"
+            ) from error
 
 
 def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
@@ -177,8 +182,7 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
 
     config, runs_dir = run.config, run.directory.runs_dir
     parent = read_saved_run(find_run(config.parent, runs_dir)) if config.parent else None
-    download_dir = config.cache_dir(runs_dir) / "downloads"
-    network = build_network(config, len(run.class_names), parent, download_dir)
+    network = build_network(config, len(run.class_names), parent, run.cache_dir / "downloads")
     expected = run.provenance["weights"]["sha256"]
     if network.weights.sha256 != expected:
         raise UsageError(

@@ -56,7 +56,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
         text = page.get_template(template).render(context)
     except jinja2.UndefinedError as error:
         raise KeyError(error.message) from error
-    with replacing(path) as temporary:
+    with replacing(path.resolve()) as temporary:
         # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

@@ -1,9 +1,16 @@
-"""The run directory: one folder per run, files written atomically, `DONE.json` last of all."""
+"""The run directory: one folder per run, files written atomically, `DONE.json` last of all.
+
+Whatever is read of a complete run is first compared with its `DONE.json`, and the run refused if a
+file was changed. That proves that files belong together and are whole. It proves nothing about who
+wrote them: whoever can write `DONE.json` can write one that fits. The run's own folder may be a
+symbolic link; what is in it is neither read nor written through one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -32,14 +39,19 @@ PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
 
-# What may change after DONE.json; it has no checksum there.
+# What may change after DONE.json. It has no checksum there, and no command reads it.
 _UNCHECKED = ("wandb", CHECKPOINTS, "export", "report.html")
 _READ_ERRORS = (
-    OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, csv.Error,
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, csv.Error,
     zipfile.BadZipFile,
 )  # fmt: skip
+_MAX_BYTES = {".json": 64 << 20, ".csv": 64 << 20, ".npz": 4 << 30, ".keras": 16 << 30}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class ChangedFileError(UsageError):
+    """A file is not the one that the run wrote."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,19 @@ class RunDir:
     @property
     def is_complete(self) -> bool:
         """Whether `DONE.json`, the last file of a run, is there."""
-        return self.file(DONE).is_file()
+        return os.path.lexists(self.file(DONE))
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """What `DONE.json` holds: `finished_at`, and the bytes and sha256 of each of `files`.
+
+        Raises:
+            UsageError: it is missing, damaged or was changed.
+        """
+        content = self.read_record(DONE)
+        if not isinstance(content.get("files"), dict):
+            raise UsageError(f"{self.file(DONE)}: expected the entry `files`; repeat the run")
+        return content
 
     @property
     def is_unfinished(self) -> bool:
@@ -142,17 +166,32 @@ class RunDir:
         """Return the path of the file `name`, which need not exist."""
         return self.path / name
 
-    def locked(self) -> AbstractContextManager[None]:
+    def output(self, name: str) -> Path:
+        """Return the path of a file or folder to write.
+
+        Raises:
+            UsageError: it, or a folder of the run that it is in, is a symbolic link.
+        """
+        for part in (Path(name), *Path(name).parents[:-1]):
+            files.require_unlinked(self.path / part)
+        return self.file(name)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
         """Hold the run for this process alone; see `system.files.locked`.
 
         Raises:
             RunExistsError: another process holds it.
+            UsageError: one of its files or folders is a symbolic link.
         """
-        return files.locked(self.path)
+        with files.locked(self.path):
+            for path in self.path.iterdir():
+                files.require_unlinked(path)
+            yield
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """Yield a temporary path that becomes the file `name`; see `system.files.replacing`."""
-        return files.replacing(self.file(name))
+        return files.replacing(self.output(name))
 
     def write_text(self, name: str, content: str) -> None:
         """Write the file `name` atomically, as UTF-8."""
@@ -171,12 +210,31 @@ class RunDir:
         """Read the JSON object in the file `name`.
 
         Raises:
-            UsageError: it is missing, unreadable, or not a JSON object.
+            UsageError: it is missing, unreadable, not a JSON object, or was changed.
         """
-        with self._reading(name) as path:
-            content = json.loads(path.read_bytes())
+        with self.reading(name) as file:
+            content = json.loads(file.read())
             if not isinstance(content, dict):
                 raise ValueError(f"JSON, but a {type(content).__name__} and not an object")
+        return content
+
+    def write_record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write `content` as JSON with an entry `sha256`, which `read_record` verifies."""
+        self.write_json(name, {**content, "sha256": _digest(content)})
+
+    def read_record(self, name: str) -> dict[str, Any]:
+        """Read what `write_record` wrote, or a JSON object of an older version without `sha256`.
+
+        Raises:
+            UsageError: see `read_json`; or its content was changed.
+        """
+        content = self.read_json(name)
+        digest = content.pop("sha256", None)
+        if digest not in (None, _digest(content)):
+            raise ChangedFileError(
+                f"{self.file(name)}: expected content of the SHA-256 in it, found other content; "
+                "it was changed: restore it, use another run, or repeat this one"
+            )
         return content
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
@@ -191,10 +249,10 @@ class RunDir:
         """Read `history.csv`.
 
         Raises:
-            UsageError: it is missing or a line is not an epoch.
+            UsageError: it is missing, a line is not an epoch, or it was changed.
         """
-        with self._reading(HISTORY) as path:
-            header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines() or [""])
+        with self.reading(HISTORY) as file:
+            header, *lines = csv.reader(file.read().decode().splitlines() or [""])
             if header != [field.name for field in fields(HistoryRow)]:
                 raise ValueError(f"the header {','.join(header)}")
             return [
@@ -213,13 +271,15 @@ class RunDir:
         Compressed entries are refused, so the arrays cannot be larger than the file.
 
         Raises:
-            UsageError: it is missing, damaged, compressed, or contains Python objects.
+            UsageError: it is missing, damaged, compressed, contains Python objects, or was
+                changed.
         """
-        with self._reading(name) as path:
-            with zipfile.ZipFile(path) as archive:
+        with self.reading(name) as file:
+            with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("compressed entries")
-            with np.load(path, allow_pickle=False) as arrays:
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
 
     def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -239,7 +299,7 @@ class RunDir:
             UsageError: it is missing, damaged, or contains anything else; see `check_predictions`.
         """
         arrays = self.read_arrays(PREDICTIONS)
-        with self._reading(PREDICTIONS):
+        with self._damage(PREDICTIONS):
             found = {name: str(array.dtype) for name, array in arrays.items()}
             if found != {"labels": "int64", "probabilities": "float32"}:
                 raise ValueError(f"the arrays {found}")
@@ -256,17 +316,56 @@ class RunDir:
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
             is_hidden = any(part.startswith(".") for part in name.parts)
-            if is_hidden or name.parts[0] in (*_UNCHECKED, DONE) or not path.is_file():
+            is_kept = path.is_file() and not path.is_symlink()
+            if is_hidden or name.parts[0] in (*_UNCHECKED, DONE) or not is_kept:
                 continue
-            size, digest = path.stat().st_size, files.file_digest(path)
-            checksums[name.as_posix()] = {"bytes": size, "sha256": digest}
-        self.write_json(DONE, {"finished_at": datetime.now(UTC).isoformat(), "files": checksums})
+            with files.open_regular(path, _MAX_BYTES[".keras"]) as file:
+                checksums[name.as_posix()] = _describe(file)
+        content = {"finished_at": datetime.now(UTC).isoformat(), "files": checksums}
+        self.write_record(DONE, content)
 
     @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[Path]:
-        """Yield the path of a file to read; turn what is wrong with it into a UsageError."""
+    def reading(self, name: str) -> Iterator[io.BufferedReader]:
+        """Open a file, which in a complete run must be the one that `DONE.json` lists.
+
+        A library that takes no open file may open the path until the end of the block.
+
+        Raises:
+            UsageError: the file is missing, was changed before or within the block, or is none; or
+                the block could not read it.
+        """
+        path, limit = self.file(name), _MAX_BYTES[Path(name).suffix]
+        with self._damage(name), files.open_regular(path, limit) as file:
+            if name == DONE or not self.is_complete:
+                yield file
+                return
+            self._verify(name, file)
+            identity = _identify(os.fstat(file.fileno()))
+            yield file
+            if _identify(os.lstat(path)) != identity:
+                raise ValueError("a file that is being changed")
+
+    def _verify(self, name: str, file: io.BufferedReader) -> None:
+        """Compare an open file with `DONE.json`; its size first, which costs nothing."""
+        expected, size = self.done["files"].get(name), os.fstat(file.fileno()).st_size
+        if expected is None:
+            why = "no such file, as DONE.json does not list it"
+        elif size != expected["bytes"]:
+            why = f"the {expected['bytes']:,} bytes that DONE.json lists, found {size:,}"
+        elif (digest := _describe(file)["sha256"]) != expected["sha256"]:
+            why = f"SHA-256 {expected['sha256']} as DONE.json says, found {digest}"
+        else:
+            return
+        raise ChangedFileError(
+            f"{self.file(name)}: expected {why}; it was changed or added after the run: restore "
+            "the run's files, use another run, or repeat this one"
+        )
+
+    @contextlib.contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        """Turn what is wrong with a file that is read into a UsageError."""
         try:
-            yield self.file(name)
+            yield
         except _READ_ERRORS as error:
             is_missing = isinstance(error, FileNotFoundError)
             found = "no such file" if is_missing else printable(str(error), 200)
@@ -279,7 +378,7 @@ class RunDir:
 def list_runs(runs_dir: Path) -> list[RunDir]:
     """Return the runs in `runs_dir` by name, complete or not; [] if there is no such folder.
 
-    They include the trials of sweeps that are complete runs.
+    They include the trials of sweeps that have a model.
     """
     try:
         paths = sorted(path for path in runs_dir.iterdir() if _NAME.fullmatch(path.name))
@@ -291,25 +390,47 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
             runs.append(RunDir(path))
         elif (path / SWEEP).is_file():
             trials = (RunDir(trial) for trial in sorted(path.glob("trial-*")))
-            runs += (trial for trial in trials if trial.is_complete)
+            runs += (t for t in trials if t.is_complete and t.file(PREDICTIONS).exists())
     return runs
 
 
 def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | None:
     """Return the run of `phase` that finished last according to its `DONE.json`, or None.
 
-    File times are not used: they change when a run is copied. Damaged and foreign folders are
-    skipped.
+    File times are not used: they change when a run is copied. Foreign folders are skipped.
+
+    Raises:
+        ChangedFileError: the settings of this run, or of a newer one, were changed.
     """
     finished: list[tuple[float, str, RunDir]] = []
     for run in list_runs(runs_dir):
         try:
-            when = datetime.fromisoformat(run.read_json(DONE)["finished_at"]).timestamp()
-            if run.read_json(CONFIG)["phase"] == phase:
-                finished.append((when, str(run.path), run))
+            when = datetime.fromisoformat(run.done["finished_at"]).timestamp()
+            finished.append((when, str(run.path), run))
+        except ChangedFileError:
+            raise
         except (UsageError, KeyError, TypeError, ValueError, OverflowError):
             continue
-    return max(finished, key=lambda entry: entry[:2])[2] if finished else None
+    for *_, run in sorted(finished, key=lambda entry: entry[:2], reverse=True):
+        if run.read_json(CONFIG).get("phase") == phase:
+            return run
+    return None
+
+
+def _identify(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _describe(file: io.BufferedReader) -> dict[str, Any]:
+    """Return bytes and sha256 of an open file, and go back to its start."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = file.tell()
+    file.seek(0)
+    return {"bytes": size, "sha256": digest}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(runs_dir: Path, name: str) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,62 @@ from fmnist_tf.errors import RunExistsError, UsageError, printable
 from fmnist_tf.system import signals
 
 _POLL_SECONDS = 0.2
+_MAX_BYTES = 64 << 20
+
+
+class NotAFileError(UsageError, OSError):
+    """In a folder of ours is a link, a pipe, a device, or a file of absurd size.
+
+    A command ends with 2; a cache, which computes anew what it cannot read, takes it for an
+    OSError.
+    """
+
+
+def open_regular(path: Path, max_bytes: int = _MAX_BYTES) -> BufferedReader:
+    """Open a regular file to read: not through a link in its place, and without waiting for a pipe.
+
+    Raises:
+        NotAFileError: it is something else, or larger.
+        OSError: it is missing or cannot be opened.
+    """
+    file = os.fdopen(_open_regular(path, os.O_RDONLY), "rb")
+    if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+        file.close()
+        raise NotAFileError(f"{path}: expected at most {max_bytes:,} bytes, found {size:,}")
+    return file
+
+
+def read_bytes(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
+    """Return the content of a regular file; see `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        return file.read(max_bytes)
+
+
+def require_unlinked(path: Path) -> Path:
+    """Return `path`, which need not exist.
+
+    Raises:
+        NotAFileError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise NotAFileError(f"{path}: expected no symbolic link, since none is followed here")
+    return path
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """Open a regular file that is no link, and return its descriptor."""
+    require_unlinked(path)
+    found = "what cannot be opened as one"
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        found = "a folder, a pipe or a device"
+    except OSError as error:  # a link that is there only now, a folder to write, a socket
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    raise NotAFileError(f"{path}: expected a file, found {found}")
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -78,12 +136,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: of a file, or of a folder that does not exist yet or is empty. Missing parents are
-            created, a symbolic link is followed. The temporary path has the same suffix.
+            created. A symbolic link is replaced; pass `path.resolve()` to replace what it names.
+            The temporary path has the same suffix.
 
     Raises:
         OSError: nothing was created, the disk fails, or a folder that is not empty is in the way.
     """
-    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -98,11 +156,12 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # it was in a write
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -115,7 +174,7 @@ def remove_leftovers(folder: Path) -> None:
         folder: need not exist; folders in it are left alone.
     """
     for path in folder.glob(".*.tmp-*"):
-        _remove(path)
+        remove(path)
 
 
 @contextmanager
@@ -140,9 +199,10 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
 
     Raises:
         RunExistsError: another process holds the folder, and `on_wait` is None.
+        NotAFileError: `.lock` is no file.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with open(os.open(folder / ".lock", flags, 0o666), "r+b", buffering=0) as stream:
+    descriptor = _open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    with open(descriptor, "r+b", buffering=0) as stream:
         is_told = False
         while not _try_lock(stream):
             holder = _describe_holder(stream)

@@ -9,6 +9,7 @@ restores what it finds.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 import time
@@ -18,11 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.system.files import file_digest, replacing
+from fmnist_tf.system.files import (
+    file_digest,
+    open_regular,
+    read_bytes,
+    replacing,
+    require_unlinked,
+)
 
 N_KEPT = 2
 MAX_SHARE = 0.02  # of the run time is spent on checkpoints
 _MARGIN_BYTES = 20_000_000  # figures, pages, predictions
+_MAX_BYTES = 16 << 30  # of the variables
 _VARIABLES, _STATE, _CHECKSUMS = "variables", "state.json", "sha256.json"
 
 Variables = Mapping[str, Sequence[Any]]
@@ -111,7 +119,11 @@ class CheckpointDir:
         self._cost = self._saved - started
 
     def find(self) -> list[str]:
-        """Find the newest valid checkpoint; return what is wrong with newer ones."""
+        """Find the newest valid checkpoint; return what is wrong with newer ones.
+
+        Raises:
+            NotAFileError: their folder is a link.
+        """
         problems = []
         for path in reversed(self._folders()):
             try:
@@ -132,7 +144,7 @@ class CheckpointDir:
             OSError: it has not.
         """
         self.path.mkdir(exist_ok=True)
-        there = sum(path.stat().st_size for path in self.path.glob("*/*"))
+        there = sum(path.lstat().st_size for path in self.path.glob("*/*"))
         needed = (N_KEPT + 1) * n_bytes + besides + _MARGIN_BYTES - there
         free = shutil.disk_usage(self.path).free
         if free < needed:
@@ -145,7 +157,8 @@ class CheckpointDir:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        return sorted((p for p in self.path.glob("*") if p.name.isdecimal()), key=_number_of)
+        folders = require_unlinked(self.path).glob("*")
+        return sorted((path for path in folders if path.name.isdecimal()), key=_number_of)
 
 
 def _number_of(folder: Path) -> int:
@@ -156,15 +169,19 @@ def _read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        OSError: a file is missing.
+        OSError: a file is missing, or no file.
         ValueError: a file was changed or cut.
     """
-    sums = json.loads((path / _CHECKSUMS).read_bytes())
-    for name in (_STATE, f"{_VARIABLES}.index", *sums):
-        if Path(name).name != name or file_digest(path / name) != sums[name]:
-            raise ValueError(f"{name} does not have the SHA-256 that it was written with")
+    sums = json.loads(read_bytes(require_unlinked(path) / _CHECKSUMS))
+    content = read_bytes(path / _STATE)
+    found = {_STATE: hashlib.sha256(content).hexdigest()}
+    for name in {f"{_VARIABLES}.index", *sums} - {_STATE}:
+        with open_regular(path / Path(name).name, _MAX_BYTES) as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if changed := [name for name in found if found[name] != sums.get(name)]:
+        raise ValueError(f"{changed[0]} does not have the SHA-256 that it was written with")
     data = next(digest for name, digest in sums.items() if ".data-" in name)
-    state = json.loads((path / _STATE).read_bytes())
+    state = json.loads(content)
     if not isinstance(state, dict):
         raise ValueError(f"{_STATE} is no JSON object")
     return Checkpoint(path, state, data)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakerun import change_json
 
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import RunDir, find_newest_complete_run, list_runs
+from fmnist_tf.results.rundir import PREDICTIONS, RunDir, find_newest_complete_run, list_runs
 
 ROWS = [
     HistoryRow(0, "finetune", float("nan"), float("nan"), 0.1 + 0.2, 1 / 3, 1e-4, 1.5),
@@ -275,10 +276,12 @@ def test_done_lists_each_file_but_the_changing_ones(run):
     assert files["history.csv"] == {"bytes": 2, "sha256": hashlib.sha256(b"x\n").hexdigest()}
 
 
-def finish(runs_dir: Path, name: str, phase: str, finished_at: str) -> RunDir:
-    run = RunDir.create(runs_dir, name, phase, "sample")
-    run.write_json("config.json", {"phase": phase})
-    run.write_json("DONE.json", {"finished_at": finished_at, "files": {}})
+def finish(runs_dir: Path, name: str, phase: str | None, finished_at: str) -> RunDir:
+    run = RunDir.create(runs_dir, name, "frozen", "sample")
+    run.write_json("config.json", {"phase": phase} if phase else {})
+    run.write_text("predictions.npz", "")
+    run.write_done()
+    change_json(run.file("DONE.json"), finished_at=finished_at)
     return run
 
 
@@ -305,6 +308,7 @@ def test_finished_trials_of_a_sweep_are_runs(tmp_path):
     (sweep / "sweep.json").write_text("{}")
     first = finish(sweep, "trial-001", "frozen", "2021-01-01T00:00:00+00:00")
     finish(sweep, "trial-002", "frozen", "2022-01-01T00:00:00+00:00").file("DONE.json").unlink()
+    finish(sweep, "trial-3", "frozen", "2023-01-01T00:00:00+00:00").file(PREDICTIONS).unlink()
     assert list_runs(tmp_path) == [first, early]
     assert find_newest_complete_run(tmp_path) == first
     assert (first.runs_dir, early.runs_dir) == (tmp_path, tmp_path)
@@ -320,8 +324,7 @@ def test_incomplete_damaged_and_foreign_folders_are_skipped(tmp_path, done):
     finish(tmp_path, "damaged", "frozen", "2030-01-01T00:00:00+00:00").write_text("DONE.json", done)
     unfinished = finish(tmp_path, "unfinished", "frozen", "2030-01-01T00:00:00+00:00")
     unfinished.file("DONE.json").unlink()
-    unconfigured = finish(tmp_path, "unconfigured", "frozen", "2030-01-01T00:00:00+00:00")
-    unconfigured.write_json("config.json", {})
+    finish(tmp_path, "unconfigured", None, "2030-01-01T00:00:00+00:00")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "LOG.md").write_text("")
     assert find_newest_complete_run(tmp_path) == good

@@ -47,15 +47,14 @@ def test_checks_create_nothing(tmp_path: Path, monkeypatch) -> None:
     assert os.listdir() == ["old"]
 
 
-def test_a_file_is_replaced_through_a_link(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_what_it_names(tmp_path: Path) -> None:
     file, link = tmp_path / "new/file", tmp_path / "link"
     link.symlink_to(file)
-    with write_atomically(link) as stream:
+    with write_atomically(link.resolve()) as stream:
         stream.write(b"old")
     with replacing(link) as temporary:
         temporary.write_text("new")
-        assert file.read_text() == "old"
-    assert (link.is_symlink(), file.read_text()) == (True, "new")
+    assert (link.is_symlink(), file.read_text(), link.read_text()) == (False, "old", "new")
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
