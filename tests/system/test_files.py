@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.system.files import check_folder, check_target, locked, replacing, write_atomically
+from fmnist_tf.system.files import (
+    check_folder,
+    check_target,
+    locked,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+)
 from fmnist_tf.system.signals import StoppedError, listening
 
 
@@ -119,6 +126,15 @@ def test_a_killed_writer_leaves_the_old_or_the_new_file(
     with start(script, path, moment) as process:
         assert process.wait() == -signal.SIGKILL
     assert path.read_text() == survivor
+    with replacing(tmp_path / "other") as ours:
+        ours.touch()
+        elsewhere = tmp_path / f".new.tmp-00000000-{process.pid}-00000000"
+        elsewhere.touch()
+        remove_leftovers(tmp_path)
+        assert {ours, elsewhere, path} == set(tmp_path.iterdir())
+        os.utime(elsewhere, (0, 0))
+        remove_leftovers(tmp_path)
+        assert {ours, path} == set(tmp_path.iterdir())
 
 
 def test_content_is_synced_before_its_name(tmp_path: Path, monkeypatch) -> None:
