@@ -135,7 +135,7 @@ def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
     if not begun:
         import_tensorflow()
-        _check_networks(sweep, data.dataset, cache_dir)
+        _check_networks(sweep, data.dataset)
     if begun or not flags.dry_run:
         directory = _open_sweep(sweep, data)
     if flags.dry_run:
@@ -212,7 +212,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     return Sweep(flags, settings, space, sampler, trials, configs, command)
 
 
-def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
+def _check_networks(sweep: Sweep, dataset: Dataset) -> None:
     """Refuse backbones, stages, heads and weights that do not exist before the sweep begins.
 
     Raises:
@@ -224,12 +224,14 @@ def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     from fmnist_tf.pipeline.prepare import build_network
 
     parent = sweep.settings.parent
-    networks = {(c.backbone, c.head, c.weights, c.image_size, c.unfreeze): c for c in sweep.configs}
+    networks = {
+        (c.backbone, c.head, c.weights, c.image_size, c.cut, c.unfreeze): c for c in sweep.configs
+    }
     for config in networks.values():
         # A dense layer that does not fit into memory fails its own trial only.
         config = config if parent else config.replace(units=0)
         n_classes = len(dataset.train.class_names)
-        build_network(config, n_classes, parent, cache_dir / "downloads")
+        build_network(config, n_classes, parent)
         keras.backend.clear_session()
 
 
@@ -321,8 +323,7 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     config = config.replace(seed=claim.trial.seed)
     invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
     keras.backend.clear_session()
-    cache_dir, parent = config.cache_dir(flags.runs_dir), sweep.settings.parent
-    experiment = prepare_network(config, data, parent, cache_dir, invocation.clock)
+    experiment = prepare_network(config, data, sweep.settings.parent, invocation.clock)
     if not sweep.space:
         run_phase(experiment, own, invocation)
     else:

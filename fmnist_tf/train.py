@@ -139,7 +139,7 @@ def _run(
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
         import_tensorflow()
-    experiment = prepare_network(config, data, parent, cache_dir, clock)
+    experiment = prepare_network(config, data, parent, clock)
     config = experiment.config
     if flags.dry_run:
         say("dry run: nothing was trained; the settings would be:")

@@ -458,7 +458,7 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     words += ["--grid", "unfreeze=deep,all"]
     assert main(words) == 0
     configs = [read_json(f"elsewhere/s/trial-00{n}/config.json") for n in (1, 2)]
-    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
+    assert [c["unfreeze"] for c in configs] == [["conv2"], ["stem", "conv2"]]
     assert {c["parent"] for c in configs} == {"base"}
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
     printed = shlex.split(line)

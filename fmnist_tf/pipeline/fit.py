@@ -12,7 +12,7 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import progress_bar, say
 from fmnist_tf.data.batches import ArrayRows, PickedRows
-from fmnist_tf.model.classifier import split_classifier
+from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
 from fmnist_tf.pipeline.prepare import Experiment, Network
@@ -89,7 +89,7 @@ def fit(
     pixels = PickedRows(ArrayRows(train.pixels, train.digest), pool)
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
-    split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
+    split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
     source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
@@ -104,7 +104,13 @@ def fit(
     )
     trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 
-    before = digest_weights(network.classifier, network.spec)
+    # --- Standardization: a finetune run keeps its parent's -------------------------------------
+    standardization = find_standardization(network.classifier)
+    if standardization is not None and network.parent is None:
+        with clock.stage("statistics"):
+            rows = np.concatenate([train_rows + n * len(labels) for n in range(plan.n_views)])
+            set_statistics(standardization, *trainer.measure_features(source, rows, 256))
+    before = digest_weights(network.classifier)
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
@@ -146,7 +152,7 @@ def fit(
             record(0, None, val, 0.0, time.perf_counter() - started)
 
     def check_plan() -> list[str]:
-        after = digest_weights(network.classifier, network.spec)
+        after = digest_weights(network.classifier)
         return verify_plan(network.plan, before, after)
 
     def stops_early() -> bool:

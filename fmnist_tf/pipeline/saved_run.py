@@ -162,7 +162,10 @@ def load_weights(classifier: keras.Model, run: SavedRun) -> None:
             the weights that a stopped run began with are not there.
     """
     if run.checkpoint is not None:
+        from fmnist_tf.model.classifier import use_statistics
+
         classifier.set_weights(_rebuild(run, run.checkpoint).get_weights())
+        use_statistics(classifier)
         return
     path = run.directory.file(MODEL)
     with run.directory.reading(MODEL):
@@ -182,7 +185,7 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
 
     config, runs_dir = run.config, run.directory.runs_dir
     parent = read_saved_run(find_run(config.parent, runs_dir)) if config.parent else None
-    network = build_network(config, len(run.class_names), parent, run.cache_dir / "downloads")
+    network = build_network(config, len(run.class_names), parent)
     expected = run.provenance["weights"]["sha256"]
     if network.weights.sha256 != expected:
         raise UsageError(
@@ -197,17 +200,23 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
 def build_configured(
     config: RunConfig, backbone: keras.Model, spec: BackboneSpec, n_classes: int, name: str
 ) -> keras.Model:
-    """Build the classifier that the settings ask for, on a backbone of this spec."""
+    """Build the classifier that the settings ask for, on a backbone of this spec, cut as they say.
+
+    Raises:
+        UsageError: the backbone has no such stage or block.
+    """
+    from fmnist_tf.model.blocks import cut_backbone
     from fmnist_tf.model.classifier import build_classifier
 
     return build_classifier(
-        backbone,
-        spec,
+        cut_backbone(backbone, config.cut) if config.cut else backbone,
+        spec.value_range,
         head=config.head,
         units=config.units,
         dropout=config.dropout,
         n_classes=n_classes,
         seed=config.seed,
+        standardize=config.standardize == "features",
         name=name,
     )
 
@@ -218,12 +227,11 @@ def build_saved_model(run: SavedRun) -> keras.Model:
     Raises:
         UsageError: the model file was changed, or the run's backbone is not known here.
     """
-    from fmnist_tf.model.backbones import find_backbone_spec
+    from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 
     spec, side = find_backbone_spec(run.config.backbone, run.config.image_size)
-    classifier = build_configured(
-        run.config, spec.build(side), spec, len(run.class_names), "classifier"
-    )
+    backbone, n_classes = build_backbone(spec, side), len(run.class_names)
+    classifier = build_configured(run.config, backbone, spec, n_classes, "classifier")
     load_weights(classifier, run)
     return classifier
 

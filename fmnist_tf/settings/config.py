@@ -129,15 +129,25 @@ class _Settings(BaseModel):
     image_size: Annotated[int, Ge(1), Le(1024)] | None = _model(
         "side in pixels that images are resized to (default: the backbone's)"
     )
+    cut: Text | None = _model(
+        "end the backbone after this stage or block, such as conv4 or block5/c: nothing above is "
+        "computed or saved (default: after the last)",
+        metavar="STAGE[/BLOCK]",
+    )
     head: Literal["flatten", "gap"] = _model(
         "how the backbone's feature maps become a vector", "flatten"
+    )
+    standardize: Literal["features", "none"] | None = _model(
+        "features: subtract from each backbone feature its mean over the training rows, and divide "
+        "by its standard deviation (default: features, scratch none)"
     )
     units: CountFrom0 = _model("width of the hidden dense layer; 0: none", 512)
     dropout: Fraction = _model("dropout before the last layer", 0.5, "P")
     unfreeze: Annotated[tuple[Text, ...], FromList] = _model(
-        "finetune: stages to train, such as conv5 or conv4,conv5 or all (default: the deepest)",
+        "finetune: stages or blocks to train, such as conv5, conv4/block6,conv5 or all (default: "
+        "the deepest stage)",
         (),
-        "STAGE[,STAGE]",
+        "STAGE[/BLOCK][,...]",
     )
     train_batch_norm: bool = _model(
         "finetune: train the BatchNorm layers of unfrozen stages too", False
@@ -261,6 +271,8 @@ class RunConfig(_Settings):
         require(finetune or not self.unfreeze, "unfreeze", expected)
         require(finetune or not self.train_batch_norm, "train_batch_norm", expected)
         require(finetune or self.parent is None, "parent", expected)
+        expected = "none with --phase scratch, which trains what makes the features"
+        require(not scratch or self.standardize != "features", "standardize", expected)
         expected = (
             "auto or random with --phase scratch, which starts from random weights; leave it out, "
             "or use --phase frozen"

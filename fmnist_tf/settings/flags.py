@@ -66,7 +66,7 @@ def _type_of(name: str) -> tuple[Any, bool]:
     if type(None) not in get_args(kind):
         return kind, False
     kind = get_args(kind)[0]
-    return getattr(kind, "__origin__", kind), True  # without the range
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind, True  # without the range
 
 
 def _reader(name: str) -> Callable[[str], Any]:

@@ -99,7 +99,7 @@ def built(request: pytest.FixtureRequest) -> Built:
     keras.utils.set_random_seed(1)
     backbone = spec.build(spec.min_size)
     classifier = build_classifier(
-        backbone, spec, head="flatten", units=16, dropout=0.5, n_classes=3, seed=1
+        backbone, spec.value_range, head="flatten", units=16, dropout=0.5, n_classes=3, seed=1
     )
     return Built(spec, classifier)
 
@@ -183,7 +183,7 @@ def test_both_parts_compute_the_whole_for_every_cut(drawn: Built) -> None:
     assert np.ptp(expected, axis=0).max() > 1e-3  # the images matter
     names = [weight.path for weight in drawn.classifier.weights]
     for stage in [*list(drawn.spec.stages)[1:], HEAD]:
-        split = split_classifier(drawn.classifier, drawn.spec, stage)
+        split = split_classifier(drawn.classifier, stage)
         parts = (split.feature_extractor, split.trained_layers, split.output_layer)
         assert [weight.path for part in parts for weight in part.weights] == names
         extracted = split.feature_extractor(PIXELS, training=False)
@@ -197,7 +197,7 @@ def to_array(tensor: Any) -> np.ndarray:
 
 @each_spec((*QUICK, "mobilenetv3"))
 def test_the_folded_twin_is_the_same_function(drawn: Built, precision: str) -> None:
-    extractor = split_classifier(drawn.classifier, drawn.spec, HEAD).feature_extractor
+    extractor = split_classifier(drawn.classifier, HEAD).feature_extractor
     expected = to_array(extractor(PIXELS, training=False))
     found = to_array(fold_model(extractor, precision, frozen=True)(PIXELS, training=False))
     if precision == "float32":
@@ -237,19 +237,19 @@ def test_one_step_changes_exactly_the_planned_weights(
 ) -> None:
     spec, classifier = built.spec, built.classifier
     draw_weights(built.backbone, spec)
-    plan = plan_phase(classifier, spec, phase, unfrozen(tuple(spec.stages)))
-    apply_plan(classifier, spec, plan)
-    split = split_classifier(classifier, spec, plan.lowest_stage)
+    plan = plan_phase(classifier, phase, unfrozen(tuple(spec.stages)))
+    apply_plan(classifier, plan)
+    split = split_classifier(classifier, plan.lowest)
     rows = PIXELS.reshape(-1, 784)
     if split.has_frozen_layers:
         rows = split.feature_extractor(PIXELS, training=False).numpy().astype(FEATURE_DTYPE)
-    before = digest_weights(classifier, spec)
+    before = digest_weights(classifier)
     one_step = Trainer(classifier, split, build_optimizer("adam")).run_epochs(
         ArrayRows(rows), np.arange(6) % 3, np.arange(6), np.arange(6),
         TrainingPlan(RatePlan("constant", 1e-3, 1, 1), 6, seed=0),
     )  # fmt: skip
     next(one_step)
-    after = digest_weights(classifier, spec)
+    after = digest_weights(classifier)
     assert verify_plan(plan, before, after) == []
     moved = {path for path in before if before[path] != after[path]}
     assert moved == {weight.path for weight in plan.weights if weight.status == "trained"}
@@ -291,7 +291,9 @@ def test_the_output_at_the_default_size(name: str) -> None:
     n_channels = spec.value_range.n_channels
     assert backbone.input_shape == (None, spec.default_size, spec.default_size, n_channels)
     assert backbone.output_shape[1:] == OUTPUTS[name]
-    build_classifier(backbone, spec, head="flatten", units=2, dropout=0.5, n_classes=3, seed=0)
+    build_classifier(
+        backbone, spec.value_range, head="flatten", units=2, dropout=0.5, n_classes=3, seed=0
+    )
 
 
 APPLICATIONS = {
