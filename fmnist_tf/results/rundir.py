@@ -196,7 +196,7 @@ class RunDir:
     def write_text(self, name: str, content: str) -> None:
         """Write the file `name` atomically, as UTF-8."""
         with self.writing(name) as temporary:
-            temporary.write_bytes(content.encode())
+            temporary.write_bytes(content.encode(errors="backslashreplace"))  # of file names
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `content` atomically as indented JSON.
