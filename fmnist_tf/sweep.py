@@ -258,7 +258,7 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
     else:
         directory = RunDir(flags.runs_dir / flags.run)
-        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.path.mkdir(parents=True, exist_ok=True)
     with locked(directory.path, on_wait=say):
         if not directory.file(SWEEP).is_file():
             directory.write_record(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})

@@ -11,9 +11,7 @@ import errno
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,10 @@ from fmnist_tf.system.files import (
     open_regular,
     read_bytes,
     remove,
+    remove_leftovers,
     replacing,
     require_unlinked,
 )
-
-STALE_SECONDS = 24 * 3600
-"""Age at which an unpublished directory counts as the leftover of a killed process."""
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int32]]
 """Pixels (R, 784) and label codes (R,) of some rows."""
@@ -84,10 +80,7 @@ def write_store(
     if (table := read_store(directory, path, sha256)) is not None:
         return table
     remove(directory)
-    for leftover in directory.parent.glob(".*.tmp-*"):
-        with suppress(FileNotFoundError):
-            if time.time() - leftover.lstat().st_mtime > STALE_SECONDS:
-                remove(leftover)
+    remove_leftovers(directory.parent)
     try:
         with replacing(directory) as folder:
             folder.mkdir()

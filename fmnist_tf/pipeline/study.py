@@ -312,7 +312,7 @@ class SweepStudy:
             if trial.state not in ("waiting", "running") and trial.number not in self._to_retry:
                 continue
             own = self.directory_of(trial.number)
-            own.path.mkdir(mode=0o700, exist_ok=True)
+            own.path.mkdir(exist_ok=True)
             try:
                 held.enter_context(own.locked())
             except RunExistsError:

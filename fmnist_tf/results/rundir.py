@@ -1,7 +1,4 @@
-"""The run directory: one folder per run; how it is named and found, and what its files hold.
-
-Everything is private to its owner (folder 0700, files 0600): a run may hold private images.
-"""
+"""The run directory: one folder per run; how it is named and found, and what its files hold."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.results.checked import ChangedFileError, CheckedFolder
 from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.system.checked import ChangedFileError, CheckedFolder
 
 CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
@@ -56,7 +53,7 @@ class RunDir(CheckedFolder):
             ) from error
         if name is not None:
             try:
-                os.mkdir(runs_dir / name, 0o700)
+                os.mkdir(runs_dir / name)
             except FileExistsError as error:
                 raise _exists(runs_dir / name) from error
             return cls(runs_dir / name)
@@ -65,7 +62,7 @@ class RunDir(CheckedFolder):
         for attempt in itertools.count(1):
             path = runs_dir / (stem if attempt == 1 else f"{stem}-{attempt}")
             with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
+                os.mkdir(path)
                 break
         return cls(path)
 

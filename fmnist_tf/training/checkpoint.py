@@ -105,7 +105,7 @@ class CheckpointDir:
         started = time.monotonic()
         number = 1 + max(map(_number_of, self._folders()), default=0)
         with replacing(self.path / f"{number:06d}") as temporary:
-            temporary.mkdir(mode=0o700)
+            temporary.mkdir()
             try:
                 tf.train.Checkpoint(**variables).write(str(temporary / _VARIABLES))
             except tf.errors.OpError as error:
@@ -143,7 +143,7 @@ class CheckpointDir:
         Raises:
             OSError: it has not.
         """
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
         there = sum(path.lstat().st_size for path in self.path.glob("*/*"))
         needed = (N_KEPT + 1) * n_bytes + besides + _MARGIN_BYTES - there
         free = shutil.disk_usage(self.path).free

@@ -757,11 +757,11 @@ def test_disk_full_leaves_nothing(write: Callable[..., Path], tmp_path: Path) ->
 
 def test_leftovers_of_killed_processes(read: Callable[..., Table], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for name, age_seconds in (("old", 2 * pixel_store.STALE_SECONDS), ("new", 60)):
-        folder = store / f".{name}.tmp-1"
-        folder.mkdir(parents=True)
-        (folder / "pixels.bin").touch()
-        then = time.time() - age_seconds
-        os.utime(folder, (then, then))
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom fmnist_tf.system.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as folder:\n    folder.mkdir()\n    os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, store / "old"])
+    assert len(list(store.iterdir())) == 1
     read(kaggle())
-    assert [p.name for p in store.glob(".*")] == [".new.tmp-1"]
+    assert list(store.glob(".*")) == []

@@ -1,4 +1,4 @@
-"""The run directory: whole files or none, private, one owner; clear errors for bad files."""
+"""The run directory: whole files or none, one owner; clear errors for bad files."""
 
 import csv
 import hashlib
@@ -96,15 +96,19 @@ def test_open_finds_a_run_or_lists_the_others(run):
 # Writing
 
 
-def test_everything_is_private(run):
-    run.write_text("text", "x")
-    with run.writing("figure.png") as path:
-        path.write_bytes(b"x")
-    with run.locked():
-        pass
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_modes_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        run = RunDir.create(tmp_path / "runs", "one", "frozen", "csv")
+        run.write_text("text", "x")
+        with run.locked():
+            pass
+    finally:
+        os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.path.iterdir()}
-    assert modes == {"text": 0o600, "figure.png": 0o600, ".lock": 0o600}
-    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert modes == {"text": 0o666 & ~mask, ".lock": 0o666 & ~mask}
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o777 & ~mask
 
 
 def test_killed_at_any_time_the_file_is_whole(run):

@@ -95,12 +95,12 @@ class CheckedFolder:
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """Yield a temporary path that becomes the file `name`; see `system.files.replacing`."""
-        return files.replacing(self.output(name), mode=0o600)
+        return files.replacing(self.output(name))
 
     def write_text(self, name: str, content: str) -> None:
         """Write the file `name` atomically, as UTF-8."""
         with self.writing(name) as temporary:
-            temporary.write_bytes(content.encode())
+            temporary.write_bytes(content.encode(errors="backslashreplace"))  # of file names
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `content` atomically as indented JSON.
