@@ -34,6 +34,8 @@ _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 class RunDir(CheckedFolder):
     """The folder of one run, which exists; `create` makes it, `open` finds it."""
 
+    advice = "; restore the run's files, use another run, or repeat this one"
+
     @classmethod
     def create(cls, runs_dir: Path, name: str | None, phase: str, dataset: str) -> RunDir:
         """Create `runs_dir/name`; if `name` is None, the name is made of time, phase and data.

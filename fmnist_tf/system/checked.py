@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,7 @@ _READ_ERRORS = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, csv.Error,
     zipfile.BadZipFile,
 )  # fmt: skip
-_MAX_BYTES = {".json": 64 << 20, ".csv": 64 << 20, ".npz": 4 << 30, ".keras": 16 << 30}
+_TEXTS, _TEXT_BYTES, _MAX_BYTES = (".json", ".csv"), 64 << 20, 16 << 30
 
 
 class ChangedFileError(UsageError):
@@ -45,9 +45,15 @@ class ChangedFileError(UsageError):
 
 @dataclass(frozen=True)
 class CheckedFolder:
-    """The folder of one run."""
+    """A folder of files that were written together: a run, a checkpoint, parsed images.
+
+    Attributes:
+        path: of the folder.
+        advice: what messages end with.
+    """
 
     path: Path
+    advice: ClassVar[str] = ""
 
     @property
     def is_complete(self) -> bool:
@@ -63,7 +69,7 @@ class CheckedFolder:
         """
         content = self.read_record(DONE)
         if not isinstance(content.get("files"), dict):
-            raise UsageError(f"{self.file(DONE)}: expected the entry `files`; repeat the run")
+            raise UsageError(f"{self.file(DONE)}: expected the entry `files`{self.advice}")
         return content
 
     def file(self, name: str) -> Path:
@@ -136,8 +142,8 @@ class CheckedFolder:
         digest = content.pop("sha256", None)
         if digest not in (None, files.json_digest(content)):
             raise ChangedFileError(
-                f"{self.file(name)}: expected content of the SHA-256 in it, found other content; "
-                "it was changed: restore it, use another run, or repeat this one"
+                f"{self.file(name)}: expected content of the SHA-256 in it, found other content: "
+                f"it was changed{self.advice}"
             )
         return content
 
@@ -176,7 +182,7 @@ class CheckedFolder:
             is_kept = path.is_file() and not path.is_symlink()
             if is_hidden or name.parts[0] in (*_UNCHECKED, DONE) or not is_kept:
                 continue
-            with files.open_regular(path, _MAX_BYTES[".keras"]) as file:
+            with files.open_regular(path, _MAX_BYTES) as file:
                 checksums[name.as_posix()] = _describe(file)
         content = {"finished_at": datetime.now(UTC).isoformat(), "files": checksums}
         self.write_record(DONE, content)
@@ -191,7 +197,7 @@ class CheckedFolder:
             UsageError: the file is missing, was changed before or within the block, or is none; or
                 the block could not read it.
         """
-        path, limit = self.file(name), _MAX_BYTES[Path(name).suffix]
+        path, limit = self.file(name), _TEXT_BYTES if name.endswith(_TEXTS) else _MAX_BYTES
         with self.damage(name), files.open_regular(path, limit) as file:
             if name == DONE or not self.is_complete:
                 yield file
@@ -214,8 +220,7 @@ class CheckedFolder:
         else:
             return
         raise ChangedFileError(
-            f"{self.file(name)}: expected {why}; it was changed or added after the run: restore "
-            "the run's files, use another run, or repeat this one"
+            f"{self.file(name)}: expected {why}: it was changed or added later{self.advice}"
         )
 
     @contextlib.contextmanager
@@ -227,8 +232,7 @@ class CheckedFolder:
             is_missing = isinstance(error, FileNotFoundError)
             found = "no such file" if is_missing else printable(str(error), 200)
             raise UsageError(
-                f"{self.file(name)}: expected the {name} of a run, found: {found}; the run is "
-                "incomplete or damaged: use another, or repeat it"
+                f"{self.file(name)}: expected what was written, found: {found}{self.advice}"
             ) from error
 
 
