@@ -31,7 +31,7 @@ def open_rows(
     plan: TrainingPlan,
     cache_dir: Path,
     clock: StageClock,
-) -> tuple[RowSource, ComputeFeatures | None]:
+) -> tuple[StackedRows, ComputeFeatures | None]:
     """Return the rows that the trainer reads, and what it computes of them first, if anything.
 
     A flip is a second view of every image: twice the rows. Backbone features are cached, unless the
