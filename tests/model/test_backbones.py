@@ -152,7 +152,9 @@ def test_it_has_only_public_keras_layers_without_random_state(built: Built) -> N
 @each_network(*QUICK, "resnet50", "mobilenetv3small")
 def test_names_do_not_depend_on_what_was_built_before(built: Built) -> None:
     def names(backbone: keras.Model) -> list[tuple[str, list[str]]]:
-        return [(layer.name, [weight.name for weight in layer.weights]) for layer in backbone.layers]
+        return [
+            (layer.name, [weight.name for weight in layer.weights]) for layer in backbone.layers
+        ]
 
     assert names(build_backbone(built.spec, built.side)) == names(built.backbone)
 
@@ -304,7 +306,7 @@ def test_names_of_keras_are_found_in_any_spelling(name: str) -> None:
 
 
 def test_unknown_names_and_sides_are_refused() -> None:
-    with pytest.raises(UsageError, match="--backbone resnet51.*resnet50"):
+    with pytest.raises(UsageError, match=r"--backbone resnet51.*resnet50"):
         find_backbone_spec("resnet51", None)
     with pytest.raises(UsageError, match="--image-size 31: resnet50"):
         build_backbone(*find_backbone_spec("resnet50", 31))
