@@ -267,6 +267,7 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
     run = copy_frozen()
     # As if it had stopped early: W&B's curve goes on where the parent's ended.
     (run / "config.json").write_text(json.dumps(read(run, "config.json") | {"epochs": 9}))
+    RunDir(run).write_done()
     Path("runs/s").mkdir()
     Path("runs/s/sweep.json").write_text("{}")
     run.rename("runs/s/trial-001")

@@ -11,7 +11,7 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, escape
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.provenance import SAMPLE, find_caveats
@@ -92,7 +92,7 @@ class Experiment:
         dataset, weights = self.data.dataset, self.network.weights
         kind = SAMPLE if dataset.kind == "sample" else dataset.kind
         file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
-        return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"
+        return escape(f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}")
 
 
 def read_data(
@@ -229,7 +229,7 @@ def build_network(
     from fmnist_tf.model.precision import choose_precision
     from fmnist_tf.model.weights import WeightsSource, read_backbone
 
-    spec, image_size = find_backbone_spec(config.backbone, config.image_size)
+    spec, image_size = find_backbone_spec(config.backbone, config.side)
     precision = choose_precision(config.precision)
     keras.utils.set_random_seed(config.seed)
     if parent is None:

@@ -308,7 +308,7 @@ def test_names_of_keras_are_found_in_any_spelling(name: str) -> None:
 def test_unknown_names_and_sides_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--backbone resnet51.*resnet50"):
         find_backbone_spec("resnet51", None)
-    with pytest.raises(UsageError, match="--image-size 31: resnet50"):
+    with pytest.raises(UsageError, match=r"--image-size 31: resnet50"):
         build_backbone(*find_backbone_spec("resnet50", 31))
     with pytest.raises(UsageError, match="--cut conv9"):
         cut_backbone(build_backbone(*find_backbone_spec("resnet8", 32)), "conv9")
