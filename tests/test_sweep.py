@@ -297,6 +297,24 @@ def test_a_finished_run_is_not_tested_again_if_only_its_record_is_missing(
     assert read_trials()[0]["test_total"] == "21"
 
 
+def test_a_changed_record_or_trial_is_refused(folder, capsys) -> None:
+    words = ["--grid", "learning_rate=1e-2"]
+    assert sweep(*words) == 0
+    for name, old, new in (
+        ("sweep.json", '"correct": ', '"correct": 1'),
+        ("trial-001/provenance.json", '"random"', '"file"'),
+    ):
+        path = Path("runs/s", name)
+        content = path.read_text()
+        path.write_text(content.replace(old, new, 1))
+        assert path.read_text() != content
+        capsys.readouterr()
+        assert sweep(*words) == 2
+        assert f"runs/s/{name}: expected" in capsys.readouterr().err
+        path.write_text(content)
+    assert sweep(*words) == 0
+
+
 def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
     assert sweep(*RATES, "--seeds", "2") == 0
     values = [read_json(f"runs/s/trial-00{n}/evaluation.json")["val"]["accuracy"] for n in (2, 4)]

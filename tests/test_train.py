@@ -426,7 +426,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no frozen run": (["--phase", "finetune"], "python -m fmnist_tf.train --phase frozen"),
     "--from in frozen": (["--from", "x"], "--from"),
     "--from nothing": (["--phase", "finetune", "--from", "x"], "x"),
-    "backbone": ([*TOY, "--backbone", "vgg"], "resnet50"),
+    "backbone": ([*TOY, "--backbone", "vgg"], "vgg16"),
     "unfreeze": ([*TOY, "--unfreeze", "conv2"], "--unfreeze conv2"),
     "weights": ([*TOY, "--weights", "none.h5"], "--weights none.h5"),
     "data": ([*TOY, "--data", "none.csv"], "error[E001] none.csv"),

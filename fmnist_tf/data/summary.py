@@ -22,7 +22,7 @@ from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.errors import printable
-from fmnist_tf.system.files import open_regular, write_atomically
+from fmnist_tf.system.files import open_regular, remove, write_atomically
 
 EXAMPLES = 6
 IMBALANCE_RATIO = 10
@@ -103,7 +103,7 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
                 tuple(map(str, arrays["warnings"])),
             )
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
-        pass  # missing or corrupt: computed again
+        remove(path)  # if it is corrupt; it is computed again
     found = _inspect(train, test)
     kept: dict[str, Any] = found.summary.to_arrays()
     kept["convention"] = json.dumps(found.convention.to_record())

@@ -47,7 +47,7 @@ class Invocation:
 def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -> Invocation:
     """Return how a process was started; what an unfinished run had recorded of itself is kept."""
     before: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(PROVENANCE).is_file():
+    if unfinished is not None and unfinished.file(PROVENANCE).exists():
         before = unfinished.read_json(PROVENANCE)
         command = str(before.get("command", command))
     if wandb_mode == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):

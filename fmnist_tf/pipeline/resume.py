@@ -88,7 +88,7 @@ def open_checkpoints(
     for problem in problems:
         warn(f"{problem}; the run continues from the checkpoint before it")
     changes, where = [], "the start"
-    if directory.file(CONFIG).is_file():
+    if directory.file(CONFIG).exists():
         then = RunConfig.from_json(directory.read_json(CONFIG))
         changes += find_changes(then.to_json(), experiment.config.to_json())
     if checkpoints.newest is not None:

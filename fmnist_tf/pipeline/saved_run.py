@@ -8,6 +8,7 @@ B batch, K classes.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import find_caveats
-from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
+from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.files import require_unlinked
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
@@ -102,7 +103,7 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
         UsageError: there is neither.
     """
     named = runs_dir / name
-    return RunDir.open(named if (named / "config.json").is_file() else Path(name))
+    return RunDir.open(named if os.path.lexists(named / CONFIG) else Path(name))
 
 
 def read_saved_run(directory: RunDir) -> SavedRun:
@@ -112,7 +113,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
         UsageError: the run is damaged, or was stopped before its first checkpoint.
     """
     checkpoint = None if directory.is_complete else _find_checkpoint(directory)
-    config = RunConfig.from_json(directory.read_json("config.json"))
+    config = RunConfig.from_json(directory.read_json(CONFIG))
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
     try:
         if checkpoint is None:
@@ -229,7 +230,7 @@ def build_saved_model(run: SavedRun) -> keras.Model:
     """
     from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 
-    spec, side = find_backbone_spec(run.config.backbone, run.config.image_size)
+    spec, side = find_backbone_spec(run.config.backbone, run.config.side)
     backbone, n_classes = build_backbone(spec, side), len(run.class_names)
     classifier = build_configured(run.config, backbone, spec, n_classes, "classifier")
     load_weights(classifier, run)

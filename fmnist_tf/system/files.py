@@ -65,7 +65,9 @@ def require_unlinked(path: Path) -> Path:
         NotAFileError: it is a symbolic link.
     """
     if path.is_symlink():
-        raise NotAFileError(f"{path}: expected no symbolic link, since none is followed here")
+        raise NotAFileError(
+            f"{path}: expected no symbolic link, as none is followed in a run or a cache; delete it"
+        )
     return path
 
 
@@ -89,6 +91,11 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Return the digest of the file's bytes in lower-case hexadecimal digits."""
     with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """Return the SHA-256 of JSON content, whatever the order of its entries."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_target(flag: str, path: Path) -> None:

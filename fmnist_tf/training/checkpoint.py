@@ -1,15 +1,14 @@
 """Checkpoints: what training needs to continue, in folders that appear whole or not at all.
 
 A checkpoint is a folder `000001`, `000002`, ... with the variables, as `tf.train.Checkpoint` writes
-them, `state.json` with all that is no variable, and the SHA-256 of these files, which is verified
-when it is read. `tf.train.CheckpointManager` is not used: it writes in place and without fsync, and
-restores what it finds.
+them, `state.json` with all that is no variable, and `DONE.json` with the SHA-256 of these files,
+which are verified when it is read. `tf.train.CheckpointManager` is not used: it writes in place and
+without fsync, and restores what it finds.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 import time
@@ -19,19 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.system.files import (
-    file_digest,
-    open_regular,
-    read_bytes,
-    replacing,
-    require_unlinked,
-)
+from fmnist_tf.system.checked import CheckedFolder
+from fmnist_tf.system.files import replacing, require_unlinked
 
 N_KEPT = 2
 MAX_SHARE = 0.02  # of the run time is spent on checkpoints
 _MARGIN_BYTES = 20_000_000  # figures, pages, predictions
-_MAX_BYTES = 16 << 30  # of the variables
-_VARIABLES, _STATE, _CHECKSUMS = "variables", "state.json", "sha256.json"
+_VARIABLES, _STATE = "variables", "state.json"
 
 Variables = Mapping[str, Sequence[Any]]
 """Purpose -> tf.Variables, in an order that does not change."""
@@ -111,8 +104,7 @@ class CheckpointDir:
             except tf.errors.OpError as error:
                 raise OSError(None, f"{error.message}", str(self.path)) from error
             (temporary / _STATE).write_text(json.dumps(state) + "\n")
-            sums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            (temporary / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+            CheckedFolder(temporary).write_done()
         for path in self._folders()[:-N_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
         self._saved = time.monotonic()
@@ -129,7 +121,7 @@ class CheckpointDir:
             try:
                 self.newest = _read(path)
                 break
-            except (OSError, ValueError, TypeError, KeyError, StopIteration) as error:
+            except (UsageError, KeyError, StopIteration) as error:
                 problems.append(f"{path}: {error}")
         return problems
 
@@ -169,19 +161,13 @@ def _read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        OSError: a file is missing, or no file.
-        ValueError: a file was changed or cut.
+        UsageError: a file is missing, is no file, or was changed.
+        KeyError, StopIteration: it is not a checkpoint.
     """
-    sums = json.loads(read_bytes(require_unlinked(path) / _CHECKSUMS))
-    content = read_bytes(path / _STATE)
-    found = {_STATE: hashlib.sha256(content).hexdigest()}
-    for name in {f"{_VARIABLES}.index", *sums} - {_STATE}:
-        with open_regular(path / Path(name).name, _MAX_BYTES) as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    if changed := [name for name in found if found[name] != sums.get(name)]:
-        raise ValueError(f"{changed[0]} does not have the SHA-256 that it was written with")
-    data = next(digest for name, digest in sums.items() if ".data-" in name)
-    state = json.loads(content)
-    if not isinstance(state, dict):
-        raise ValueError(f"{_STATE} is no JSON object")
-    return Checkpoint(path, state, data)
+    folder = CheckedFolder(require_unlinked(path))
+    listed = folder.done["files"]
+    for name in {f"{_VARIABLES}.index", *listed}:
+        with folder.reading(name):
+            pass
+    data = next(entry for name, entry in listed.items() if ".data-" in name)
+    return Checkpoint(path, folder.read_json(_STATE), data["sha256"])

@@ -31,7 +31,7 @@ import numpy as np
 import xxhash
 
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import open_regular, require_unlinked, write_atomically
+from fmnist_tf.system.files import open_regular, remove, require_unlinked, write_atomically
 
 FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 # A kill costs the shard in work, so shards are bounded in bytes and in rows.
@@ -154,6 +154,7 @@ class FeatureStore:
             batches: its rows in order, (B, *row_shape) bfloat16.
         """
         checksum = self._start_checksum(number)
+        remove(self.shard_path(number))  # a folder would not be replaced
         with write_atomically(self.shard_path(number)) as file:
             for batch in batches:
                 content = batch.view(np.uint8).data

@@ -347,6 +347,7 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     other_labels = make_run(tmp_path / "e")
     labels, probabilities = other_labels.read_predictions()
     other_labels.write_predictions(labels[::-1], probabilities)
+    other_labels.write_done()
     other_names = make_run(tmp_path / "f", names=NAMES[::-1])
 
     page, said = comparison_of(*runs, other_file, held_out, other_labels, other_names)

@@ -145,7 +145,7 @@ def test_json_round_trip(run):
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00", "[" * 100_000])
 def test_damaged_json_is_one_clear_error(run, content):
     run.write_text("config.json", content)
-    with pytest.raises(UsageError, match=r"config\.json: expected the config\.json of a run"):
+    with pytest.raises(UsageError, match=r"config\.json: expected what was written"):
         run.read_json("config.json")
 
 
@@ -184,7 +184,7 @@ def test_history_keeps_every_digit(run):
 def test_damaged_history_is_one_clear_error(run, damage):
     run.write_history(ROWS)
     run.write_text("history.csv", damage(run.file("history.csv").read_text()))
-    with pytest.raises(UsageError, match=r"expected the history\.csv of a run"):
+    with pytest.raises(UsageError, match=r"expected what was written"):
         run.read_history()
 
 
@@ -243,7 +243,7 @@ LABELS, PROBABILITIES = np.zeros(2, np.int64), np.full((2, 2), 0.5, np.float32)
 )
 def test_other_arrays_are_refused(run, arrays):
     np.savez(run.file("predictions.npz"), **arrays)
-    with pytest.raises(UsageError, match=r"expected the predictions\.npz of a run"):
+    with pytest.raises(UsageError, match=r"expected what was written"):
         run.read_predictions()
 
 
