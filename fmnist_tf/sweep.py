@@ -164,7 +164,7 @@ def _read_begun(flags: argparse.Namespace) -> dict[str, Any]:
         return {}
     directory = RunDir(flags.runs_dir / flags.run)
     if directory.file(SWEEP).is_file():
-        return directory.read_json(SWEEP)
+        return directory.read_record(SWEEP)
     # A process that begins, or was killed in it, has made no more than the lock.
     if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} - {LOCK}:
         check_name(flags.runs_dir, flags.run)
@@ -258,11 +258,11 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
     else:
         directory = RunDir(flags.runs_dir / flags.run)
-        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.path.mkdir(parents=True, exist_ok=True)
     with locked(directory.path, on_wait=say):
         if not directory.file(SWEEP).is_file():
-            directory.write_json(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
-    begun = directory.read_json(SWEEP)
+            directory.write_record(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
+    begun = directory.read_record(SWEEP)
     if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
         raise RunExistsError(
             f"{directory.path}: expected the sweep that this command began, found one with another "

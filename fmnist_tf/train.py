@@ -119,7 +119,7 @@ def _run(
     from fmnist_tf.results.rundir import CONFIG, RunDir
 
     begun: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(CONFIG).is_file():
+    if unfinished is not None and unfinished.file(CONFIG).exists():
         begun = unfinished.read_json(CONFIG)
         if flags.resume is not None:
             flags.recipe = str(unfinished.file(CONFIG))

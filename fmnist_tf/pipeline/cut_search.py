@@ -179,7 +179,10 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         features: (N, F) floats.
-        labels: (N,) integers, of at least `N_FOLDS` rows in each class.
+        labels: (N,) integers.
+
+    Raises:
+        UsageError: a class has one row.
     """
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -188,7 +191,11 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
     x = StandardScaler(copy=False).fit_transform(features.astype(np.float32))
     kernel = (x @ x.T / x.shape[1]).astype(np.float64)
     targets = np.eye(labels.max() + 1)[labels]
-    folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=0).split(x, labels))
+    fewest = np.unique_counts(labels).counts.min()
+    if fewest < 2:
+        raise UsageError("--cut auto: expected at least two training rows in each class, found one")
+    splitter = StratifiedKFold(min(N_FOLDS, fewest), shuffle=True, random_state=0)
+    folds = list(splitter.split(x, labels))
     accuracies = []
     for alpha in _ALPHAS:
         ridge = KernelRidge(alpha=alpha, kernel="precomputed")

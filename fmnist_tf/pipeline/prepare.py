@@ -11,7 +11,7 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, escape
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.provenance import SAMPLE, find_caveats
@@ -94,7 +94,7 @@ class Experiment:
         dataset, weights = self.data.dataset, self.network.weights
         kind = SAMPLE if dataset.kind == "sample" else dataset.kind
         file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
-        return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"
+        return escape(f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}")
 
 
 def read_data(

@@ -22,10 +22,10 @@ from fmnist_tf.training.features import average_feature_maps, build_feature_func
 
 TENSORFLOW, OPENVINO = "tensorflow", "openvino"
 N_CHECKED = 64
-# Of the features of one image: the norm of the difference to TensorFlow's, by the norm of those.
-# Both engines round the result to 8 bits; in bfloat16 also each layer, in another order. Measured:
-# 0.02 in bfloat16. A layer that is left out or shifted by a pixel moves features by 0.3 and more.
-TOLERANCE = {"float32": 2**-7, "bfloat16": 0.1}
+# The norm of the difference to TensorFlow's float32 features of an image, by their norm: both
+# engines round the result to 8 bits. In bfloat16 they round each layer too; there OpenVINO may
+# differ by twice as much again as TensorFlow in bfloat16 does (0.06 to 0.09 of EfficientNet-Lite0).
+TOLERANCE = 2**-7
 # Of a batch: the maps of few images stay in the processor's cache (runs/LOG.md).
 _REQUESTS_PER_BATCH = 8
 
@@ -77,21 +77,23 @@ def build_openvino_function(
         examples: (N, 784) uint8, whose features are compared with TensorFlow's.
 
     Raises:
-        EngineError: OpenVINO fails, or its features differ by more than `TOLERANCE`.
+        EngineError: OpenVINO fails, or its features differ by more than rounding explains.
     """
     try:
         run = _compile(feature_extractor, precision, max(1, batch_size // _REQUESTS_PER_BATCH))
-        found = run(examples).astype(np.float32)
+        found = run(examples)
     except Exception as error:  # whatever OpenVINO raises, TensorFlow can do it
         reason = str(error).strip().partition("\n")[0]
         raise EngineError(f"OpenVINO fails ({type(error).__name__}: {reason})") from error
-    by_tensorflow = build_feature_function(feature_extractor, precision, constant=False)
-    expected = by_tensorflow(examples).numpy().astype(np.float32)
-    relative = _norms(found - expected) / np.maximum(_norms(expected), 1e-30)
-    if not relative.max() <= TOLERANCE[precision]:
+    exact, rounded = (
+        build_feature_function(feature_extractor, p, constant=False)(examples).numpy()
+        for p in ("float32", precision)
+    )
+    difference, allowed = _differ(found, exact), TOLERANCE + 2 * _differ(rounded, exact)
+    if not difference <= allowed:
         raise EngineError(
             f"OpenVINO's features of {len(examples)} images differ from TensorFlow's by up to "
-            f"{relative.max():.2g} of their norm; expected at most {TOLERANCE[precision]:.2g}"
+            f"{difference:.2g} of their norm; expected at most {allowed:.2g}"
         )
 
     def compute(pixels: Any) -> tf.Tensor:
@@ -102,8 +104,12 @@ def build_openvino_function(
     return compute
 
 
-def _norms(features: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(features.reshape(len(features), -1), axis=1)
+def _differ(features: np.ndarray, exact: np.ndarray) -> float:
+    """Return the largest norm of an image's difference, by the norm of its exact features."""
+    difference = features.astype(np.float32) - exact.astype(np.float32)
+    axes = tuple(range(1, exact.ndim))
+    squares = [np.square(x, dtype=np.float32).sum(axes) for x in (difference, exact)]
+    return float(np.sqrt(squares[0] / np.maximum(squares[1], 1e-30)).max())
 
 
 def _compile(

@@ -92,7 +92,7 @@ def test_features_of_an_image_do_not_depend_on_its_batch(build) -> None:
 
 @needs_openvino
 def test_features_unlike_those_of_tensorflow_are_refused(build, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr(engine, "TOLERANCE", -1.0)
     with pytest.raises(EngineError):
         build()
 
