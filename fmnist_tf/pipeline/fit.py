@@ -123,6 +123,11 @@ def fit(
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
     if checkpoint is not None:
         state.load(checkpoint, plan)
+        if standardization is not None:
+            # The run's own statistics, should the features differ in the last digit by now.
+            standardization.finalize_state()
+            loaded = digest_weights(network.classifier)
+            before |= {path: loaded[path] for path in loaded if path.startswith("standardize/")}
         directory.write_history(state.history)
         if config.lr_finder:
             peak = config.learning_rate or state.peak_rate
