@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from yardstick import hash_run
 
 from fmnist_tf import evaluate, export, predict, report
 from fmnist_tf.pipeline import finish
+from fmnist_tf.pipeline.train_state import TrainState
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
+from fmnist_tf.training.loop import Counts
 
 FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
 FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",
@@ -31,7 +35,7 @@ FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch
     "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
 SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none", "--augment",
     "flip,shift-crop", "--ema-decay", "0.9", "--schedule", "cosine"]  # fmt: skip
-SLOW_SIGNALS = ("INT", "HUP", "USR1", "XCPU")
+SLOW_SIGNALS = ("INT", "HUP", "USR1", "USR2", "XCPU")
 ALWAYS = ["--checkpoint-seconds", "0"]
 KILLS = int(os.environ.get("FMNIST_TF_KILLS", "30"))  # `make test-kills` takes 200
 
@@ -278,22 +282,16 @@ def test_a_stopped_run_is_used_with_a_warning(stopped: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["SIGTERM", *(pytest.param(f"SIG{n}", marks=pytest.mark.slow) for n in SLOW_SIGNALS)],
+    "name", ["TERM", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_SIGNALS)]
 )
-def test_a_signal_saves_and_ends(killer: Killer, name: str) -> None:
-    words = [*FROZEN, "--epochs", "100000", "--run", name]
-    number = signal.Signals[name]
-    code, _, _ = killer.run(*words, after=killer.seconds["frozen"], number=number)
-    assert code == 128 + number, killer.log
-    check_nothing_is_lost(killer.folder / "runs" / name)
-
-
-def test_more_signals_lose_nothing(killer: Killer) -> None:
-    words = [*FROZEN, "--epochs", "100000", "--run", "storm"]
-    when = {"after": killer.seconds["frozen"], "every": 0.002, "number": signal.SIGTERM}
-    assert killer.run(*words, **when)[0] in (143, -signal.SIGTERM)
-    check_nothing_is_lost(killer.folder / "runs/storm")
+@pytest.mark.parametrize("every", [None, 0.002], ids=["once", "again and again"])
+def test_a_signal_loses_no_finished_epoch(killer: Killer, name: str, every: float | None) -> None:
+    run, number = killer.folder / f"runs/{name}-{every}", signal.Signals[f"SIG{name}"]
+    words = [*FROZEN, "--epochs", "100000", "--run", run.name]
+    when = {"after": killer.seconds["frozen"], "every": every, "number": number}
+    codes = (128 + number,) if every is None else (128 + number, -number)
+    assert killer.run(*words, **when)[0] in codes, killer.log
+    check_nothing_is_lost(run)
 
 
 def check_nothing_is_lost(run: Path) -> None:
@@ -349,6 +347,58 @@ def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> 
     monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda stores: True)
     assert main(["--resume", "copy", "--wandb", "disabled"]) == 74
     assert "runs/copy/checkpoints" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_training_removed_is_replaced_by_the_newest(stopped: Path) -> None:
+    from fmnist_tf.pipeline.saved_run import build_saved_model, read_saved_run
+
+    run = read_saved_run(RunDir(stopped))
+    shutil.move(run.checkpoint.path, run.checkpoint.path.with_name("999999"))
+    assert build_saved_model(run).count_params() > 0
+
+
+def test_what_a_kill_after_the_end_left_is_removed(killer: Killer, tmp_path: Path) -> None:
+    runs = killer.folder / "runs"
+    for words in (["--resume", "over"], [*FROZEN, "--run", "over"]):
+        shutil.copytree(runs / "frozen", tmp_path / "over", dirs_exist_ok=True)
+        (tmp_path / "over/checkpoints/000001").mkdir(parents=True)
+        assert main([*words, "--runs-dir", str(tmp_path)]) == 3
+        assert not (tmp_path / "over/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_two_first_starts_in_one_folder(killer: Killer, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    command = [sys.executable, Path(__file__).with_name("toy.py"), *FROZEN]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
+    assert [process.wait() for process in started] == [0, 0]
+    runs = list(tmp_path.glob("runs/2*"))
+    assert len(runs) == 2
+    for run in runs:
+        assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
+    assert not list((tmp_path / "runs/.cache").rglob("*.tmp-*"))
+
+
+@pytest.mark.slow
+def test_memory_and_descriptors_stay_flat(
+    stopped: Path, toy_spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 epochs grew by 1 MB after the first 500."""
+    add_epoch, seen = TrainState.add_epoch, {}
+
+    def watch(state: TrainState, row: HistoryRow, val: Counts) -> bool:
+        anonymous = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        seen[row.epoch] = int(anonymous[1]), len(os.listdir("/proc/self/fd"))
+        return add_epoch(state, row, val)
+
+    monkeypatch.setattr(TrainState, "add_epoch", watch)
+    words = [*FROZEN, "--epochs", "1500", "--quiet", "--wandb", "disabled", "--run", "flat"]
+    assert main(words) == 0
+    shutil.rmtree("runs/flat")
+    (before, n_before), (after, n_after) = seen[500], seen[1500]
+    assert after - before < 4_000  # kB
+    assert n_after == n_before
 
 
 def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:

@@ -194,7 +194,9 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
     fewest = np.unique_counts(labels).counts.min()
     if fewest < 2:
         raise UsageError("--cut auto: expected two training rows or more in each class, found one")
-    folds = list(StratifiedKFold(min(N_FOLDS, fewest), shuffle=True, random_state=0).split(x, labels))
+    folds = list(
+        StratifiedKFold(min(N_FOLDS, fewest), shuffle=True, random_state=0).split(x, labels)
+    )
     accuracies = []
     for alpha in _ALPHAS:
         ridge = KernelRidge(alpha=alpha, kernel="precomputed")

@@ -39,7 +39,9 @@ def test_every_stage_is_measured_and_the_best_is_taken(folder: Path) -> None:
     assert chosen["probe_accuracy"] == max(row["probe_accuracy"] for row in rows)
     config = json.loads(Path("runs/r/config.json").read_text())
     assert (str(config["image_size"]), config["cut"]) == (chosen["image_size"], chosen["cut"])
-    assert {"cuts.csv", "cuts.png"} <= set(json.loads(Path("runs/r/DONE.json").read_text())["files"])
+    assert {"cuts.csv", "cuts.png"} <= set(
+        json.loads(Path("runs/r/DONE.json").read_text())["files"]
+    )
 
 
 def test_an_unfinished_run_keeps_its_cut(folder: Path, capsys) -> None:
