@@ -27,6 +27,7 @@ from fmnist_tf.pipeline.train_state import TrainState
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
+from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.loop import Counts
 
 FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
@@ -79,7 +80,7 @@ def finish_killed(killer: Killer, name: str, *words: str, kills: list[dict]) -> 
 
 def test_a_killed_run_ends_as_if_undisturbed(killer: Killer) -> None:
     words, runs = [*SCRATCH, *ALWAYS], killer.folder / "runs"
-    kills = [{"at_call": 140}, {"at_call": 75}, {"at_call": 100}]
+    kills = [{"at_call": 200}, {"at_call": 110}, {"at_call": 150}]
     assert finish_killed(killer, "killed", *words, kills=kills) == 3
     assert hash_all(runs / "killed") == hash_all(runs / "scratch")
     assert not (runs / "killed/checkpoints").exists()
@@ -102,7 +103,7 @@ def test_many_kills(killer: Killer) -> None:
     while n_killed < KILLS:
         chain += 1
         for phase, words in (("frozen", FROZEN), ("finetune", FINETUNE)):
-            seconds, n_calls = killer.seconds[phase], 400
+            seconds, n_calls = killer.seconds[phase], 500
             kills = [
                 chance.choice(
                     [{"after": chance.uniform(0, seconds)}, {"at_call": chance.randint(1, n_calls)}]
@@ -119,7 +120,7 @@ def test_many_kills(killer: Killer) -> None:
 @pytest.mark.slow
 def test_a_kill_at_every_call_of_a_save(killer: Killer) -> None:
     words, runs = [*FROZEN, *ALWAYS], killer.folder / "runs"
-    for call in range(40, 55):  # a save has some 14 calls
+    for call in range(50, 74):  # a save has some 22 calls
         finish_killed(killer, f"call-{call}", *words, kills=[{"at_call": call}])
         assert hash_all(runs / f"call-{call}") == hash_all(runs / "frozen"), call
         shutil.rmtree(runs / f"call-{call}")
@@ -140,9 +141,8 @@ def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
     assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
 
 
-@pytest.mark.parametrize(
-    "share", [0.4, *(pytest.param(n / 23, marks=pytest.mark.slow) for n in range(23))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [n / 23 for n in range(23)])
 def test_a_failing_call_costs_no_finished_epoch(killer: Killer, share: float) -> None:
     words = [*FROZEN, *ALWAYS, "--run", f"failed-{share:.3f}"]
     call = 1 + int(share * killer.calls["frozen"])
@@ -167,7 +167,7 @@ def small_disk(tmp_path_factory) -> Iterator[Killer]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.8])
 @pytest.mark.parametrize("free", [0, 20_000, 200_000])
 def test_a_full_disk_costs_no_finished_epoch(small_disk: Killer, free: int, share: float) -> None:
     run = small_disk.folder / f"runs/full-{free}-{share}"
@@ -183,7 +183,10 @@ def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
     original = killer.folder / "runs/stopped"
     if not original.exists():
         words = [*FROZEN, *ALWAYS, "--run", "stopped"]
-        assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
+        assert (
+            killer.run(*words, at_call=killer.calls["frozen"] * 6 // 10, number=signal.SIGTERM)[0]
+            == 143
+        ), killer.log
         assert 1 < len(RunDir(original).read_history()) < 4
     monkeypatch.chdir(killer.folder)
     shutil.rmtree("runs/copy", ignore_errors=True)
@@ -304,6 +307,29 @@ def check_nothing_is_lost(run: Path) -> None:
 def test_nobody_reading_does_not_end_a_training(killer: Killer) -> None:
     assert killer.run(*FROZEN, "--run", "unread", log=None)[0] == 74  # for the result on stdout
     assert hash_all(killer.folder / "runs/unread") == hash_all(killer.folder / "runs/frozen")
+
+
+@pytest.mark.parametrize("what", ["history", "checkpoint"])
+def test_an_error_of_the_disk_costs_no_epoch(stopped: Path, capsys, monkeypatch, what: str) -> None:
+    """Writing fails once: the history of an epoch, or the checkpoint after an epoch."""
+    owner, name = (RunDir, "write_history") if what == "history" else (CheckpointDir, "save")
+    write, n_epochs = getattr(owner, name), len(RunDir(stopped).read_history())
+    failed: list[bool] = []
+
+    def fail_once(self: object, content, *others: object) -> None:
+        rows = content["history"] if what == "checkpoint" else content
+        if len(rows) > n_epochs and not failed:
+            failed.append(True)
+            raise OSError(errno.EIO, "Input/output error", str(stopped / "x"))
+        write(self, content, *others)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    code = main(["--resume", "copy", "--wandb", "disabled", *ALWAYS])
+    said = capsys.readouterr().err
+    assert code == (0 if what == "history" else 74), said
+    assert f"keeps {n_epochs + 1} epochs; `" in said or f"{what}.csv is written again" in said
+    assert code == 0 or main([*FROZEN, "--run", "copy"]) == 0
+    assert hash_all(stopped) == hash_all(Path("runs/frozen"))
 
 
 def test_figures_that_fail_do_not_cost_the_run(stopped: Path, capsys, monkeypatch) -> None:
