@@ -165,7 +165,7 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
 
 
 def test_finetune_begins_where_frozen_ended_and_never_ends_worse(folder: Path) -> None:
-    first = copy_frozen()
+    first = frozen("--learning-rate", "0.01")
     Path("first").mkdir()  # --from means a run before it means a folder
     # A rate that ruins the network: the starting point has to win.
     words = [*NEXT, "--epochs", "1", "--learning-rate", "10", "--run", "second", "--from", "first"]
@@ -426,7 +426,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no frozen run": (["--phase", "finetune"], "python -m fmnist_tf.train --phase frozen"),
     "--from in frozen": (["--from", "x"], "--from"),
     "--from nothing": (["--phase", "finetune", "--from", "x"], "x"),
-    "backbone": ([*TOY, "--backbone", "vgg"], "resnet50"),
+    "backbone": ([*TOY, "--backbone", "vgg"], "vgg16"),
     "unfreeze": ([*TOY, "--unfreeze", "conv2"], "--unfreeze conv2"),
     "weights": ([*TOY, "--weights", "none.h5"], "--weights none.h5"),
     "data": ([*TOY, "--data", "none.csv"], "error[E001] none.csv"),

@@ -7,6 +7,7 @@ import errno
 import faulthandler
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fmnist_tf.errors import FmnistError, UsageError, printable
 from fmnist_tf.system import signals
 
 _MAX_LINE = 4000  # characters; a message quotes what it found, which may be long
-_MAX_NAME = 1000  # characters of a file's name, so that what follows is seen
+_LONG_WORD = re.compile(r"(\S{1000})\S+")  # a name that is cut, so that what follows is seen
 _NO_MEMORY = "end other programs, or choose a smaller --batch-size or --image-size"
 _NO_ROOM = "free some space, or name a folder on another disk"
 _BAD_DISK = "the disk or the connection to it fails; try again, or name a folder on another disk"
@@ -93,7 +94,7 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
             traceback.print_exc()
         lines, exit_code = _describe(error)
         for line in (*lines, *getattr(error, "__notes__", ())):
-            terminal.warn(printable(line, _MAX_LINE))
+            terminal.warn(printable(_LONG_WORD.sub(r"\1...", line), _MAX_LINE))
         return exit_code
 
 
@@ -134,7 +135,7 @@ def _name_file(error: OSError) -> str:
         except OSError:  # as flushing would be once more when Python exits
             _discard(1)
             name = "standard output"
-    return f"{printable(str(name), _MAX_NAME)}: " if name else ""
+    return f"{name}: " if name else ""
 
 
 def _text_of(number: int | None) -> str:

@@ -74,8 +74,10 @@ def find_blocks(backbone: keras.Model) -> tuple[Block, ...]:
         _name_stages(labels, halves), labels, segments, strict=True
     ):
         layers = tuple(operation.name for operation in segment)
-        own = name or layers[0].split("_")[0].lower()
-        name = "1" if stage in (own, "stem") else own
+        own = layers[0].split("_")[0].lower()
+        if stage == "stem" or (name is None and own == stage):
+            own, name = "1", None
+        name = name or own
         if blocks and (blocks[-1].stage, blocks[-1].name) == (stage, name):
             layers = blocks.pop().layers + layers
         blocks.append(Block(stage, name, layers))
@@ -164,7 +166,7 @@ def _find_label(segment: list[Any]) -> Label:
 
 def _name_stages(labels: list[Label], halves: list[bool]) -> list[str]:
     """Return the stage of each segment, from the names of layers or the sides of maps."""
-    first = next((n for n, label in enumerate(labels) if any(label)), 0)
+    first = next((n for n, label in enumerate(labels) if any(label)), len(labels))
     if not any(stage for stage, _ in labels):
         by_map = (f"stage{sum(halves[: number + 1])}" for number in range(len(labels)))
         return ["stem" if number < first else name for number, name in enumerate(by_map)]

@@ -63,21 +63,15 @@ def read_torch_tensors(file: BinaryIO) -> dict[str, np.ndarray]:
 
     Raises:
         pickle.UnpicklingError: the file asks for anything else than tensors.
+        ValueError: a tensor has elements outside its storage.
     """
     _, _, _, tensors, keys = (_TensorUnpickler(file).load() for _ in range(5))
     storages = {}
     for key in keys:
         n_elements = int(np.frombuffer(file.read(8), "<i8")[0])
         dtype = next(tensor.dtype for tensor in tensors.values() if tensor.key == key)
-        storages[key] = np.frombuffer(file.read(n_elements * dtype.itemsize), dtype)
-    return {
-        name: np.lib.stride_tricks.as_strided(
-            storages[tensor.key][tensor.offset :],
-            tensor.shape,
-            [stride * tensor.dtype.itemsize for stride in tensor.strides],
-        )
-        for name, tensor in tensors.items()
-    }
+        storages[key] = file.read(n_elements * dtype.itemsize)
+    return {name: tensor.read(storages[tensor.key]) for name, tensor in tensors.items()}
 
 
 class _Tensor:
@@ -88,6 +82,12 @@ class _Tensor:
     ) -> None:
         self.key, self.dtype = storage
         self.offset, self.shape, self.strides = offset, shape, strides
+
+    def read(self, storage: bytes) -> np.ndarray:
+        size = self.dtype.itemsize
+        strides = [size * stride for stride in self.strides]
+        # NumPy refuses elements outside the storage.
+        return np.ndarray(self.shape, self.dtype, storage, size * self.offset, strides)
 
 
 class _TensorUnpickler(pickle.Unpickler):

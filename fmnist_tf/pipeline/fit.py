@@ -150,6 +150,8 @@ def fit(
         except OSError as error:  # the checkpoints have it too
             warn(f"{error}: history.csv is written again after the next epoch")
         say(_describe_epoch(row, config.epochs, is_best))
+        if number == 1 and network.parent is not None:
+            _compare_with_start(row, state.history[0])
         on_epoch(row)
 
     if network.parent is not None and not state.history:
@@ -215,6 +217,17 @@ def fit(
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
     return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
+
+
+def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
+    """Warn where the first epoch of fine-tuning made the network worse."""
+    if row.val_accuracy < start.val_accuracy:
+        warn(
+            f"the first epoch lowered the val accuracy from {start.val_accuracy:.4f} to "
+            f"{row.val_accuracy:.4f}: the steps may be too large for pretrained weights. Try a "
+            "fifth of the --learning-rate, --warmup-epochs 0.5 with --schedule cosine, --clip-norm "
+            "1, or --cut at a lower stage in the frozen run"
+        )
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:

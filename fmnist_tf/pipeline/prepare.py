@@ -229,7 +229,7 @@ def build_network(
     from fmnist_tf.model.precision import choose_precision
     from fmnist_tf.model.weights import WeightsSource, read_backbone
 
-    spec, image_size = find_backbone_spec(config.backbone, config.image_size)
+    spec, image_size = find_backbone_spec(config.backbone, config.side)
     precision = choose_precision(config.precision)
     keras.utils.set_random_seed(config.seed)
     if parent is None:

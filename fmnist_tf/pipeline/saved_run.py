@@ -230,7 +230,7 @@ def build_saved_model(run: SavedRun) -> keras.Model:
     """
     from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 
-    spec, side = find_backbone_spec(run.config.backbone, run.config.image_size)
+    spec, side = find_backbone_spec(run.config.backbone, run.config.side)
     backbone, n_classes = build_backbone(spec, side), len(run.class_names)
     classifier = build_configured(run.config, backbone, spec, n_classes, "classifier")
     load_weights(classifier, run)

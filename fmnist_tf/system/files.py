@@ -159,11 +159,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):  # the error of a write has no name
             yield temporary
-        for part in temporary.rglob("*"):
-            _sync(part)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # otherwise a power cut can undo the rename
+            for part in temporary.rglob("*"):
+                _sync(part)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)  # otherwise a power cut can undo the rename
     finally:
         remove(temporary)
 

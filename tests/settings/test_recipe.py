@@ -19,8 +19,8 @@ from fmnist_tf.settings.recipe import list_names, read_recipe
 from fmnist_tf.train import build_parser, main, read_settings
 
 NAMES = [
-    "convnext-tiny", "efficientnet", "fast", "inceptionv3", "mlp", "mobilenetv3", "resnet18",
-    "resnet50", "resnet50-16px", "resnet8", "vgg16",
+    "convnext-tiny", "efficientnet", "fast", "inceptionv3", "lite", "mlp", "mobilenetv3",
+    "resnet18", "resnet50", "resnet50-16px", "resnet8", "vgg16",
 ]  # fmt: skip
 
 
