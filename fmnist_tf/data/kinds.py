@@ -110,7 +110,8 @@ _NPZ = Kind("npz", "a file of NumPy arrays (npz)", f"open it with numpy.load, an
 
 def recognise(head: bytes) -> Kind:
     """Return the kind of a file with these first bytes; `TEXT` if they are of no known format."""
-    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), TEXT)
+    unknown = TEXT if head else Kind("text", "an empty file (0 bytes)", "")
+    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), unknown)
 
 
 def recognise_zip(names: Iterable[str]) -> Kind:

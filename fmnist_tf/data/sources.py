@@ -12,11 +12,17 @@ import numpy as np
 from fmnist_tf.data import official, sample
 from fmnist_tf.data.compare import check_training, compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import check_paths, expand_path
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import FASHION_MNIST, map_labels, require_labels
-from fmnist_tf.data.locate import find_tables, find_test_beside, name_dataset, pick_table
+from fmnist_tf.data.locate import (
+    check_paths,
+    expand_path,
+    find_tables,
+    find_test_beside,
+    name_dataset,
+    pick_table,
+)
 from fmnist_tf.data.splits import TEST_FRACTION, TEST_SEED, plan_holdout
 from fmnist_tf.data.summary import DataSummary, inspect
 from fmnist_tf.data.tables import read_table

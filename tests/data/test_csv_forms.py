@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tf.data.csv.table import read_csv
-from fmnist_tf.data.resize import to_28
+from fmnist_tf.data.arrays import to_28
 from fmnist_tf.data.sample import load_sample
+from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
 
 N = 120
@@ -208,9 +208,9 @@ def test_other_squares_are_resized(side: int, read: Callable[..., object]) -> No
 def test_member_of_a_zip(tmp_path: Path) -> None:
     path = tmp_path / "archive.zip"
     path.write_bytes(zipped({"a.csv": KAGGLE, "b.csv": text(LAST)}))
-    for member, n_decisions in (("a.csv", 3), ("b.csv", 3)):
-        table = read_csv(path, tmp_path / "store", member=member)
+    for member in ("a.csv", "b.csv"):
+        table = read_csv(path / member, tmp_path / "store")
         np.testing.assert_array_equal(table.pixels, PIXELS)
-        assert len(table.decisions) == n_decisions
+        assert len(table.decisions) == 3
     with pytest.raises(DataError):
-        read_csv(path, tmp_path / "store", member="c.csv")
+        read_csv(path / "c.csv", tmp_path / "store")

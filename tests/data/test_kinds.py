@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.kinds import recognise, recognise_zip
+from fmnist_tf.data.tables import read_table as read_csv
 
 
 def picture(form: str) -> bytes:
@@ -44,7 +44,7 @@ def npy() -> bytes:
     ("head", "form", "word"),
     [
         (b"label,pixel1\n", "text", "text"),
-        (b"", "text", "text"),
+        (b"", "text", "empty"),
         (b"BMI,x\n", "text", "text"),
         (b"\x1f\x8b\x08", "gzip", "gzip"),
         (b"BZh91AY", "bzip2", "bzip2"),

@@ -18,8 +18,8 @@ from forms import LABELS, PIXELS, csv_text, png, write_pictures
 from forms import write as write_bytes
 
 from fmnist_tf.data import official
-from fmnist_tf.data.archives import is_there
 from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.data.files import is_there
 from fmnist_tf.data.labels import FASHION_MNIST
 from fmnist_tf.data.locate import find_tables
 from fmnist_tf.data.sample import load_sample
