@@ -21,16 +21,16 @@ from fmnist_tf.errors import DataError, file_error
 
 
 def read_parquet(path: Path, label_column: str | None) -> Parsed:
-    """Return the images of a file as pixels (N, 784), N labels or None, and what was decided.
+    """Return the images of a file with a column for each pixel, or one of pictures.
 
     Args:
-        path: of a file with a column for each pixel, or one of pictures, struct{bytes, path}.
-        label_column: see `read_csv`; of a file of pictures, its name.
+        path: of the file; a column of pictures holds struct{bytes, path}.
+        label_column: see `read_table`; of a file of pictures, its name.
 
     Raises:
         DataError: E005, no picture; E008, damaged; E009, pyarrow is missing; E026, no such label
             column, or several that could be it; E045, a picture that cannot be read, or is not
-            square; those of `read_csv`.
+            square; those of `read_table`.
     """
     if find_spec("pyarrow") is None:
         raise recognise(b"PAR1").refuse(path, "pyarrow, which is not installed, or a CSV of images")

@@ -27,12 +27,7 @@ HEAD_BYTES = 1 << 20
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n\x1a"  # Ctrl-Z ends a text file of DOS
-_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+_OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 def read_csv(
@@ -88,10 +83,9 @@ def _read_text(file: File, start: int = 0) -> Iterator[bytes]:
     """
     blocks = file.read_blocks()
     block = next(blocks, b"")
-    for mark, name in _MARKS.items():
-        if block.startswith(mark):
-            found = f"a {name} byte-order mark"
-            raise file_error("E010", file.path, found, "text in UTF-8", "save it as UTF-8")
+    if block.startswith(_OTHER_MARKS):
+        found = "a byte-order mark of UTF-16 or UTF-32"
+        raise file_error("E010", file.path, found, "text in UTF-8", "save it as UTF-8")
     if block.startswith(_BOM):
         file.notes.append("skipped a UTF-8 byte-order mark (E013)")
         start += len(_BOM)
@@ -123,8 +117,7 @@ def _sample_lines(file: File, start: int) -> list[bytes]:
 def _check_room(path: str, layout: Layout, head: bytes, n_bytes: int, folder: Path) -> None:
     """Compare the estimated size of the store with the free space; E044."""
     rows = head[layout.start :]
-    line_bytes = len(rows) / max(rows.count(b"\n"), 1)
-    n_rows = int((n_bytes - layout.start) / max(line_bytes, 1))
+    n_rows = int((n_bytes - layout.start) * max(rows.count(b"\n"), 1) / max(len(rows), 1))
     needed = n_rows * (N_PIXELS + (8 if layout.label_columns else 0))
     while not folder.exists():
         folder = folder.parent

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,19 +24,19 @@ from fmnist_tf.data.csv.cells import (
     label_text,
     pixel_value,
     split_line,
-)
+)  # fmt: skip
+from fmnist_tf.data.csv.columns import is_one_hot
 from fmnist_tf.data.csv.layout import Layout
 from fmnist_tf.data.labels import MAX_CLASSES
 from fmnist_tf.data.store import Block
 from fmnist_tf.errors import DataError, Problem, printable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CHUNK_BYTES = 1 << 24
 _NUMERIC = b"0123456789.+-eE \t\r\n"
 _SCALED = "already scaled to 0..1? multiply by 255 and round before export"
-
-
-class _EndError(Exception):
-    """Reading on makes no sense."""
 
 
 class Rows:
@@ -77,8 +77,6 @@ class Rows:
                     self._brightest = max(self._brightest, int(pixels.max()))
                     yield to_28(pixels, *self._layout.shape), codes
                 line += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-        except _EndError:
-            pass
         except DataError as error:
             self._problems += error.problems
             self._totals.update(error.totals)
@@ -95,48 +93,17 @@ class Rows:
     def _read_plain(self, chunk: bytes, line: int) -> Block | None:
         """Return the rows of whole lines; None if one is not plain, or may have a fault."""
         layout = self._layout
-        separator = layout.separator.encode()
-        n_rows = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-        if chunk.count(separator) != n_rows * (layout.width - 1):
+        if (frame := _parse_plain(chunk, layout, self._dtypes)) is None:
             return None
-        if max(map(len, chunk.split(b"\n"))) > LINE_BYTES:
-            return None
-        try:
-            letters = chunk.translate(None, _NUMERIC + separator).decode().casefold()
-        except UnicodeDecodeError:
-            return None
-        # pandas reads a column of true and false (less their e's) as 1 and 0.
-        if not letters.isprintable() or any(word in letters for word in ('"', "#", "tru", "fals")):
-            return None
-        import pandas as pd  # 0.3 s that a second start saves
-
-        try:
-            # numpy warns of the cast of inf, pandas of cells too many.
-            with np.errstate(invalid="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(
-                    io.BytesIO(chunk),
-                    sep=layout.separator,
-                    header=None,
-                    index_col=False,
-                    names=range(layout.width),
-                    dtype=self._dtypes,
-                    skip_blank_lines=False,
-                    na_filter=False,
-                )
-        except (ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning):
-            return None
-        if len(frame) != n_rows:
-            return None
-        index, cells = np.zeros(n_rows, np.int64), ["0"]
+        index, cells = np.zeros(len(frame), np.int64), ["0"]
         if layout.classes:
             one_hot = frame[list(layout.label_columns)].to_numpy()
             if one_hot.max() > 1 or (one_hot.sum(axis=1) != 1).any():
                 return None
             index, cells = one_hot.argmax(axis=1), list(layout.classes)
         elif layout.label_columns:
-            index, values = pd.factorize(frame[layout.label_columns[0]])
-            cells = values.tolist()
+            index, values = frame[layout.label_columns[0]].factorize()
+            cells = list(map(str, values))
         texts = [label_text(cell) for cell in cells]
         if any(isinstance(text, Problem) for text in texts):
             return None
@@ -183,8 +150,6 @@ class Rows:
         cells = split_line(raw, layout.separator)
         if isinstance(cells, Problem):
             self._add(cells, line)
-            if len(raw) > LINE_BYTES:
-                raise _EndError
             return None
         if len(cells) != layout.width:
             self._add(_width_fault(cells, layout.width, is_open), line)
@@ -211,11 +176,10 @@ class Rows:
             return "0"
         if layout.classes:
             key = [cells[column] for column in layout.label_columns]
-            values = [pixel_value(cell) for cell in key]
-            if not set(values) <= {0, 1} or values.count(1) != 1:
+            if not is_one_hot([key], range(len(key))):
                 expected = "a 1 in one of the label columns and 0 in the others"
                 return fault("E027", f"the labels {printable(','.join(key))}", expected)
-            return label_text(layout.classes[values.index(1)])
+            return label_text(layout.classes[[pixel_value(cell) for cell in key].index(1)])
         text = label_text(cells[layout.label_columns[0]])
         if isinstance(text, str) and len(self.codes) == MAX_CLASSES and text not in self.codes:
             found = f"a label beyond the first {MAX_CLASSES} distinct ones, {printable(text)}"
@@ -247,6 +211,42 @@ class Rows:
             self._problems.append(replace(problem, path=self._path, line=line, column_name=name))
 
 
+def _parse_plain(chunk: bytes, layout: Layout, dtypes: dict[int, Any]) -> pd.DataFrame | None:
+    """Return whole lines as pandas reads them; None if it would read one otherwise than we do."""
+    import pandas as pd  # 0.3 s that a second start saves
+
+    separator = layout.separator.encode()
+    n_rows = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+    if chunk.count(separator) != n_rows * (layout.width - 1):
+        return None
+    if max(map(len, chunk.split(b"\n"))) > LINE_BYTES:
+        return None
+    try:
+        letters = chunk.translate(None, _NUMERIC + separator).decode().casefold()
+    except UnicodeDecodeError:
+        return None
+    # pandas reads a column of true and false (less their e's) as 1 and 0.
+    if not letters.isprintable() or any(word in letters for word in ('"', "#", "tru", "fals")):
+        return None
+    try:
+        # numpy warns of the cast of inf, pandas of cells too many.
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                io.BytesIO(chunk),
+                sep=layout.separator,
+                header=None,
+                index_col=False,
+                names=range(layout.width),
+                dtype=dtypes,
+                skip_blank_lines=False,
+                na_filter=False,
+            )
+    except (ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning):
+        return None
+    return frame if len(frame) == n_rows else None
+
+
 def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield text in pieces of about `CHUNK_BYTES` that end at a line's end, the last perhaps not.
 
@@ -260,8 +260,10 @@ def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
             n_bytes += len(block)
             if n_bytes >= CHUNK_BYTES:
                 text = b"".join(parts)
-                end = text.rfind(b"\n") + 1 or len(text)
-                yield text[:end]
+                end = text.rfind(b"\n") + 1
+                yield text[: end or None]
+                if not end:
+                    return  # an endless line: a fault
                 parts, n_bytes = [text[end:]], len(text) - end
     except DataError:
         text = b"".join(parts)
