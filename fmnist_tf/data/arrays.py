@@ -53,11 +53,7 @@ def describe_resize(side: int, channels: int) -> str:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Return the array of an IDX or NPY file, perhaps compressed or in a zip archive.
-
-    Raises:
-        DataError: E045, another format, dtype or length; those of `read_bytes`.
-    """
+    """Return the array of an IDX or NPY file; E045, another format, dtype or length."""
     content = read_bytes(path)
     stream = io.BytesIO(content)
     try:
@@ -96,8 +92,7 @@ def read_images(path: Path) -> Parsed:
 def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str]]:
     """Return images (N, S, S), (N, S, S, C), (N, C, S, S) or (N, S * S * C) as (N, 784), and notes.
 
-    Raises:
-        DataError: E045, another shape.
+    E045, another shape.
     """
     side = width = 0
     channels = 1

@@ -45,11 +45,8 @@ class Convention:
 
     @property
     def has_strokes(self) -> bool:
-        """Whether the content is drawn with lines, as digits are, and never a filled area.
-
-        The thickness is 0.25 of the side in MNIST, 0.46 in scikit-learn's digits, which are
-        blurred, 0.68 in Fashion-MNIST.
-        """
+        """Whether the content is drawn with lines, as digits are, and never a filled area."""
+        # 0.25 in MNIST, 0.46 in scikit-learn's digits, which are blurred, 0.68 in Fashion-MNIST.
         return self.thickness < 0.55 * self.content_side
 
     def to_record(self) -> dict[str, Any]:
@@ -58,11 +55,9 @@ class Convention:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Convention:
-        """Return what `to_record` was made from; other entries are ignored.
+        """Return what `to_record` was made from; KeyError if an entry of the first runs is missing.
 
-        Raises:
-            KeyError: `background` or `content_side` is missing. Older runs lack the others too and
-                get their defaults.
+        Later entries have defaults.
         """
         return cls(
             record["background"],
@@ -120,11 +115,7 @@ def find_centre_of_mass(
 
 
 def measure_thickness(is_content: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the side of the largest square of odd side that fits into the content, (N,).
-
-    Args:
-        is_content: (N, H, W).
-    """
+    """Return the side of the largest square of odd side that fits into the content (N, H, W)."""
     from scipy import ndimage  # 0.2 s that the report of a run saves
 
     thickness = np.full(len(is_content), -1)

@@ -108,11 +108,7 @@ class File:
         )
 
     def read_blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """Yield the content, decompressed, in pieces of at most `size` bytes.
-
-        Raises:
-            DataError: E007, E008.
-        """
+        """Yield the content, decompressed, in pieces of at most `size` bytes; E007, E008."""
         n_bytes = 0
         with ExitStack() as stack:
             try:
@@ -137,11 +133,7 @@ class File:
         return size * n_read // max(self._packed(), 1) if self._packing else size
 
     def check_unchanged(self) -> None:
-        """Compare size, time of change and inode with those at opening.
-
-        Raises:
-            DataError: E041.
-        """
+        """Compare size, time of change and inode with those at opening; E041."""
         try:
             now = _state(os.stat(self._on_disk))
         except OSError:
@@ -226,11 +218,7 @@ def is_there(path: Path) -> bool:
 
 
 def list_files(path: Path) -> list[Path]:
-    """Return the files of a folder, or of an archive and all folders in it; hidden ones left out.
-
-    Raises:
-        DataError: E008, the archive is damaged.
-    """
+    """Return the files of a folder, or of an archive and all folders in it, but no hidden ones."""
     if not path.is_file():
         return sorted(file for file in path.glob("[!.]*") if file.is_file())
     try:

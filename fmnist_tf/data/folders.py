@@ -36,8 +36,7 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
     Grey pictures of 28x28 pixels are used unchanged; the others are converted to the convention.
 
     Raises:
-        DataError: E005, no picture; E045, files that cannot be read as pictures, the first five of
-            them named.
+        DataError: E005, no picture; E045, a file is no picture.
     """
     from fmnist_tf.data.photos import read_picture  # SciPy
 
@@ -77,8 +76,7 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
 def decode_picture(file: Path | io.BytesIO, max_side: int) -> NDArray[np.uint8]:
     """Return a PNG or JPEG picture, (H, W), or (H, W, 3) if it has colour.
 
-    Raises:
-        ValueError: it is not one, is damaged or larger, or has transparent parts.
+    ValueError: it is not one, is damaged or larger, or has transparent parts.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:

@@ -21,11 +21,7 @@ def read_labels(
     """Return the K distinct labels in a file, in order, and the index (N,) of each image's label.
 
     A file of text has one column, perhaps a header, and perhaps a column of row numbers before it.
-
-    Args:
-        path: of the labels, perhaps compressed or in an archive.
-        n_images: how many labels there must be.
-        images: the file of the images, for the message.
+    `images` is the file of the images, for the message.
 
     Raises:
         DataError: E009, another format; E011, not UTF-8; E045, another number of labels than

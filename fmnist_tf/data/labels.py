@@ -72,12 +72,7 @@ def index_classes(class_names: Sequence[str]) -> dict[str, int]:
 def map_labels(
     table: Table, class_names: Sequence[str], where: str = "the run"
 ) -> NDArray[np.int64]:
-    """Return the labels (N,) of a table as indices into `class_names`.
-
-    Args:
-        table: its labels may be a part of the classes.
-        class_names: K names, at least one.
-        where: whose classes they are, for the message.
+    """Return the labels (N,) of a table as indices into the class names of `where`.
 
     Raises:
         DataError: E026, no labels; E028, a label that is no class; E029, a name where classes are
@@ -102,11 +97,7 @@ def map_labels(
 
 
 def require_labels(table: Table, minimum: int = 1) -> None:
-    """Check that a table is labelled, with at least `minimum` classes.
-
-    Raises:
-        DataError: E026, no labels; E030, too few classes.
-    """
+    """Check that a table is labelled (E026), with at least `minimum` classes (E030)."""
     if table.label_index is None:
         hint = "name it with --label-column, or give a file of the labels with --labels FILE"
         raise file_error("E026", table.path, "no label column", "labelled images", hint)

@@ -29,7 +29,7 @@ _LABELS = re.compile(r"labels?(?![a-z])|(?<![a-z])y(?=[-_.])", re.IGNORECASE)
 
 
 def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | None] | None:
-    """Return the train file that a path means, and the test file beside it, if any.
+    """Return the train file or folder that a path means, if any, and the test file beside it.
 
     In a folder or zip archive Kaggle's Fashion-MNIST name goes first; else the one file with
     "train" in its name; else the one file without "train" or "test" in its name; in an archive also
@@ -39,10 +39,6 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
     Args:
         path: a file, a folder, an archive, or a path into one.
         in_folders: also find folders of pictures, and archives that hold something else.
-
-    Returns:
-        Paths of files, of folders with a folder of pictures for each class, or into an archive;
-        None if a folder or archive has nothing that fits.
 
     Raises:
         UsageError: several files could be meant, or a file cannot be read.
@@ -88,8 +84,7 @@ def find_labels_beside(path: Path) -> Path | None:
 def pick_table(path: Path) -> Path:
     """Return the file to classify that a path means: of a train and a test file the latter.
 
-    Raises:
-        UsageError: nothing or several files could be meant, or a file cannot be read.
+    UsageError: nothing or several files could be meant.
     """
     train, test = find_tables(path) or (None, None)
     if train is None:
@@ -176,11 +171,7 @@ def expand_path(pattern: str | os.PathLike[str]) -> Path:
 
 
 def check_paths(train_path: str | os.PathLike[str], test_path: str | os.PathLike[str]) -> None:
-    """Refuse one file given twice, under whatever names.
-
-    Raises:
-        DataError: E042.
-    """
+    """Refuse one file given twice, under whatever names (E042)."""
     try:
         same = Path(train_path) == Path(test_path) or os.path.samefile(train_path, test_path)
     except (OSError, ValueError):

@@ -57,11 +57,7 @@ class Picture(NamedTuple):
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file starts as a picture does that can be read, whatever its name.
-
-    Raises:
-        DataError: see `File`.
-    """
+    """Return whether the file starts as a picture does that can be read, whatever its name."""
     return find_kind(path).form == "picture"
 
 
@@ -72,10 +68,6 @@ def read_picture(path: Path, convention: Convention) -> Picture:
     else white, or black behind a bright object. The EXIF orientation is applied. The first of
     several frames is read. A grey 28x28 picture is used unchanged, or negated if its background is
     at the other end of the grey scale.
-
-    Args:
-        path: a file in one of `FORMATS`.
-        convention: of the training images.
 
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.

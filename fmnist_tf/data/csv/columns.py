@@ -71,8 +71,8 @@ def is_one_hot(rows: Rows, columns: Sequence[int]) -> bool:
 def is_planar(rows: Rows, columns: Sequence[int]) -> bool:
     """Return whether colours come in planes (all red values first) and not pixel by pixel.
 
-    The colours of one pixel go together, and so do neighbouring pixels, but not pixels a third of
-    the image apart.
+    The colours of a pixel and neighbouring pixels go together, pixels a third of the image apart
+    do not.
     """
     values = [[pixel_value(row[column]) for column in columns] for row in rows]
     pixels = np.array([row for row in values if all(isinstance(value, int) for value in row)])

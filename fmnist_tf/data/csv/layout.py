@@ -72,25 +72,18 @@ class Layout:
 
 @dataclass
 class _Pixels:
-    """Columns whose names share a prefix and are numbered, or are `1x1`..`28x28`.
+    """Columns whose names share a prefix and are numbered, or are `1x1`..`28x28`."""
 
-    Attributes:
-        columns: by number, which counts from 0 in row-major order.
-        repeated: columns of a number that another has already.
-        is_grid: whether the names are `RxC`.
-        name: returns the name of a number.
-    """
-
-    columns: dict[int, int]
-    repeated: list[int]
+    columns: dict[int, int]  # by number, which counts from 0 in row-major order
+    repeated: list[int]  # columns of a number that another has already
     is_grid: bool
-    name: Callable[[int], str]
+    name: Callable[[int], str]  # returns the name of a number
 
 
 def plan_layout(
     path: str, head: bytes, label_column: str | None, sample_lines: Callable[[int], list[bytes]]
 ) -> Layout:
-    """Decide what the columns are.
+    """Decide what the columns are; DataError: E009..E023, E025, E026, E038.
 
     With a header, columns go by name: names that share a prefix and are numbered from 0 or 1, or
     `1x1`..`28x28` (row x column), are pixels; a label-like name or the only other column is the
@@ -102,9 +95,6 @@ def plan_layout(
         head: the first bytes of the text.
         label_column: what the user gave: a name, a number from 1, "first" or "last"; or None.
         sample_lines: returns lines from all over the file, given the bytes before the first image.
-
-    Raises:
-        DataError: E009, E011, E012, E014, E016..E023, E025, E026, E038.
     """
     lines = head.split(b"\n")
     if len(lines) > 1:

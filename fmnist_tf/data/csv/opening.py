@@ -70,11 +70,7 @@ def find_separator_line(lines: list[bytes]) -> str | None:
 def read_opening(
     lines: list[bytes], label_column: str | None, sample_lines: Callable[[int], list[bytes]]
 ) -> Opening:
-    """Read what stands before the first image; the arguments are those of `plan_layout`.
-
-    Raises:
-        LayoutError: E009, E011, E012, E014, E016, E017, E021, E038.
-    """
+    """Read what stands before the first image; the arguments are those of `plan_layout`."""
     named = find_separator_line(lines)
     n_lines, rest = int(named is not None), lines[named is not None :]
     if rest[0].lstrip()[:1] == b"%" or rest[0].lstrip()[:9].lower() == b"@relation":

@@ -72,14 +72,9 @@ def read_csv(
 
 
 def _read_text(file: File, start: int = 0) -> Iterator[bytes]:
-    """Yield the text in blocks, without a byte-order mark and blank lines at the end.
+    """Yield the text from `start` on, without a byte-order mark and blank lines at the end.
 
-    Args:
-        file: what was accepted is added to its notes.
-        start: bytes of text, after the mark, to leave out.
-
-    Raises:
-        DataError: E010; those of `File.read_blocks`.
+    What was accepted is added to the file's notes; E010, another byte-order mark.
     """
     blocks = file.read_blocks()
     block = next(blocks, b"")

@@ -40,11 +40,7 @@ _SCALED = "already scaled to 0..1? multiply by 255 and round before export"
 
 
 class Rows:
-    """Reads the rows of one file once.
-
-    Attributes:
-        codes: label texts -> codes by first appearance, filled while reading.
-    """
+    """Reads the rows of one file once; `codes` are those of the label texts met so far."""
 
     def __init__(self, path: str, layout: Layout) -> None:
         self._path, self._layout = path, layout
@@ -59,10 +55,7 @@ class Rows:
         self._dtypes |= dict.fromkeys(numbers, np.dtype(np.uint8))
 
     def read(self, blocks: Iterator[bytes]) -> Iterator[Block]:
-        """Yield pixels (R, 784) uint8 and label codes (R,) int32; rows with a fault are left out.
-
-        Args:
-            blocks: the text after the header.
+        """Yield the rows of the text after the header that have no fault.
 
         Raises:
             DataError: all faults of the file, after its last row.
