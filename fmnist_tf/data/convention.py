@@ -35,6 +35,7 @@ class Convention:
         centring: what lies in the middle: the bounding box, or the centre of mass.
         thickness: 95th percentile of the content's thickness, 1..28 (see `measure_thickness`).
         ink: 1st and 99th percentile of an image's mean distance from the background, 0..1.
+        drift: how far this centre is from its usual place, in pixels: 98th percentile.
     """
 
     background: int
@@ -42,6 +43,7 @@ class Convention:
     centring: Literal["box", "mass"] = "box"
     thickness: int = IMAGE_SIZE
     ink: tuple[float, float] = (0.0, 1.0)
+    drift: float = 0.0
 
     @property
     def has_strokes(self) -> bool:
@@ -65,6 +67,7 @@ class Convention:
             record.get("centring", "box"),
             record.get("thickness", IMAGE_SIZE),
             cast(tuple[float, float], tuple(record.get("ink", (0.0, 1.0)))),
+            record.get("drift", 0.0),
         )
 
 
@@ -83,6 +86,8 @@ def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
     boxes = np.stack([top + bottom, left + right]) / 2
     masses = np.stack(find_centre_of_mass(contrast))
     is_mass = masses.var(axis=1).sum() < boxes.var(axis=1).sum()
+    centres = masses if is_mass else boxes
+    drifts = np.abs(centres - np.median(centres, axis=1, keepdims=True))
     sides = np.maximum(bottom - top, right - left) + 1
     ink = np.percentile(contrast.mean(axis=(1, 2)) / 255, [1, 99])
     return Convention(
@@ -91,6 +96,7 @@ def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
         "mass" if is_mass else "box",
         int(np.percentile(measure_thickness(is_content), 95)),
         (round(float(ink[0]), 4), round(float(ink[1]), 4)),
+        round(float(np.percentile(drifts, 98, axis=1).max()), 2),
     )
 
 

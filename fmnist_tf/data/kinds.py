@@ -81,7 +81,8 @@ _KINDS = {
         f"opened; if you trust it, open it with pickle.load, and {_SAVE}"),
     rb"ARROW1": _other("an Arrow file (Feather)", _PANDAS.format("pyarrow", "feather", "", "")),
     rb"RD[AX][23]\n": _other("an R data file", "in R, write.csv(x, 'my.csv', row.names = FALSE)"),
-    rb".{257}ustar": _other("a tar archive", _UNPACK),
+    rb".{257}ustar": _other("a tar archive", f"{_UNPACK}; python: import tarfile; "
+        'tarfile.open(PATH).extractall(filter="data")'),
     rb"Rar!\x1a\x07": _other("a RAR archive", _UNPACK),
     rb"7z\xbc\xaf\x27\x1c": _other("a 7z archive", _UNPACK),
     rb"\x28\xb5\x2f\xfd": _other("a Zstandard file", _UNPACK),

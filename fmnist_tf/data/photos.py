@@ -173,7 +173,7 @@ def _keep(grey: Grey, background: int) -> tuple[Grey, str]:
 
 def _to_levels(found: Found, convention: Convention) -> tuple[Grey, str]:
     """Return the object in the grey levels of the training images, (28, 28)."""
-    image = compose(found.contrast, convention) / 255
+    image = compose(found.contrast, convention, found.corner) / 255
     background = convention.background
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image

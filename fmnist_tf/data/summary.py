@@ -28,7 +28,7 @@ EXAMPLES = 6
 IMBALANCE_RATIO = 10
 """Ratio of the largest class to the smallest above which a warning is given."""
 
-_VERSION = 3  # part of a kept file's name: raise it if the same images would be described otherwise
+_VERSION = 4  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
 _BLOCK = 4096  # images read at once; bounds the memory
 
