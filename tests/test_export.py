@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from toyrun import NAMES, copy_toy_run, draw, write_csv
+from toyrun import NAMES, WORDS, copy_toy_run, draw, write_csv
 
+from fmnist_tf import train
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.export import main
@@ -46,6 +47,7 @@ def test_saved_model_takes_pixels_and_answers_with_names(
     config = json.loads((RUN / "config.json").read_text())
     # The export is the plain network also if the run's test averaged mirror images.
     (RUN / "config.json").write_text(json.dumps(config | {"test_time_flip": True}))
+    RunDir(RUN).write_done()
     Path("served").mkdir()  # an empty folder may be used
     assert main(["first", "--format", "saved_model", "--out", "served", "--quiet"]) == 0
     shown = capfd.readouterr()
@@ -119,8 +121,10 @@ def test_int8_that_cannot_run_is_an_error_and_leaves_nothing(folder: Path) -> No
     labels = [NAMES[row % 3] for row in range(21)]
     write_csv("dark_train.csv", np.zeros((21, 784), np.uint8), labels)  # nothing varies
     write_csv("dark_test.csv", draw(21, seed=1), labels)
+    plain = ["--data", "toy_train.csv", "--epochs", "8", "--run", "plain", "--standardize", "none"]
+    assert train.main([*WORDS, *plain]) == 0
     words = ["--format", "litert", "--data", "dark_train.csv", "--out", "new/phone"]
-    assert main(["first", *words]) == 1
+    assert main(["plain", *words]) == 1
     assert not list(Path("new").iterdir())
 
 

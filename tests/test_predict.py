@@ -14,6 +14,7 @@ from PIL import Image
 from toyrun import copy_toy_run, draw, write_csv
 
 from fmnist_tf.predict import main, safe_cell
+from fmnist_tf.results.rundir import RunDir
 
 
 @pytest.fixture
@@ -178,6 +179,7 @@ def test_a_run_of_an_older_version_takes_csvs_only(folder: Path, capsys) -> None
     provenance = json.loads(path.read_text())
     del provenance["data"]["background"]
     path.write_text(json.dumps(provenance))
+    RunDir(path.parent).write_done()
     assert main(["first", "toy_test.csv", "a.jpg"]) == 2
     captured = capsys.readouterr()
     assert captured.out.startswith("toy_test.csv")

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,14 +40,18 @@ KILLS = int(os.environ.get("FMNIST_TF_KILLS", "30"))  # `make test-kills` takes 
 def killer(tmp_path_factory) -> Iterator[Killer]:
     """Processes in a folder with data and the undisturbed runs `frozen` and `scratch`."""
     folder = tmp_path_factory.mktemp("killed")
-    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
-        labels = [NAMES[row % 3] for row in range(n_rows)]
-        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
+    write_data(folder)
     killer = Killer(folder)
-    killer.begin("frozen", *FROZEN)
+    killer.begin("frozen", *FROZEN, *ALWAYS)
     killer.begin("scratch", *SCRATCH)
     yield killer
     killer.close()
+
+
+def write_data(folder: Path) -> None:
+    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
+        labels = [NAMES[row % 3] for row in range(n_rows)]
+        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
 
 
 def hash_all(run: Path) -> dict[str, str]:
@@ -115,6 +121,58 @@ def test_a_kill_at_every_call_of_a_save(killer: Killer) -> None:
         shutil.rmtree(runs / f"call-{call}")
 
 
+def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
+    """Check what a run that ended with an error says and keeps, and let it end."""
+    if code:
+        assert code == 74, killer.log
+        *_, error, kept = killer.log.splitlines()
+        assert re.match("input/output error: (/.*/)?runs/", error), killer.log
+        n_epochs = len(re.findall("^epoch ", killer.log, re.MULTILINE))
+        if (run / "config.json").exists():
+            assert f"{run.relative_to(killer.folder)} keeps {n_epochs} epochs; `" in kept, (
+                killer.log
+            )
+        assert killer.run(*words)[0] == 0, killer.log
+    assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
+
+
+@pytest.mark.parametrize(
+    "share", [0.4, *(pytest.param(n / 23, marks=pytest.mark.slow) for n in range(23))]
+)
+def test_a_failing_call_costs_no_finished_epoch(killer: Killer, share: float) -> None:
+    words = [*FROZEN, *ALWAYS, "--run", f"failed-{share:.3f}"]
+    call = 1 + int(share * killer.calls["frozen"])
+    code, _, _ = killer.run(*words, at_call=call, error=errno.EIO)
+    check_resumed(killer, killer.folder / f"runs/failed-{share:.3f}", code, *words)
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory) -> Iterator[Killer]:
+    """As `killer`; `runs` is a disk of its own of 64 MB."""
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "runs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(folder / "runs")]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    write_data(folder)
+    killer = Killer(folder)
+    killer.begin("frozen", *FROZEN, *ALWAYS)
+    yield killer
+    killer.close()
+    subprocess.run(["umount", folder / "runs"], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
+@pytest.mark.parametrize("free", [0, 20_000, 200_000])
+def test_a_full_disk_costs_no_finished_epoch(small_disk: Killer, free: int, share: float) -> None:
+    run = small_disk.folder / f"runs/full-{free}-{share}"
+    words = [*FROZEN, *ALWAYS, "--run", run.name]
+    code, _, _ = small_disk.run(*words, at_call=int(share * small_disk.calls["frozen"]), full=free)
+    (small_disk.folder / "runs/ballast").unlink()
+    check_resumed(small_disk, run, code, *words)
+
+
 @pytest.fixture
 def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
     """A copy of a run that was stopped by SIGTERM in its third epoch, in the current folder."""
@@ -139,7 +197,7 @@ DAMAGES = {
     "truncated": ("variables.data-00000-of-00001", lambda p: p.write_bytes(p.read_bytes()[:99])),
     "emptied": ("state.json", lambda p: p.write_bytes(b"")),
     "bit flipped": ("variables.data-00000-of-00001", flip_a_bit),
-    "checksums gone": ("sha256.json", lambda p: p.unlink()),
+    "checksums gone": ("DONE.json", lambda p: p.unlink()),
 }
 
 

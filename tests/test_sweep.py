@@ -162,7 +162,7 @@ def test_trials_share_features_and_leave_the_test_alone(folder, capsys) -> None:
         files = {path.name for path in Path(f"runs/s/trial-00{number}").iterdir()}
         assert files == {
             "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
-            "trainable.txt", ".lock",
+            "trainable.txt", "DONE.json", ".lock",
         }  # fmt: skip
     figures = {path.name for path in Path("runs/s").glob("*.png")}
     assert figures == {"optimization_history.png", "slice.png"}
@@ -295,6 +295,24 @@ def test_a_finished_run_is_not_tested_again_if_only_its_record_is_missing(
     assert sweep(*words) == 0
     assert Path("runs/s/trial-001/DONE.json").stat().st_mtime_ns == before
     assert read_trials()[0]["test_total"] == "21"
+
+
+def test_a_changed_record_or_trial_is_refused(folder, capsys) -> None:
+    words = ["--grid", "learning_rate=1e-2"]
+    assert sweep(*words) == 0
+    for name, old, new in (
+        ("sweep.json", '"correct": ', '"correct": 1'),
+        ("trial-001/provenance.json", '"random"', '"file"'),
+    ):
+        path = Path("runs/s", name)
+        content = path.read_text()
+        path.write_text(content.replace(old, new, 1))
+        assert path.read_text() != content
+        capsys.readouterr()
+        assert sweep(*words) == 2
+        assert f"runs/s/{name}: expected" in capsys.readouterr().err
+        path.write_text(content)
+    assert sweep(*words) == 0
 
 
 def test_seeds_of_a_grid_are_compared_by_their_mean(folder, capsys) -> None:
@@ -455,10 +473,10 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     assert train_main([*TOY, *where, "--run", "base"]) == 0
     Path("r.toml").write_text("epochs = 1\nbatch_size = 16\nphase = 'finetune'\n")
     words = [*where, "--recipe", "r.toml", "--wandb", "disabled", "--run", "s"]
-    words += ["--grid", "unfreeze=deep,all"]
+    words += ["--grid", "unfreeze=conv2,all"]
     assert main(words) == 0
     configs = [read_json(f"elsewhere/s/trial-00{n}/config.json") for n in (1, 2)]
-    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
+    assert [c["unfreeze"] for c in configs] == [["conv2"], ["all"]]
     assert {c["parent"] for c in configs} == {"base"}
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
     printed = shlex.split(line)

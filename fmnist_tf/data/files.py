@@ -20,6 +20,7 @@ from typing import IO, Any, Self
 
 from fmnist_tf.data.kinds import HEAD_BYTES, Kind, recognise, recognise_zip
 from fmnist_tf.errors import DataError, file_error
+from fmnist_tf.system.files import naming
 
 MAX_BYTES = 64 << 30
 """Greatest size of a file, on disk and decompressed."""
@@ -100,7 +101,8 @@ class File:
     def read_sha256(self) -> str:
         """Return the SHA-256 of the bytes on disk; of an archive and a member named in it."""
         self._raw.seek(0)
-        digest = hashlib.file_digest(self._raw, "sha256").hexdigest()
+        with naming(self._on_disk):
+            digest = hashlib.file_digest(self._raw, "sha256").hexdigest()
         return (
             hashlib.sha256(f"{digest} {self._named}".encode()).hexdigest()
             if self._named
@@ -111,6 +113,7 @@ class File:
         """Yield the content, decompressed, in pieces of at most `size` bytes; E007, E008."""
         n_bytes = 0
         with ExitStack() as stack:
+            stack.enter_context(naming(self._on_disk))
             try:
                 stream = self._decompress(stack)
                 while block := stream.read(size):
@@ -121,7 +124,7 @@ class File:
                     self._check_growth(n_bytes)
                     yield block
             except OSError as error:
-                if error.errno is not None:
+                if error.errno not in (None, errno.EINVAL):  # a wrong place in a zip archive
                     raise
                 raise self._damaged(error) from None
             except _DAMAGE as error:

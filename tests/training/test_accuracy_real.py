@@ -17,6 +17,7 @@ from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.inference import run_model
 from fmnist_tf.model.phases import apply_plan, plan_phase
+from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.training.features import build_feature_function
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -54,8 +55,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
     rows = plan_splits(labels, val_fraction=0.1, seed=0, limit=ROWS).train
     pixels, labels = pixels[rows], labels[rows].astype(np.int64)
     spec, side = find_backbone_spec("resnet50", SIDE)
-    backbone = spec.build(side)
-    backbone.load_weights(resnet50_weights)
+    backbone, _ = read_backbone(spec, side, str(resnet50_weights))
     plain_features: dict[str, np.ndarray] = {}
     fast_features = None
     differences = []
@@ -63,12 +63,18 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
         accuracy = {}
         for way in ("plain", "fast"):
             classifier = build_classifier(
-                backbone, spec, head="flatten", units=512, dropout=0.0, n_classes=10, seed=seed
+                backbone,
+                spec.value_range,
+                head="flatten",
+                units=512,
+                dropout=0.0,
+                n_classes=10,
+                seed=seed,
             )
-            apply_plan(classifier, spec, plan_phase(classifier, spec, "frozen"))
+            apply_plan(classifier, plan_phase(classifier, "frozen"))
             if way == "plain":
                 if not plain_features:
-                    extractor = split_classifier(classifier, spec, "head").feature_extractor
+                    extractor = split_classifier(classifier, "head").feature_extractor
                     step = tf.function(lambda x, model=extractor: model(x, training=False))
                     for name, some in (("train", pixels), ("test", test_pixels)):
                         images = some.reshape(-1, 28, 28)
@@ -82,7 +88,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
                         batch_size=BATCH, shuffle=False, verbose=0,
                     )  # fmt: skip
             else:
-                split = split_classifier(classifier, spec, "head", "bfloat16")
+                split = split_classifier(classifier, "head", "bfloat16")
                 assert split.trained_layers.get_layer("hidden").compute_dtype == "bfloat16"
                 if fast_features is None:
                     extract = build_feature_function(split.feature_extractor, "bfloat16")
