@@ -323,6 +323,8 @@ BAD: list[tuple[str, str, int | None, int | None, Build]] = [
     ("E017 semicolon", "E017", 1, 1, saved(GERMAN)),
     ("E017 no header", "E017", 1, 1, saved(GERMAN[GERMAN.index(b"\n") + 1 :])),
     ("E017 quoted", "E017", 4, 9, with_cell(4, 9, '"0,5"')),
+    ("E018 dropped cell missing", "E018", 3, None,
+     saved([row[: 786 - (k == 2)] for k, row in enumerate(with_column(kaggle(), 785, "id", str))])),
     ("E018 short", "E018", 4, None, saved([*kaggle()[:3], kaggle()[3][:-1], *kaggle()[4:]])),
     ("E018 first line, no header", "E018", 1, None, saved([rows()[0][:-1], *rows()[1:]])),
     ("E018 all", "E018", 1, None, saved([row[:100] for row in rows()])),

@@ -225,7 +225,7 @@ def _parse_plain(chunk: bytes, layout: Layout, dtypes: dict[int, Any]) -> pd.Dat
         # numpy warns of the cast of inf, pandas of cells too many.
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
+            return pd.read_csv(
                 io.BytesIO(chunk),
                 sep=layout.separator,
                 header=None,
@@ -237,7 +237,6 @@ def _parse_plain(chunk: bytes, layout: Layout, dtypes: dict[int, Any]) -> pd.Dat
             )
     except (ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning):
         return None
-    return frame if len(frame) == n_rows else None
 
 
 def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
