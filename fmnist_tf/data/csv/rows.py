@@ -91,7 +91,7 @@ class Rows:
         index, cells = np.zeros(len(frame), np.int64), ["0"]
         if layout.classes:
             one_hot = frame[list(layout.label_columns)].to_numpy()
-            if one_hot.max() > 1 or (one_hot.sum(axis=1) != 1).any():
+            if (one_hot.sum(axis=1) != 1).any():
                 return None
             index, cells = one_hot.argmax(axis=1), list(layout.classes)
         elif layout.label_columns:
