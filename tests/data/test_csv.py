@@ -331,6 +331,8 @@ BAD: list[tuple[str, str, int | None, int | None, Build]] = [
      saved([*kaggle()[:3], kaggle()[3][:-1], ["7", *kaggle()[4]], *kaggle()[5:]])),
     ("E019 long", "E019", 4, None, saved([*kaggle()[:3], [*kaggle()[3], "7"], *kaggle()[4:]])),
     ("E019 comma at each end", "E019", 2, None, saved([HEADER, *([*row, ""] for row in rows())])),
+    ("E019 comma at each end, other labels", "E019", 2, None,
+     saved([HEADER, *([*row, ""] for row in rows(labels=list("012345")))])),
     ("E019 comma, no header", "E019", 1, None, saved(text(rows(), ",\n"))),
     ("E020 few", "E020", 1, None, saved([row[:11] for row in kaggle()])),
     ("E020 words", "E020", 1, None, saved(b"hello world\n1\n")),
@@ -582,9 +584,10 @@ def test_scaled_pixels_are_named_only_if_all_are(read: Callable[..., Table]) -> 
     error = complaint(lambda: read(SCALED))
     assert {p.code for p in error.problems} == {"E034"}
     assert "already scaled" in error.problems[0].hint
-    cells = [list(row) for row in SCALED]
-    cells[-1][5] = "2"
-    assert "already scaled" not in complaint(lambda: read(cells)).problems[0].hint
+    for other in ("2", "x"):
+        cells = [list(row) for row in SCALED]
+        cells[-1][5] = other
+        assert "already scaled" not in complaint(lambda: read(cells)).problems[0].hint  # noqa: B023
 
 
 def test_column_is_named_if_there_is_a_header(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data.arrays import to_28
+from fmnist_tf.data.csv.columns import label_likeness
 from fmnist_tf.data.sample import load_sample
 from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
@@ -63,6 +64,7 @@ READ: dict[str, bytes] = {
     "numpy.savetxt": text([[f"{v:.18e}" for v in row] for row in FIRST[:5]]),
     "sep=,": b"sep=,\n" + KAGGLE,
     "sep=; in quotes": b'"sep=;"\r\n' + text([["label", *NAMES], *FIRST], ";", "\r\n"),
+    "sep=|": b"sep=|\n" + text([["label", *NAMES], *FIRST], "|"),
     "semicolons": text([["label", *NAMES], *FIRST], ";"),
     "tabs, no header": text(FIRST, "\t"),
     "R's write.table": text([["label", *NAMES], *([f'"{i}"', *r] for i, r in enumerate(FIRST))]),
@@ -122,6 +124,21 @@ def test_the_user_chooses_the_label(
     np.testing.assert_array_equal(table.pixels, PIXELS[: len(table.pixels)])
 
 
+def test_what_makes_a_column_unlike_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels, noise = rng.integers(0, 10, 400), rng.integers(0, 256, 400)
+
+    def likeness(column: np.ndarray, beside: np.ndarray = noise) -> float:
+        return label_likeness(np.column_stack([column, beside]).astype(str).tolist(), 0, 1)
+
+    assert likeness(labels) > 0.7
+    assert likeness(labels, beside=labels * 20 + 3) < 0.01
+    assert likeness(labels * 25) < 0.1  # gaps
+    assert likeness(np.where(noise < 240, 0, labels)) < 0.2  # one value in most rows
+    for no_pixel in (np.array(["bag", "shoe"])[labels % 2], labels - 20):
+        assert likeness(no_pixel) == 1
+
+
 NOISE = np.random.default_rng(0).integers(0, 256, (N, 785)).tolist()
 
 
@@ -133,6 +150,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (N, 785)).tolist()
         (text([row[0], *row[1:-1], 7] for row in [[5] * 785] * N), "E026"),  # both constant
         (text([range(785), *FIRST]), "E021"),
         (text([["label", *NAMES[:-3]], *FIRST]), "E020"),  # a header that is short
+        (text([NAMES, *FIRST]), "E020"),  # by one, but the first cells are no row names
         (text(FIRST, " "), "E016"),
         (text([["label", *NAMES], *([k, *(v > 0 for v in row)] for k, *row in FIRST)]), "E031"),
         (text([["label", *NAMES], *([k, *(v / 255 for v in row)] for k, *row in FIRST)]), "E034"),
