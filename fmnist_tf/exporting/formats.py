@@ -135,7 +135,9 @@ def _write_litert(
     channel) with the ranges that these images reach. The softmax stays in float: in int8 it has 256
     probabilities, of which small ones vanish and many are equal.
     """
-    traced = model if calibration is None else take_bytes_only(model)
+    traced = model
+    if calibration is not None:
+        traced = take_bytes_only(model, is_binary=calibration.max() <= 1)
     function = _inference(traced, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], _variables_of(model))
     with _errors_only():
