@@ -66,7 +66,7 @@ def summarize(points: Sequence[pd.DataFrame], varied: Collection[str]) -> pd.Dat
         row = {"trials": ",".join(map(str, point["trial"]))}
         for name in varied:
             value = point[name].iloc[0]
-            row[name] = f"{value:.6g}" if isinstance(value, float) else printable(value)
+            row[name] = f"{value:.6g}" if isinstance(value, float) else printable(str(value))
         row["val accuracy"] = accuracy
         if not varied:
             row["test accuracy"] = describe_accuracy(complete, "test_")
