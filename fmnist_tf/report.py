@@ -78,6 +78,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
+    from fmnist_tf.reporting.tracking import TrackedRun, track_comparison
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
@@ -108,8 +109,11 @@ def _show_runs(flags: argparse.Namespace) -> None:
         print("", *(f"- {_in_markdown(sentence, 400)}" for sentence in sentences), sep="\n")
         print(f"\n{path}")
         names = [run.path.resolve().name for run in runs]
+        title = printable(" and ".join(names), 100)
+        tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
         table = [[name, *row] for name, row in zip(names, rows, strict=True)]
-        _track_comparison(flags, ["name", *COLUMNS], table, path)
+        columns = ["name", *COLUMNS]
+        track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, path)
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:
@@ -123,22 +127,6 @@ def _show_stopped(directory: RunDir, path: Path) -> None:
     command, best = resume_command(directory), run.best_epoch
     _print_table(COLUMNS, [write_stopped_report(directory, run.history, best, command, path)])
     print(f"\n{path}")
-
-
-def _track_comparison(
-    flags: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
-) -> None:
-    from fmnist_tf.cli.terminal import say
-    from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
-
-    names = [row[0] for row in rows]
-    name = printable(" and ".join(names), 100)
-    tracked = TrackedRun(name, "comparison", "comparison", {"runs": names})
-    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked)
-    tracker.log_comparison(columns, rows, path)
-    tracker.finish()
-    for line in tracker.hint:
-        say(line)
 
 
 def _show_data(flags: argparse.Namespace) -> None:

@@ -197,8 +197,10 @@ class Tracker:
         import wandb
 
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-        media: Any = wandb.Image(str(shown))
-        if shown.suffix != ".png":
+        media: Any
+        if shown.suffix == ".png":
+            media = wandb.Image(str(shown))
+        else:
             media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
         self.run.log({"runs": table, "comparison": media})
 
