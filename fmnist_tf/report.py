@@ -74,7 +74,7 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import warn
+    from fmnist_tf.cli.terminal import markdown_table, warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
@@ -98,7 +98,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
             f"{flags.runs_dir}: expected complete runs, found none; make one with "
             "`python -m fmnist_tf.train`"
         )
-    _print_table(COLUMNS, rows)
+    print(markdown_table(COLUMNS, rows))
     if len(runs) == 1:
         path = flags.out or runs[0].file(REPORT)
         write_report(runs[0], path)
@@ -106,7 +106,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
     elif runs:
         path = flags.out or flags.runs_dir / "comparison.html"
         sentences = write_comparison(runs, path)
-        print("", *(f"- {_in_markdown(sentence, 400)}" for sentence in sentences), sep="\n")
+        print("", *(f"- {printable(sentence, 400)}" for sentence in sentences), sep="\n")
         print(f"\n{path}")
         names = [run.path.resolve().name for run in runs]
         title = printable(" and ".join(names), 100)
@@ -117,7 +117,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:
-    from fmnist_tf.cli.terminal import boxed, warn
+    from fmnist_tf.cli.terminal import boxed, markdown_table, warn
     from fmnist_tf.pipeline.saved_run import read_saved_run, resume_command
     from fmnist_tf.reporting.page import write_stopped_report
     from fmnist_tf.reporting.record import COLUMNS
@@ -125,12 +125,12 @@ def _show_stopped(directory: RunDir, path: Path) -> None:
     run = read_saved_run(directory)
     warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
     command, best = resume_command(directory), run.best_epoch
-    _print_table(COLUMNS, [write_stopped_report(directory, run.history, best, command, path)])
-    print(f"\n{path}")
+    cells = write_stopped_report(directory, run.history, best, command, path)
+    print(f"{markdown_table(COLUMNS, [cells])}\n\n{path}")
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import say
+    from fmnist_tf.cli.terminal import markdown_table, say
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.pipeline.prepare import describe_dataset, show_decisions
     from fmnist_tf.reporting.page import write_data_page
@@ -151,25 +151,13 @@ def _show_data(flags: argparse.Namespace) -> None:
     path = flags.out or Path("data-report.html")
     write_data_page(describe_dataset(dataset), summary, names, path)
     counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
-    _print_table(
-        ("class", "training images", "test images"),
-        [(name, f"{train:,}", f"{test:,}") for name, train, test in counts],
-    )
+    rows = [(name, f"{train:,}", f"{test:,}") for name, train, test in counts]
+    print(markdown_table(("class", "training images", "test images"), rows))
     in_train, in_test, in_both = summary.duplicates
     print(
         f"\nduplicates: {in_train:,} training and {in_test:,} test images; "
         f"{in_both:,} test images are also training images\n\n{path}"
     )
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for row in (columns, ["---"] * len(columns), *rows):
-        print("| " + " | ".join(_in_markdown(cell, 90) for cell in row) + " |")
-
-
-def _in_markdown(text: str, limit: int) -> str:
-    """Return text for a cell on the terminal: names come from files and may contain anything."""
-    return printable(text, limit).replace("|", "\\|")
 
 
 if __name__ == "__main__":

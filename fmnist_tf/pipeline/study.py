@@ -138,7 +138,7 @@ def plan_trials(space: Space, sampler: str, n_points: int | None, seeds: range) 
     """Return the trials of a sweep; every point has its first seed before any has its second.
 
     Args:
-        space: what is varied; if empty, there is one point that varies nothing.
+        space: what is varied; may be empty.
         sampler: grid, random or tpe; the points of tpe are chosen later, by earlier results.
         n_points: how many different points, or fewer if the space has no more; None: all.
         seeds: of each point.
@@ -237,11 +237,6 @@ class SweepStudy:
     A process locks its trial's directory until the trial has ended. A running trial whose directory
     is not locked was interrupted. It is trained again before new trials, so that sampling and
     pruning see the same results in the same order as without interruption.
-
-    Args:
-        directory: of the sweep; its `sweep.json` has the trials.
-        space: what they vary.
-        sampler: grid, random or tpe.
     """
 
     def __init__(self, directory: RunDir, space: Space, sampler: str) -> None:
