@@ -17,7 +17,7 @@ from benchmarks import plan
 from benchmarks.plain_keras import set_weights
 from benchmarks.plan import N_CHECKED, N_IMAGES, SEED, Job
 from fmnist_tf.data.batches import ArrayRows
-from fmnist_tf.model.backbones import find_backbone_spec
+from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.system.memory import release_memory
@@ -36,11 +36,11 @@ class _Ours:
         self._images, self._labels = job.load_images()
         spec, side = find_backbone_spec(plan.BACKBONE, job.image_size)
         keras.utils.set_random_seed(SEED)
-        backbone = spec.build(side)
+        backbone = build_backbone(spec, side)
         set_weights(backbone, job.load_weights())
         self._classifier = build_classifier(
             backbone,
-            spec,
+            spec.value_range,
             head=job.task.head or "flatten",
             units=plan.UNITS,
             dropout=plan.DROPOUT,
@@ -48,10 +48,10 @@ class _Ours:
             seed=SEED,
         )
         phase = "finetune" if job.task.stage == "finetune_epoch" else "frozen"
-        trainable = plan_phase(self._classifier, spec, phase)
-        apply_plan(self._classifier, spec, trainable)
+        trainable = plan_phase(self._classifier, phase)
+        apply_plan(self._classifier, trainable)
         precision = job.system.precision
-        self._split = split_classifier(self._classifier, spec, trainable.lowest_stage, precision)
+        self._split = split_classifier(self._classifier, trainable.lowest, precision)
         self._compute = build_feature_function(
             self._split.feature_extractor, precision, pools=self._split.pools_features
         )

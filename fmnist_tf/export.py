@@ -67,7 +67,7 @@ def _export(flags: argparse.Namespace) -> None:
             "checkout"
         )
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    out = flags.out or run.directory.file("export") / flags.format
+    out = flags.out or run.directory.output(f"export/{flags.format}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunExistsError(
             f"{out} exists already, and an export is never overwritten; choose another --out PATH, "
@@ -106,7 +106,7 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> None:
     model = build_saved_model(run)
     rows = subset_rows(dataset.train.labels, N_CALIBRATION)
     calibration = np.reshape(dataset.train.pixels[rows], (-1, 28, 28))
-    with replacing(out) as folder:
+    with replacing(out.resolve()) as folder:
         folder.mkdir()
         say(f"converting to {name}")
         if run.config.test_time_flip:

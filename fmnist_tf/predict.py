@@ -124,7 +124,7 @@ def _predict(flags: argparse.Namespace) -> None:
         top = min(flags.top, len(run.class_names))
         is_labelled = any(source.true_labels is not None for source in sources)
         width = shutil.get_terminal_size().columns
-        target = write_atomically(flags.out) if flags.out else nullcontext(io.BytesIO())
+        target = write_atomically(flags.out.resolve()) if flags.out else nullcontext(io.BytesIO())
         with target as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
             # Quotes around every text: some spreadsheets split a line at semicolons too.
             writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.system.files import check_folder, check_target
+from fmnist_tf.system.files import check_folder, check_target, require_unlinked
 
 if TYPE_CHECKING:
     from fmnist_tf.results.rundir import RunDir
@@ -83,7 +83,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
     if len(runs) == 1 and not runs[0].is_complete:
-        _show_stopped(runs[0], flags.out or runs[0].file(REPORT))
+        _show_stopped(runs[0], flags.out or _find_page(runs[0].file(REPORT)))
         return
     rows = [read_complete(run).cells for run in runs]
     if not runs:
@@ -98,22 +98,30 @@ def _show_runs(flags: argparse.Namespace) -> None:
             f"{flags.runs_dir}: expected complete runs, found none; make one with "
             "`python -m fmnist_tf.train`"
         )
-    print(markdown_table(COLUMNS, rows))
+    page, sentences = flags.out, []
     if len(runs) == 1:
-        path = flags.out or runs[0].file(REPORT)
-        write_report(runs[0], path)
-        print(f"\n{path}")
+        write_report(runs[0], page := page or _find_page(runs[0].file(REPORT)))
     elif runs:
-        path = flags.out or flags.runs_dir / "comparison.html"
-        sentences = write_comparison(runs, path)
+        page = page or _find_page(flags.runs_dir / "comparison.html")
+        sentences = write_comparison(runs, page)
+    print(markdown_table(COLUMNS, rows))
+    if sentences:
         print("", *(f"- {printable(sentence, 400)}" for sentence in sentences), sep="\n")
-        print(f"\n{path}")
+    if page is not None:
+        print(f"\n{page}")
+    if len(runs) > 1:
         names = [run.path.resolve().name for run in runs]
         title = printable(" and ".join(names), 100)
         tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
         table = [[name, *row] for name, row in zip(names, rows, strict=True)]
         columns = ["name", *COLUMNS]
-        track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, path)
+        track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
+
+
+def _find_page(path: Path) -> Path:
+    """Return the path of a page that the user did not name, where only a file may be."""
+    check_target("the page", require_unlinked(path))
+    return path
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:

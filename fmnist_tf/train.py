@@ -119,7 +119,7 @@ def _run(
     from fmnist_tf.results.rundir import CONFIG, RunDir
 
     begun: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(CONFIG).is_file():
+    if unfinished is not None and unfinished.file(CONFIG).exists():
         begun = unfinished.read_json(CONFIG)
         if flags.resume is not None:
             flags.recipe = str(unfinished.file(CONFIG))
@@ -139,7 +139,18 @@ def _run(
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
         import_tensorflow()
-    experiment = prepare_network(config, data, parent, cache_dir, clock)
+    search = None
+    if config.cut == "auto":
+        if begun:
+            found = {name: begun.get(name) for name in ("cut", "image_size")}
+            config = config.replace(**found, time_budget=None)
+        else:
+            from fmnist_tf.pipeline.cut_search import search_cut
+
+            with clock.stage("cut_search"):
+                search = search_cut(config, data)
+            config = search.apply(config)
+    experiment = prepare_network(config, data, parent, clock)
     config = experiment.config
     if flags.dry_run:
         say("dry run: nothing was trained; the settings would be:")
@@ -154,6 +165,8 @@ def _run(
         directory = RunDir.create(flags.runs_dir, flags.run, config.phase, data.dataset.name)
         held.enter_context(directory.locked())
         say(f"run: {directory.path}")
+    if search is not None:
+        search.write(directory, experiment.heading)
     checkpoints, resumption = open_checkpoints(
         directory, experiment, flags.checkpoint_seconds, accepts_changes=flags.accept_changes
     )

@@ -99,5 +99,5 @@ def toy_classifier(toy_spec):
             # Positive, as variances must be, and unlike the initial values.
             layer.set_weights([rng.uniform(0.5, 3, w.shape) for w in layer.weights])
     return build_classifier(
-        backbone, toy_spec, head="flatten", units=5, dropout=0.5, n_classes=3, seed=1
+        backbone, toy_spec.value_range, head="flatten", units=5, dropout=0.5, n_classes=3, seed=1
     )

@@ -124,7 +124,7 @@ def make_run(
     run.write_json("provenance.json", provenance)
     write_test(run, *test, *val)
     if done:
-        run.write_json("DONE.json", {"finished_at": "2026-11-22T18:30:00+00:00", "files": {}})
+        run.write_done()
     return run
 
 
@@ -164,7 +164,15 @@ def write_test(
         "cam_maps": random.integers(0, 256, (len(selected.explained), 28, 28), dtype=np.uint8),
     }
     run.write_arrays("report.npz", arrays | make_summary(k).to_arrays())
+    if run.is_complete:
+        run.write_done()
 
 
 def change_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change entries of a file of a run, and DONE.json with it."""
+    is_done = path.name == "DONE.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content | {"sha256": None} if is_done else content))
+    run = RunDir(path.parent)
+    if run.is_complete and not is_done:
+        run.write_done()

@@ -15,6 +15,7 @@ from toyrun import NAMES, draw, write_csv
 
 from fmnist_tf.evaluate import format_classes, main
 from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.results.rundir import RunDir
 
 
 def recorded(run: str) -> dict:
@@ -89,6 +90,7 @@ def test_the_label_column_is_the_runs_own_else_found(toy_run: Path, capsys) -> N
     write_csv("kinds.csv", draw(3, seed=5), labels, column="kind")
     write_csv("others.csv", draw(3, seed=5), labels, column="other")
     change_json(Path("runs/first/config.json"), label_column="other")
+    RunDir(Path("runs/first")).write_done()
     for name in ("kinds.csv", "others.csv"):
         assert evaluate(capsys, "first", "--data", name)[-1].endswith("/3)")
     assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2

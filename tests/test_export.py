@@ -39,6 +39,7 @@ def test_saved_model_takes_pixels_and_answers_with_names(
     config = json.loads((RUN / "config.json").read_text())
     # The export is the plain network also if the run's test averaged mirror images.
     (RUN / "config.json").write_text(json.dumps(config | {"test_time_flip": True}))
+    RunDir(RUN).write_done()
     Path("served").mkdir()  # an empty folder may be used
     assert main(["first", "--format", "saved_model", "--out", "served", "--quiet"]) == 0
     shown = capfd.readouterr()

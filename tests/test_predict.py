@@ -15,6 +15,7 @@ from PIL import Image
 from toyrun import draw, write_csv
 
 from fmnist_tf.predict import main, safe_cell
+from fmnist_tf.results.rundir import RunDir
 
 
 @pytest.fixture
@@ -167,6 +168,7 @@ def test_a_run_of_an_older_version_takes_csvs_only(folder: Path) -> None:
     data = json.loads(path.read_text())["data"]
     del data["background"]
     change_json(path, data=data)
+    RunDir(path.parent).write_done()
     assert {row["file"] for row in predict("toy_test.csv", "a.jpg", code=2)} == {"toy_test.csv"}
 
 

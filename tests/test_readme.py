@@ -14,6 +14,7 @@ from fmnist_tf.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 
 
 def test_every_flag_exists() -> None:
@@ -23,7 +24,7 @@ def test_every_flag_exists() -> None:
         for action in command.build_parser()._actions
         for option in action.option_strings
     }
-    ours = re.sub(r"^docker(.*\\\n)*.*", "", README, flags=re.MULTILINE)
+    ours = re.sub(r"^docker(.*\\\n)*.*", "", DOCS, flags=re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
     assert named
     assert named <= known
@@ -37,8 +38,9 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_link_and_module_exists() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
     reading = README[README.index("## Reading the code") :]
     reading = reading[: reading.index("`benchmarks/`")]
     for name in re.findall(r"`([a-z_]+\.py)`", reading):
@@ -52,7 +54,7 @@ def test_every_link_and_module_exists() -> None:
 def test_the_run_directory_table_is_complete() -> None:
     import test_train
 
-    table = README[README.index("| file | what |") :].split("\n\n")[0]
+    table = DOCS[DOCS.index("| file | what |") :].split("\n\n")[0]
     named = set(
         re.findall(r"`([a-z_]+\.(?:json|csv|npz|png|txt|keras|html))`", table.split("by `")[0])
     )

@@ -139,7 +139,7 @@ DAMAGES = {
     "truncated": ("variables.data-00000-of-00001", lambda p: p.write_bytes(p.read_bytes()[:99])),
     "emptied": ("state.json", lambda p: p.write_bytes(b"")),
     "bit flipped": ("variables.data-00000-of-00001", flip_a_bit),
-    "checksums gone": ("sha256.json", lambda p: p.unlink()),
+    "checksums gone": ("DONE.json", lambda p: p.unlink()),
 }
 
 

@@ -163,7 +163,7 @@ def test_trials_share_features_leave_the_test_alone_and_the_best_is_trained_agai
     assert [row["state"] for row in read_trials()] == ["complete"] * 4
     assert {path.name for path in Path("runs/s/trial-001").iterdir()} == {
         "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
-        "trainable.txt", ".lock",
+        "trainable.txt", "DONE.json", ".lock",
     }  # fmt: skip
     figures = {path.name for path in Path("runs/s").glob("*.png")}
     assert figures == {"optimization_history.png", "slice.png"}
@@ -280,6 +280,24 @@ def test_a_finished_run_is_not_tested_again_if_only_its_record_is_missing(
     assert sweep(*words) == 0
     assert Path("runs/s/trial-001/DONE.json").stat().st_mtime_ns == before
     assert read_trials()[0]["test_total"] == "21"
+
+
+def test_a_changed_record_or_trial_is_refused(folder, capsys) -> None:
+    words = ["--grid", "learning_rate=1e-2"]
+    assert sweep(*words) == 0
+    for name, old, new in (
+        ("sweep.json", '"correct": ', '"correct": 1'),
+        ("trial-001/provenance.json", '"random"', '"file"'),
+    ):
+        path = Path("runs/s", name)
+        content = path.read_text()
+        path.write_text(content.replace(old, new, 1))
+        assert path.read_text() != content
+        capsys.readouterr()
+        assert sweep(*words) == 2
+        assert f"runs/s/{name}: expected" in capsys.readouterr().err
+        path.write_text(content)
+    assert sweep(*words) == 0
 
 
 # Samplers
@@ -412,7 +430,7 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     words += ["--grid", "unfreeze=deep,all"]
     assert main(words) == 0
     configs = [read_json(f"elsewhere/s/trial-00{n}/config.json") for n in (1, 2)]
-    assert [c["unfreeze"] for c in configs] == [["deep"], ["stem", "deep"]]
+    assert [c["unfreeze"] for c in configs] == [["conv2"], ["stem", "conv2"]]
     assert {c["parent"] for c in configs} == {"base"}
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train the best")]
     printed = shlex.split(line)

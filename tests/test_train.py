@@ -147,7 +147,7 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
     assert "dropout = 0.25  (overrides 0.5 of first)" in said
     config = read(second, "config.json")
     assert (config["parent"], config["backbone"], config["dropout"]) == ("first", "toy", 0.25)
-    assert (config["image_size"], config["unfreeze"]) == (16, ["deep"])
+    assert (config["image_size"], config["unfreeze"]) == (16, ["conv2"])
     provenance = [read(run, "provenance.json") for run in (first, second)]
     assert provenance[0]["data"]["split_sha256"] == provenance[1]["data"]["split_sha256"]
     assert provenance[1]["weights"] == provenance[0]["weights"]
@@ -158,7 +158,7 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
         for line in (second / "trainable.txt").read_text().splitlines()
         if "\ttrained\t" in line
     }
-    assert {"deep_conv/kernel", "hidden/kernel"} <= trained
+    assert {"conv2_conv/kernel", "hidden/kernel"} <= trained
     assert "stem_conv/kernel" not in trained
     # Only a frozen run can be continued.
     assert train("--phase", "finetune", *NEXT, "--from", "second") == 2
@@ -267,6 +267,7 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
     run = copy_frozen()
     # As if it had stopped early: W&B's curve goes on where the parent's ended.
     (run / "config.json").write_text(json.dumps(read(run, "config.json") | {"epochs": 9}))
+    RunDir(run).write_done()
     Path("runs/s").mkdir()
     Path("runs/s/sweep.json").write_text("{}")
     run.rename("runs/s/trial-001")
@@ -425,8 +426,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no frozen run": (["--phase", "finetune"], "python -m fmnist_tf.train --phase frozen"),
     "--from in frozen": (["--from", "x"], "--from"),
     "--from nothing": (["--phase", "finetune", "--from", "x"], "x"),
-    "backbone": ([*TOY, "--backbone", "vgg"], "resnet50"),
-    "unfreeze": ([*TOY, "--unfreeze", "deep"], "--unfreeze deep"),
+    "backbone": ([*TOY, "--backbone", "vgg"], "vgg16"),
+    "unfreeze": ([*TOY, "--unfreeze", "conv2"], "--unfreeze conv2"),
     "weights": ([*TOY, "--weights", "none.h5"], "--weights none.h5"),
     "data": ([*TOY, "--data", "none.csv"], "error[E001] none.csv"),
     "range": (["--epochs", "0"], "--epochs 0"),

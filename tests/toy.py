@@ -22,23 +22,20 @@ def build_toy_spec() -> BackboneSpec:
         x = layers.Conv2D(4, 3, 2, padding="same", use_bias=False, name="stem_conv")(inputs)
         x = layers.BatchNormalization(name="stem_bn")(x)
         x = layers.ReLU(name="stem_relu")(x)
-        y = layers.Conv2D(8, 1, name="deep_conv")(x)
-        y = layers.BatchNormalization(name="deep_bn", scale=False)(y)
-        z = layers.Conv2D(8, 3, padding="same", name="deep_side_conv")(x)
-        z = layers.BatchNormalization(name="deep_side_bn", center=False)(z)
-        x = layers.Add(name="deep_add")([y, z])
-        x = layers.ReLU(name="deep_relu")(x)
-        x = layers.AveragePooling2D(2, name="deep_pool")(x)
+        y = layers.Conv2D(8, 1, name="conv2_conv")(x)
+        y = layers.BatchNormalization(name="conv2_bn", scale=False)(y)
+        z = layers.Conv2D(8, 3, padding="same", name="conv2_side_conv")(x)
+        z = layers.BatchNormalization(name="conv2_side_bn", center=False)(z)
+        x = layers.Add(name="conv2_add")([y, z])
+        x = layers.ReLU(name="conv2_relu")(x)
+        x = layers.AveragePooling2D(2, name="conv2_pool")(x)
         return keras.Model(inputs, x, name="toy")
 
     return BackboneSpec(
         name="toy",
         build=build,
-        min_size=8,
         default_size=16,
         value_range=CAFFE,
-        stages={"stem": ("stem_",), "deep": ("deep_",)},
-        pretrained=None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import IO, cast
 from fmnist_tf.data.csv.source import EXPANSION, EXPANSION_FLOOR_BYTES
 from fmnist_tf.data.kinds import HEAD_BYTES, Kind, recognise, recognise_zip
 from fmnist_tf.errors import DataError, file_error
+from fmnist_tf.system.files import naming
 
 
 def split_member(path: Path) -> tuple[Path, str]:
@@ -70,6 +71,7 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
         raise file_error(code, str(path), found, "a file", "check the path")
     try:
         with ExitStack() as stack:
+            stack.enter_context(naming(path))
             raw = stack.enter_context(file.open("rb"))
             stream, packed = cast(IO[bytes], raw), file.stat().st_size
             if member:

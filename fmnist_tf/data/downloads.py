@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fmnist_tf.errors import FmnistError, printable
-from fmnist_tf.system.files import file_digest
+from fmnist_tf.system.files import file_digest, remove
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 10.0
 """Limits on the connection, address look-up included, and on each wait for more bytes."""
 RETRIES = 1
+_MAX_BYTES = 4 << 30  # of a file that is looked at
 
 
 class DownloadError(FmnistError):
@@ -52,7 +53,7 @@ def find_or_fetch(
     name = url.rsplit("/", 1)[-1]
     algorithm, _, expected = digest.rpartition(":")
     for path in (cache_dir / name, download_dir / name):
-        if path.is_file():
+        if path.is_file() and path.stat().st_size <= _MAX_BYTES:
             found = file_digest(path, algorithm or "sha256")
             if found == expected:
                 return path
@@ -62,6 +63,7 @@ def find_or_fetch(
 
     say(f"downloading {url}")
     _require_connection(url)
+    remove(download_dir / name)  # pooch would wait for a pipe
     pooch.get_logger().setLevel("WARNING")
     files = pooch.Pooch(download_dir, "", {name: digest}, urls={name: url}, retry_if_failed=RETRIES)
     fetch = pooch.HTTPDownloader(

@@ -69,6 +69,7 @@ _KINDS = {
     rb"\0\0[\x08-\x0e][\x03\x04]": Kind("idx", "an IDX image file", "name it with --data"),
     rb"\0\0[\x08-\x0e][\x01\x02]": Kind("idx labels", "an IDX label file",
         "name the image file, and this one with --labels if its name does not tell"),
+    rb"\0{64}": _other("a file of NUL bytes alone", "a broken copy: fetch it again"),
     rb"PAR1": Kind("parquet", "a Parquet file", _PANDAS.format("pyarrow", "parquet", "", "")),
     rb"\x93NUMPY": Kind("npy", "a NumPy array", "python: import numpy; a = numpy.load(PATH); "
         "numpy.savetxt(CSV, a.reshape(len(a), -1), fmt=\"%d\", delimiter=\",\")"),

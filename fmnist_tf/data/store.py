@@ -1,18 +1,14 @@
 """Parsed pixels and label indices on disk: written once, then memory-mapped.
 
-A store is a directory of `pixels.bin`, `labels.bin` (labelled files only) and `manifest.json`. One
-rename publishes it, and its SHA-256 are checked whenever it is opened.
+A store is a folder of `pixels.bin`, `labels.bin` (labelled files only), `facts.json` and
+`DONE.json`, whose SHA-256 are checked whenever it is opened. One rename publishes it. If another
+program cuts a file while it is mapped, reading ends the process with SIGBUS.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
-import shutil
-import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,11 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.images import Table
-from fmnist_tf.system.files import file_digest, replacing
+from fmnist_tf.errors import UsageError
+from fmnist_tf.system.checked import CheckedFolder
+from fmnist_tf.system.files import remove, remove_leftovers, replacing, require_unlinked
 
-STALE_SECONDS = 24 * 3600
-"""Age at which an unpublished directory counts as the leftover of a killed process."""
+_PIXELS, _LABELS, _FACTS = "pixels.bin", "labels.bin", "facts.json"
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int32]]
 """Pixels (R, 784) and label codes (R,) of some rows."""
@@ -41,16 +38,22 @@ def read_store(directory: Path, path: str, sha256: str) -> Table | None:
         path: `Table.path`.
         sha256: `Table.sha256`.
     """
+    folder = CheckedFolder(directory)
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-        body = manifest["body"]
-        if manifest["sha256"] != _json_digest(body):
-            return None
-        for name, digest in body["files"].items():
-            if file_digest(directory / name) != digest:
-                return None
-        return _open(directory, path, sha256, body)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        require_unlinked(directory)
+        digests = {name: entry["sha256"] for name, entry in folder.done["files"].items()}
+        facts: dict[str, Any] = folder.read_json(_FACTS)
+        facts = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
+        return Table(
+            pixels=_map(folder, _PIXELS, "u1").reshape(-1, N_PIXELS),
+            label_index=_map(folder, _LABELS, "<i4") if _LABELS in digests else None,
+            path=path,
+            sha256=sha256,
+            digest=digests[_PIXELS],
+            label_digest=digests.get(_LABELS, ""),
+            **facts,
+        )
+    except (UsageError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -77,65 +80,33 @@ def write_store(
     """
     if (table := read_store(directory, path, sha256)) is not None:
         return table
-    if directory.is_dir():
-        shutil.rmtree(directory, ignore_errors=True)
-    else:
-        directory.unlink(missing_ok=True)
-    for leftover in directory.parent.glob(".*.tmp-*"):
-        with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+    remove(directory)
+    remove_leftovers(directory.parent)
     try:
-        with replacing(directory) as folder:
-            folder.mkdir()
-            body = _write_files(folder, blocks, finish)
+        with replacing(directory) as temporary:
+            temporary.mkdir()
+            _write_files(CheckedFolder(temporary), blocks, finish)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if (table := read_store(directory, path, sha256)) is None:
-            raise
-        return table
-    return _open(directory, path, sha256, body)
+    if (table := read_store(directory, path, sha256)) is None:
+        raise OSError(errno.EIO, "what was written is not what is read", str(directory))
+    return table
 
 
-def _write_files(folder: Path, blocks: Iterable[Block], finish: Finish) -> dict[str, Any]:
-    """Write the files of a store, and return the body of its manifest."""
-    pixels_digest, codes = hashlib.sha256(), []
-    with (folder / "pixels.bin").open("wb") as file:
+def _write_files(folder: CheckedFolder, blocks: Iterable[Block], finish: Finish) -> None:
+    codes = []
+    with folder.file(_PIXELS).open("wb") as file:
         for pixels, block_codes in blocks:
-            data = np.ascontiguousarray(pixels).data
-            file.write(data)
-            pixels_digest.update(data)
+            file.write(np.ascontiguousarray(pixels).data)
             codes.append(block_codes)
     index_of_code, facts = finish()
-    files = {"pixels.bin": pixels_digest.hexdigest()}
     if index_of_code is not None:
-        labels = index_of_code[np.concatenate(codes)].astype("<i4")
-        labels.tofile(folder / "labels.bin")
-        files["labels.bin"] = hashlib.sha256(labels.data).hexdigest()
-    body = {"files": files, "facts": facts}
-    text = json.dumps({"body": body, "sha256": _json_digest(body)}, indent=1)
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
-    return body
+        index_of_code[np.concatenate(codes)].astype("<i4").tofile(folder.file(_LABELS))
+    folder.write_json(_FACTS, facts)
+    folder.write_done()
 
 
-def _open(directory: Path, path: str, sha256: str, body: dict[str, Any]) -> Table:
-    files, labels = body["files"], None
-    if "labels.bin" in files:
-        labels = np.memmap(directory / "labels.bin", "<i4", "r")
-    facts: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in body["facts"].items()
-    }
-    return Table(
-        pixels=np.memmap(directory / "pixels.bin", np.uint8, "r").reshape(-1, N_PIXELS),
-        label_index=labels,
-        path=path,
-        sha256=sha256,
-        digest=files["pixels.bin"],
-        label_digest=files.get("labels.bin", ""),
-        **facts,
-    )
-
-
-def _json_digest(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _map(folder: CheckedFolder, name: str, dtype: str) -> NDArray[Any]:
+    with folder.reading(name) as file:
+        return np.memmap(file, dtype, "r")

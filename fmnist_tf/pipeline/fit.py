@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar, say
+from fmnist_tf.cli.terminal import progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
-from fmnist_tf.model.classifier import split_classifier
+from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
 from fmnist_tf.pipeline.prepare import Experiment, Network
+from fmnist_tf.pipeline.record import Invocation, write_provenance
 from fmnist_tf.pipeline.rows import open_rows
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.pipeline.train_state import TrainState
@@ -25,6 +26,7 @@ from fmnist_tf.system import signals
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training.checkpoint import CheckpointDir
+from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
@@ -52,7 +54,7 @@ class Trained:
 def fit(
     experiment: Experiment,
     directory: RunDir,
-    clock: StageClock,
+    invocation: Invocation,
     on_epoch: OnEpoch,
     checkpoints: CheckpointDir | None,
 ) -> Trained:
@@ -63,8 +65,8 @@ def fit(
 
     Args:
         experiment: what is trained.
-        directory: gets history.csv and model.keras.
-        clock: counts the seconds of each stage.
+        directory: gets history.csv and model.keras, and provenance.json with the features used.
+        invocation: how the run was started.
         on_epoch: called with each row of the history; what it raises ends the training.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
             model.keras.
@@ -75,7 +77,7 @@ def fit(
         OSError: the disk is full or fails.
     """
     checkpoint = checkpoints.newest if checkpoints else None
-    config, network = experiment.config, experiment.network
+    config, network, clock = experiment.config, experiment.network, invocation.clock
     cache_dir = config.cache_dir(directory.runs_dir)
     precision, reason = network.precision
     say(f"compute precision: {precision} ({reason})")
@@ -89,10 +91,13 @@ def fit(
     pixels = PickedRows(ArrayRows(train.pixels, train.digest), pool)
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
-    split = split_classifier(network.classifier, network.spec, network.plan.lowest_stage, precision)
+    split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
     source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
+    stores = [view for view in source.sources if isinstance(view, FeatureStore)]
+    invocation.features[:] = [store.path.name for store in stores]
+    write_provenance(experiment, directory, invocation, config.learning_rate)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     optimizer = build_optimizer(
@@ -104,7 +109,13 @@ def fit(
     )
     trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 
-    before = digest_weights(network.classifier, network.spec)
+    # --- Standardization: a finetune run keeps its parent's -------------------------------------
+    standardization = find_standardization(network.classifier)
+    if standardization is not None and network.parent is None:
+        with clock.stage("statistics"):
+            rows = np.concatenate([train_rows + n * len(labels) for n in range(plan.n_views)])
+            set_statistics(standardization, *trainer.measure_features(source, rows, 256))
+    before = digest_weights(network.classifier)
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
@@ -134,8 +145,13 @@ def fit(
         of_val, seconds = (val.loss, val.accuracy), round(seconds, 3)
         row = HistoryRow(number, config.phase, *own, *of_val, learning_rate, seconds)
         is_best = state.add_epoch(row, val)
-        directory.write_history(state.history)
+        try:
+            directory.write_history(state.history)
+        except OSError as error:  # the checkpoints have it too
+            warn(f"{error}: history.csv is written again after the next epoch")
         say(_describe_epoch(row, config.epochs, is_best))
+        if number == 1 and network.parent is not None:
+            _compare_with_start(row, state.history[0])
         on_epoch(row)
 
     if network.parent is not None and not state.history:
@@ -146,7 +162,7 @@ def fit(
             record(0, None, val, 0.0, time.perf_counter() - started)
 
     def check_plan() -> list[str]:
-        after = digest_weights(network.classifier, network.spec)
+        after = digest_weights(network.classifier)
         return verify_plan(network.plan, before, after)
 
     def stops_early() -> bool:
@@ -182,7 +198,7 @@ def fit(
             if checkpoints and not was_finished:
                 state.save(checkpoints, plan)
         except BaseException as error:
-            if checkpoints and isinstance(error, signals.StoppedError):
+            if checkpoints and isinstance(error, (signals.StoppedError, OSError)):
                 state.save(checkpoints, plan)
             # In finetune the best may be the starting point alone, which the parent's run has.
             if checkpoints and state.history and state.history[-1].epoch > 0:
@@ -195,11 +211,23 @@ def fit(
 
     # --- Best epoch -----------------------------------------------------------------------------
     state.use_best()
+    directory.write_history(state.history)
     if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
     return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
+
+
+def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
+    """Warn where the first epoch of fine-tuning made the network worse."""
+    if row.val_accuracy < start.val_accuracy:
+        warn(
+            f"the first epoch lowered the val accuracy from {start.val_accuracy:.4f} to "
+            f"{row.val_accuracy:.4f}: the steps may be too large for pretrained weights. Try a "
+            "fifth of the --learning-rate, --warmup-epochs 0.5 with --schedule cosine, --clip-norm "
+            "1, or --cut at a lower stage in the frozen run"
+        )
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:

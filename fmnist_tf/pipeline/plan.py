@@ -9,6 +9,7 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError
+from fmnist_tf.model.blocks import find_blocks, list_stages
 from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.pipeline.prepare import Network
 from fmnist_tf.reporting.curves import write_lr_finder
@@ -68,11 +69,14 @@ def plan_layer_decay(config: RunConfig, network: Network) -> dict[str, float]:
     """Return the factor on the learning rate of each trainable variable below the head, by path."""
     if config.layer_decay == 1:
         return {}
-    depth = {stage: n for n, stage in enumerate(reversed(network.spec.stages), start=1)}
+    backbone = find_backbone(network.classifier)
+    blocks = find_blocks(backbone)
+    depth = {stage: n for n, stage in enumerate(reversed(list_stages(blocks)), start=1)}
     return {
-        weight.path: config.layer_decay ** depth[network.spec.stage_of(layer.name)]
-        for layer in find_backbone(network.classifier).layers
-        for weight in layer.trainable_weights
+        weight.path: config.layer_decay ** depth[block.stage]
+        for block in blocks
+        for name in block.layers
+        for weight in backbone.get_layer(name).trainable_weights
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.splits import Splits, plan_splits
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, escape
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.provenance import SAMPLE, find_caveats
@@ -92,7 +92,7 @@ class Experiment:
         dataset, weights = self.data.dataset, self.network.weights
         kind = SAMPLE if dataset.kind == "sample" else dataset.kind
         file = f" {weights.path}, SHA-256 {weights.sha256}" if weights.path else ""
-        return f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}"
+        return escape(f"data: {dataset.name} ({kind}); backbone weights: {weights.kind}{file}")
 
 
 def read_data(
@@ -176,7 +176,6 @@ def prepare_network(
     config: RunConfig,
     data: RunData,
     parent: SavedRun | None,
-    cache_dir: Path,
     clock: StageClock,
 ) -> Experiment:
     """Build the network that the settings ask for, and print what it is.
@@ -185,19 +184,16 @@ def prepare_network(
         UsageError: no such backbone or stage, the image size does not fit, or the weights cannot
             be had.
     """
-    from fmnist_tf.model.phases import plan_unfreeze
-
     dataset = data.dataset
     with clock.stage("model"):
         name = "".join(c if c.isalnum() else "_" for c in f"{config.backbone}_on_{dataset.name}")
-        n_classes, download_dir = len(dataset.train.class_names), cache_dir / "downloads"
-        network = build_network(config, n_classes, parent, download_dir, name)
-    stages = plan_unfreeze(network.spec, config.phase, config.unfreeze)
+        network = build_network(config, len(dataset.train.class_names), parent, name)
     config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
         data="sample" if find_source(dataset.files[0].path) == "sample" else config.data,
+        backbone=network.spec.name,
         image_size=network.image_size,
-        unfreeze=stages if config.phase == "finetune" else (),
+        unfreeze=(config.unfreeze or network.plan.stages) if config.phase == "finetune" else (),
     )
     if network.weights.warning:
         warn(boxed(network.weights.warning))
@@ -213,7 +209,6 @@ def build_network(
     config: RunConfig,
     n_classes: int,
     parent: SavedRun | None,
-    download_dir: Path,
     name: str = "classifier",
 ) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
@@ -222,7 +217,6 @@ def build_network(
         config: complete.
         n_classes: K.
         parent: the frozen run whose weights a finetune run starts from.
-        download_dir: where downloaded weights are kept.
         name: of the Keras model.
 
     Raises:
@@ -230,20 +224,19 @@ def build_network(
     """
     import keras
 
-    from fmnist_tf.model.backbones import find_backbone_spec
-    from fmnist_tf.model.phases import apply_plan, plan_phase, plan_unfreeze
+    from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
+    from fmnist_tf.model.phases import apply_plan, plan_phase
     from fmnist_tf.model.precision import choose_precision
-    from fmnist_tf.model.weights import WeightsSource, read_backbone_weights
+    from fmnist_tf.model.weights import WeightsSource, read_backbone
 
-    spec, image_size = find_backbone_spec(config.backbone, config.image_size)
-    plan_unfreeze(spec, config.phase, config.unfreeze)  # refuses a wrong stage before the work
+    spec, image_size = find_backbone_spec(config.backbone, config.side)
     precision = choose_precision(config.precision)
     keras.utils.set_random_seed(config.seed)
-    backbone = spec.build(image_size)
     if parent is None:
         choice = "random" if config.phase == "scratch" else config.weights
-        weights = read_backbone_weights(backbone, spec, choice, download_dir=download_dir, say=say)
+        backbone, weights = read_backbone(spec, image_size, choice)
     else:
+        backbone = build_backbone(spec, image_size)
         known = {field.name for field in fields(WeightsSource)}
         recorded = parent.provenance["weights"]
         weights = WeightsSource(**{name: recorded[name] for name in recorded.keys() & known})
@@ -251,7 +244,7 @@ def build_network(
     if parent is not None:
         load_weights(classifier, parent)
     plan = plan_phase(
-        classifier, spec, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
+        classifier, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
     )
-    apply_plan(classifier, spec, plan)
+    apply_plan(classifier, plan)
     return Network(classifier, spec, image_size, plan, weights, precision, parent)

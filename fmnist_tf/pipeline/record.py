@@ -27,6 +27,7 @@ class Invocation:
         wandb_mode: auto, online, offline or disabled.
         wandb_id: what W&B knows the run by.
         resumptions: of the run: when, by which command, where, and which changes were accepted.
+        features: names of the cached features that are read, in the cache's folder `features`.
         wandb_group: what W&B shows the run together with; None: the runs it continues.
         clock: seconds of the stages.
         memory: peak of the process.
@@ -38,6 +39,7 @@ class Invocation:
     wandb_group: str | None = None
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     resumptions: list[dict[str, Any]] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
     clock: StageClock = field(default_factory=StageClock)
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
@@ -45,7 +47,7 @@ class Invocation:
 def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -> Invocation:
     """Return how a process was started; what an unfinished run had recorded of itself is kept."""
     before: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(PROVENANCE).is_file():
+    if unfinished is not None and unfinished.file(PROVENANCE).exists():
         before = unfinished.read_json(PROVENANCE)
         command = str(before.get("command", command))
     if wandb_mode == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):
@@ -54,7 +56,12 @@ def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -
     wandb_id, resumptions = str(before.get("wandb_id")), before.get("resumptions")
     if not re.fullmatch("[0-9a-f]{8}", wandb_id):
         wandb_id = invocation.wandb_id
-    return replace(invocation, wandb_id=wandb_id, resumptions=list(resumptions or ()))
+    return replace(
+        invocation,
+        wandb_id=wandb_id,
+        resumptions=list(resumptions or ()),
+        features=list(before.get("features", ())),
+    )
 
 
 def write_settings(experiment: Experiment, directory: RunDir) -> None:
@@ -99,6 +106,7 @@ def write_provenance(
             "n_test": len(dataset.test.labels),
         },
         "weights": asdict(network.weights),
+        "features": invocation.features,
         "trained": network.plan.count_stages(),
         "peak_learning_rate": peak_rate,
         "parent": experiment.config.parent,

@@ -11,7 +11,7 @@ from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.pipeline.saved_run import find_run, resume_command
 from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir, check_name, check_plain
 from fmnist_tf.settings.config import RunConfig
-from fmnist_tf.system.files import remove_leftovers
+from fmnist_tf.system.files import remove, remove_leftovers
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.prepare import Experiment
@@ -34,6 +34,7 @@ def find_unfinished(flags: argparse.Namespace) -> RunDir | None:
             raise UsageError("--resume RUN: expected without --run and --recipe, as RUN has both")
         directory = find_run(flags.resume, flags.runs_dir)
         if directory.is_complete:
+            _tidy(directory)
             raise RunExistsError(f"{directory.path}: the run is finished; nothing is left to do")
         return directory
     if flags.run is None:
@@ -41,9 +42,17 @@ def find_unfinished(flags: argparse.Namespace) -> RunDir | None:
     check_plain(flags.run)
     directory = RunDir(flags.runs_dir / flags.run)
     if not directory.is_unfinished:
+        if directory.is_complete:
+            _tidy(directory)
         check_name(flags.runs_dir, flags.run)
         return None
     return directory
+
+
+def _tidy(directory: RunDir) -> None:
+    """Remove what a kill after DONE.json has left of a run."""
+    remove_leftovers(directory.path)
+    remove(directory.file(CHECKPOINTS))
 
 
 def open_checkpoints(
@@ -79,7 +88,7 @@ def open_checkpoints(
     for problem in problems:
         warn(f"{problem}; the run continues from the checkpoint before it")
     changes, where = [], "the start"
-    if directory.file(CONFIG).is_file():
+    if directory.file(CONFIG).exists():
         then = RunConfig.from_json(directory.read_json(CONFIG))
         changes += find_changes(then.to_json(), experiment.config.to_json())
     if checkpoints.newest is not None:

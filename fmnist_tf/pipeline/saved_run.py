@@ -8,6 +8,7 @@ B batch, K classes.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import find_caveats
-from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
+from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir
 from fmnist_tf.settings.config import RunConfig
-from fmnist_tf.system.files import file_digest
+from fmnist_tf.system.files import require_unlinked
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ class SavedRun:
     model_sha256: str
     history: tuple[HistoryRow, ...]
     checkpoint: Checkpoint | None = None
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder for parsed files and downloads: beside the run, whatever its settings name.
+
+        Raises:
+            UsageError: it, or its folder `pixels`, is a link.
+        """
+        folder = require_unlinked(self.directory.runs_dir / ".cache")
+        return require_unlinked(folder / "pixels").parent
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
@@ -92,7 +103,7 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
         UsageError: there is neither.
     """
     named = runs_dir / name
-    return RunDir.open(named if (named / "config.json").is_file() else Path(name))
+    return RunDir.open(named if os.path.lexists(named / CONFIG) else Path(name))
 
 
 def read_saved_run(directory: RunDir) -> SavedRun:
@@ -102,11 +113,11 @@ def read_saved_run(directory: RunDir) -> SavedRun:
         UsageError: the run is damaged, or was stopped before its first checkpoint.
     """
     checkpoint = None if directory.is_complete else _find_checkpoint(directory)
-    config = RunConfig.from_json(directory.read_json("config.json"))
+    config = RunConfig.from_json(directory.read_json(CONFIG))
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
     try:
         if checkpoint is None:
-            sha256 = str(directory.read_json("DONE.json")["files"][MODEL]["sha256"])
+            sha256 = str(directory.done["files"][MODEL]["sha256"])
             history = directory.read_history()
         else:
             sha256 = checkpoint.sha256
@@ -152,22 +163,20 @@ def load_weights(classifier: keras.Model, run: SavedRun) -> None:
             the weights that a stopped run began with are not there.
     """
     if run.checkpoint is not None:
+        from fmnist_tf.model.classifier import use_statistics
+
         classifier.set_weights(_rebuild(run, run.checkpoint).get_weights())
+        use_statistics(classifier)
         return
     path = run.directory.file(MODEL)
-    found = file_digest(path) if path.is_file() else "no file"
-    if found != run.model_sha256:
-        raise UsageError(
-            f"{path}: expected SHA-256 {run.model_sha256} as DONE.json says, found {found}: the "
-            "model was changed after its run; train the run again"
-        )
-    try:
-        classifier.load_weights(path)
-    except ValueError as error:
-        raise UsageError(
-            f"{path}: expected the weights of the {run.config.backbone} that there is now, found "
-            "another network's, of an older version; train the run again"
-        ) from error
+    with run.directory.reading(MODEL):
+        try:
+            classifier.load_weights(path)
+        except ValueError as error:
+            raise UsageError(
+                f"{path}: expected the weights of the {run.config.backbone} that there is now, "
+                "found another network's, of an older version; train the run again"
+            ) from error
 
 
 def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
@@ -177,8 +186,7 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
 
     config, runs_dir = run.config, run.directory.runs_dir
     parent = read_saved_run(find_run(config.parent, runs_dir)) if config.parent else None
-    download_dir = config.cache_dir(runs_dir) / "downloads"
-    network = build_network(config, len(run.class_names), parent, download_dir)
+    network = build_network(config, len(run.class_names), parent)
     expected = run.provenance["weights"]["sha256"]
     if network.weights.sha256 != expected:
         raise UsageError(
@@ -193,17 +201,23 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
 def build_configured(
     config: RunConfig, backbone: keras.Model, spec: BackboneSpec, n_classes: int, name: str
 ) -> keras.Model:
-    """Build the classifier that the settings ask for, on a backbone of this spec."""
+    """Build the classifier that the settings ask for, on a backbone of this spec, cut as they say.
+
+    Raises:
+        UsageError: the backbone has no such stage or block.
+    """
+    from fmnist_tf.model.blocks import cut_backbone
     from fmnist_tf.model.classifier import build_classifier
 
     return build_classifier(
-        backbone,
-        spec,
+        cut_backbone(backbone, config.cut) if config.cut else backbone,
+        spec.value_range,
         head=config.head,
         units=config.units,
         dropout=config.dropout,
         n_classes=n_classes,
         seed=config.seed,
+        standardize=config.standardize == "features",
         name=name,
     )
 
@@ -214,12 +228,11 @@ def build_saved_model(run: SavedRun) -> keras.Model:
     Raises:
         UsageError: the model file was changed, or the run's backbone is not known here.
     """
-    from fmnist_tf.model.backbones import find_backbone_spec
+    from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 
-    spec, side = find_backbone_spec(run.config.backbone, run.config.image_size)
-    classifier = build_configured(
-        run.config, spec.build(side), spec, len(run.class_names), "classifier"
-    )
+    spec, side = find_backbone_spec(run.config.backbone, run.config.side)
+    backbone, n_classes = build_backbone(spec, side), len(run.class_names)
+    classifier = build_configured(run.config, backbone, spec, n_classes, "classifier")
     load_weights(classifier, run)
     return classifier
 

@@ -27,7 +27,7 @@ from optuna.trial import TrialState, create_trial
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import DONE, LOCK, SWEEP, RunDir
+from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir
 from fmnist_tf.settings.config import RunConfig, flag_of, suggest
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.system.files import locked
@@ -248,11 +248,11 @@ class SweepStudy:
 
     def read_trials(self) -> list[Trial]:
         """Return all trials of the sweep."""
-        return [Trial(**trial) for trial in self._directory.read_json(SWEEP)["trials"]]
+        return [Trial(**trial) for trial in self._directory.read_record(SWEEP)["trials"]]
 
     def directory_of(self, number: int) -> RunDir:
         """Return the directory of a trial."""
-        return RunDir(self._directory.file(f"trial-{number:03d}"))
+        return RunDir(self._directory.output(f"trial-{number:03d}"))
 
     def claims(self) -> Generator[Claim]:
         """Yield one trial after another to train, until those of all processes have ended.
@@ -279,7 +279,7 @@ class SweepStudy:
             if trial.state not in ("waiting", "running") and trial.number not in self._to_retry:
                 continue
             own = self.directory_of(trial.number)
-            own.path.mkdir(mode=0o700, exist_ok=True)
+            own.path.mkdir(exist_ok=True)
             try:
                 held.enter_context(own.locked())
             except RunExistsError:
@@ -297,7 +297,7 @@ class SweepStudy:
             point = _draw_point(TPESampler, self._space, seed, earlier, taken)
         begun = Trial(trial.number, trial.seed, point, trial.attempts + 1, "running")
         self._record(begun)
-        is_trained = own.file("evaluation.json" if self._space else DONE).is_file()
+        is_trained = own.is_complete
         for path in () if is_trained else own.path.iterdir():  # what an earlier attempt left
             if path.is_dir():
                 shutil.rmtree(path)
@@ -317,9 +317,9 @@ class SweepStudy:
             self._record(replace(claim.trial, state=state, figures=figures, val_accuracy=curve))
 
     def _record(self, trial: Trial) -> None:
-        content = self._directory.read_json(SWEEP)
+        content = self._directory.read_record(SWEEP)
         content["trials"][trial.number - 1] = asdict(trial)
-        self._directory.write_json(SWEEP, content)
+        self._directory.write_record(SWEEP, content)
 
 
 def tabulate(trials: Sequence[Trial], space: Space) -> pd.DataFrame:

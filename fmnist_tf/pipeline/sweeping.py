@@ -92,7 +92,7 @@ def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
     if not begun:
         import_tensorflow()
-        _check_networks(sweep, data.dataset, cache_dir)
+        _check_networks(sweep, data.dataset)
     if begun or not flags.dry_run:
         directory = _open_sweep(sweep, data)
     if flags.dry_run:
@@ -118,7 +118,7 @@ def _read_begun(flags: argparse.Namespace) -> dict[str, Any]:
         return {}
     directory = RunDir(flags.runs_dir / flags.run)
     if directory.file(SWEEP).is_file():
-        return directory.read_json(SWEEP)
+        return directory.read_record(SWEEP)
     # A process that begins, or was killed in it, has made no more than the lock.
     if not directory.path.is_dir() or {p.name for p in directory.path.iterdir()} - {LOCK}:
         check_name(flags.runs_dir, flags.run)
@@ -163,7 +163,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     return Sweep(flags, settings, space, sampler, trials, configs, command)
 
 
-def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
+def _check_networks(sweep: Sweep, dataset: Dataset) -> None:
     """Refuse backbones, stages, heads and weights that do not exist before the sweep begins.
 
     Raises:
@@ -173,12 +173,14 @@ def _check_networks(sweep: Sweep, dataset: Dataset, cache_dir: Path) -> None:
     import keras
 
     parent = sweep.settings.parent
-    networks = {(c.backbone, c.head, c.weights, c.image_size, c.unfreeze): c for c in sweep.configs}
+    networks = {
+        (c.backbone, c.head, c.weights, c.image_size, c.cut, c.unfreeze): c for c in sweep.configs
+    }
     for config in networks.values():
         # A dense layer that does not fit into memory fails its own trial only.
         config = config if parent else config.replace(units=0)
         n_classes = len(dataset.train.class_names)
-        build_network(config, n_classes, parent, cache_dir / "downloads")
+        build_network(config, n_classes, parent)
         keras.backend.clear_session()
 
 
@@ -202,11 +204,11 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
         directory = RunDir.create(flags.runs_dir, None, "sweep", data.dataset.name)
     else:
         directory = RunDir(flags.runs_dir / flags.run)
-        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.path.mkdir(parents=True, exist_ok=True)
     with locked(directory.path, on_wait=say):
         if not directory.file(SWEEP).is_file():
-            directory.write_json(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
-    begun = directory.read_json(SWEEP)
+            directory.write_record(SWEEP, {**wanted, "trials": [*map(asdict, sweep.trials)]})
+    begun = directory.read_record(SWEEP)
     if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
         raise RunExistsError(
             f"{directory.path}: expected the sweep that this command began, found one with another "
@@ -257,8 +259,7 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     config = config.replace(seed=claim.trial.seed)
     invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
     keras.backend.clear_session()
-    cache_dir, parent = config.cache_dir(flags.runs_dir), sweep.settings.parent
-    experiment = prepare_network(config, data, parent, cache_dir, invocation.clock)
+    experiment = prepare_network(config, data, sweep.settings.parent, invocation.clock)
     if sweep.space:
         run_trial(experiment, own, invocation, partial(claim.report, epochs=config.epochs or 0))
     else:

@@ -38,7 +38,7 @@ def make_environment(**options: Any) -> Environment:
 
 
 def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
-    """Write an HTML page atomically, readable by its owner only: images may be private.
+    """Write an HTML page atomically.
 
     Raises:
         KeyError: the template needs something that the context lacks.
@@ -58,7 +58,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
         text = page.get_template(template).render(context)
     except jinja2.UndefinedError as error:
         raise KeyError(error.message) from error
-    with replacing(path, mode=0o600) as temporary:
+    with replacing(path.resolve()) as temporary:
         # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

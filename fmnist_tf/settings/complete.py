@@ -16,7 +16,10 @@ from fmnist_tf.settings.config import (
 
 # A finetune run continues its parent's network on its parent's split. Other values would mean
 # training on the parent's validation rows or throwing the parent's head away.
-FIXED_BY_PARENT = ("val_fraction", "limit", "backbone", "weights", "image_size", "head", "units")
+FIXED_BY_PARENT = (
+    "val_fraction", "limit", "backbone", "weights", "image_size", "cut", "head", "standardize",
+    "units",
+)  # fmt: skip
 INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "labels", "label_column", "seed", "dropout")
 
 
@@ -86,6 +89,8 @@ def complete_config(
         values["split_seed"] = parent.split_seed
     values = by_phase | {name: value for name, value in values.items() if value is not None}
     values.setdefault("split_seed", values.get("seed", 0))
+    frozen = values.get("phase", "frozen") == "frozen"
+    values.setdefault("standardize", "features" if frozen else "none")
     try:
         return RunConfig(**values), lines
     except SettingError as error:

@@ -30,6 +30,7 @@ from fmnist_tf.settings.types import (
     NotNegative,
     Positive,
     PositiveFraction,
+    Size,
     Text,
     Unique,
 )
@@ -126,18 +127,34 @@ class _Settings(BaseModel):
         "auto",
         "{auto,imagenet,random,PATH}",
     )
-    image_size: Annotated[int, Ge(1), Le(1024)] | None = _model(
-        "side in pixels that images are resized to (default: the backbone's)"
+    image_size: Size | Annotated[tuple[Size, ...], FromList] | None = _model(
+        "side in pixels that images are resized to; with --cut auto several, such as 64,112 "
+        "(default: the backbone's)",
+        metavar="N[,N]",
+    )
+    cut: Text | None = _model(
+        "end the backbone after this stage or block, such as conv4 or block5/c: nothing above is "
+        "computed or saved; auto: where a linear probe on training rows does best (default: after "
+        "the last)",
+        metavar="{auto,STAGE[/BLOCK]}",
+    )
+    time_budget: Positive | None = _model(
+        "with --cut auto: seconds that computing the backbone features of all images may take"
     )
     head: Literal["flatten", "gap"] = _model(
         "how the backbone's feature maps become a vector", "flatten"
     )
+    standardize: Literal["features", "none"] | None = _model(
+        "features: subtract from each backbone feature its mean over the training rows, and divide "
+        "by its standard deviation (default: features, scratch none)"
+    )
     units: CountFrom0 = _model("width of the hidden dense layer; 0: none", 512)
     dropout: Fraction = _model("dropout before the last layer", 0.5, "P")
     unfreeze: Annotated[tuple[Text, ...], FromList] = _model(
-        "finetune: stages to train, such as conv5 or conv4,conv5 or all (default: the deepest)",
+        "finetune: stages or blocks to train, such as conv5, conv4/block6,conv5 or all (default: "
+        "the deepest stage)",
         (),
-        "STAGE[,STAGE]",
+        "STAGE[/BLOCK][,...]",
     )
     train_batch_norm: bool = _model(
         "finetune: train the BatchNorm layers of unfrozen stages too", False
@@ -261,12 +278,25 @@ class RunConfig(_Settings):
         require(finetune or not self.unfreeze, "unfreeze", expected)
         require(finetune or not self.train_batch_norm, "train_batch_norm", expected)
         require(finetune or self.parent is None, "parent", expected)
+        require(not scratch or self.cut != "auto", "cut", "a stage with --phase scratch")
+        expected = "only with --cut auto"
+        require(self.cut == "auto" or not self.time_budget, "time_budget", expected)
+        expected = "one number, or several with --cut auto"
+        several = isinstance(self.image_size, tuple)
+        require(self.cut == "auto" or not several, "image_size", expected)
+        expected = "none with --phase scratch, which trains what makes the features"
+        require(not scratch or self.standardize != "features", "standardize", expected)
         expected = (
             "auto or random with --phase scratch, which starts from random weights; leave it out, "
             "or use --phase frozen"
         )
         require(not scratch or self.weights in ("auto", "random"), "weights", expected)
         return self
+
+    @property
+    def side(self) -> int | None:
+        """The one image size, in pixels; None: the backbone's default."""
+        return None if isinstance(self.image_size, tuple) else self.image_size
 
     def cache_dir(self, runs_dir: Path) -> Path:
         """Return the folder for parsed files, downloads and backbone features."""

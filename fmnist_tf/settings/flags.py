@@ -66,18 +66,27 @@ def _type_of(name: str) -> tuple[Any, bool]:
     if type(None) not in get_args(kind):
         return kind, False
     kind = get_args(kind)[0]
-    return getattr(kind, "__origin__", kind), True  # without the range
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind, True  # without the range
 
 
 def _reader(name: str) -> Callable[[str], Any]:
     kind, is_optional = _type_of(name)
     convert = kind if kind in _METAVARS else str if get_origin(kind) is Literal else _read_list
+    if name == "image_size":
+        convert = _read_sizes
 
     def read(text: str) -> Any:
         return None if is_optional and text == "none" else convert(text)
 
     read.__name__ = convert.__name__  # argparse names it when it refuses a value
     return read
+
+
+def _read_sizes(text: str) -> int | tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if "," in text else int(text)
+
+
+_read_sizes.__name__ = "int"  # what argparse calls it when it refuses a value
 
 
 def _read_list(text: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ PositiveFraction = Annotated[float, Gt(0), Lt(1)]
 Positive = Annotated[float, Gt(0), AllowInfNan(False)]
 NotNegative = Annotated[float, Ge(0), AllowInfNan(False)]
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Size = Annotated[int, Ge(1), Le(1024)]
 CountFrom0 = Annotated[int, Ge(0), Le(2**31 - 1)]
 # pydantic's own `str` refuses surrogates, which stand for the bytes of file names not in UTF-8.
 Text = Annotated[str, PlainValidator(_check_text)]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +25,77 @@ from fmnist_tf.errors import RunExistsError, UsageError, printable
 from fmnist_tf.system import signals
 
 _POLL_SECONDS = 0.2
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}(\.[^.]*)?$")
+_STALE_SECONDS = 24 * 3600
+_MAX_BYTES = 64 << 20
+
+
+class NotAFileError(UsageError, OSError):
+    """In a folder of ours is a link, a pipe, a device, or a file of absurd size.
+
+    A command ends with 2; a cache, which computes anew what it cannot read, takes it for an
+    OSError.
+    """
+
+
+def open_regular(path: Path, max_bytes: int = _MAX_BYTES) -> BufferedReader:
+    """Open a regular file to read: not through a link in its place, and without waiting for a pipe.
+
+    Raises:
+        NotAFileError: it is something else, or larger.
+        OSError: it is missing or cannot be opened.
+    """
+    file = os.fdopen(_open_regular(path, os.O_RDONLY), "rb")
+    if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+        file.close()
+        raise NotAFileError(f"{path}: expected at most {max_bytes:,} bytes, found {size:,}")
+    return file
+
+
+def read_bytes(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
+    """Return the content of a regular file; see `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        return file.read(max_bytes)
+
+
+def require_unlinked(path: Path) -> Path:
+    """Return `path`, which need not exist.
+
+    Raises:
+        NotAFileError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise NotAFileError(
+            f"{path}: expected no symbolic link, as none is followed in a run or a cache; delete it"
+        )
+    return path
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """Open a regular file that is no link, and return its descriptor."""
+    require_unlinked(path)
+    found = "what cannot be opened as one"
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        found = "a folder, a pipe or a device"
+    except OSError as error:  # a link that is there only now, a folder to write, a socket
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    raise NotAFileError(f"{path}: expected a file, found {found}")
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Return the digest of the file's bytes in lower-case hexadecimal digits."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """Return the SHA-256 of JSON content, whatever the order of its entries."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_target(flag: str, path: Path) -> None:
@@ -69,7 +138,7 @@ def _check_place(where: str, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file or folder created there becomes `path`.
 
     The last step is one rename, after the content has reached the disk: whatever kills the process
@@ -78,47 +147,82 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
 
     Args:
         path: of a file, or of a folder that does not exist yet or is empty. Missing parents are
-            created, a symbolic link is followed. The temporary path has the same suffix.
-        mode: permissions of the result, such as 0o600; None: as it was created.
+            created. A symbolic link is replaced; pass `path.resolve()` to replace what it names.
+            The temporary path has the same suffix.
 
     Raises:
         OSError: nothing was created, the disk fails, or a folder that is not empty is in the way.
     """
-    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex}{path.suffix}")
+    own = f"{_host_digest()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.stem}.tmp-{own}{path.suffix}")
     try:
-        yield temporary
-        if mode is not None:
-            temporary.chmod(mode)
+        with naming(path):  # the error of a write has no name
+            yield temporary
         for part in temporary.rglob("*"):
             _sync(part)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)  # otherwise a power cut can undo the rename
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # it was in a write
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` from inside, which may be of a read or a write, the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing in `replacing`; the caller has locked the folder.
+def find_leftovers(folder: Path) -> list[Path]:
+    """Return what processes that are no more were writing in `replacing`.
 
     Args:
-        folder: need not exist; folders in it are left alone.
+        folder: need not exist; its folders are not searched.
     """
-    for path in folder.glob(".*.tmp-*"):
-        _remove(path)
+    found = ((_TEMPORARY.search(path.name), path) for path in folder.glob(".*.tmp-*"))
+    return [path for match, path in found if match and _is_over(path, match[1], int(match[2]))]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `find_leftovers` finds."""
+    for path in find_leftovers(folder):
+        remove(path)
+
+
+def _is_over(path: Path, host: str, pid: int) -> bool:
+    """Return whether the process that was writing `path` has ended; elsewhere, after a day."""
+    with suppress(FileNotFoundError):
+        if host != _host_digest():
+            return time.time() - path.lstat().st_mtime > _STALE_SECONDS
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return False
+
+
+def _host_digest() -> str:
+    """Return what is equal where processes see each other: host, and container on Linux."""
+    name = socket.gethostname()
+    with suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(name.encode()):08x}"
 
 
 @contextmanager
@@ -143,10 +247,10 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
 
     Raises:
         RunExistsError: another process holds the folder, and `on_wait` is None.
+        NotAFileError: `.lock` is no file.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    permissions = folder.stat().st_mode & 0o666  # as private as the folder
-    with open(os.open(folder / ".lock", flags, permissions), "r+b", buffering=0) as stream:
+    descriptor = _open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    with open(descriptor, "r+b", buffering=0) as stream:
         is_told = False
         while not _try_lock(stream):
             holder = _describe_holder(stream)

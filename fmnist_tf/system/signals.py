@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Batch systems announce the end of a job with TERM, USR1 or XCPU; HUP is a closed terminal.
+# Batch systems announce the end of a job with TERM, USR1, USR2 or XCPU; HUP is a closed terminal.
 _NAMES = {signal.SIGINT: "Ctrl-C"} | {
     number: number.name
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+    for word in ("TERM", "HUP", "USR1", "USR2", "XCPU")
+    for number in [signal.Signals[f"SIG{word}"]]
 }
 _pending: list[StoppedError] = []
 _n_deferring = 0

@@ -1,9 +1,9 @@
 """Checkpoints: what training needs to continue, in folders that appear whole or not at all.
 
 A checkpoint is a folder `000001`, `000002`, ... with the variables, as `tf.train.Checkpoint` writes
-them, `state.json` with all that is no variable, and the SHA-256 of these files, which is verified
-when it is read. `tf.train.CheckpointManager` is not used: it writes in place and without fsync, and
-restores what it finds.
+them, `state.json` with all that is no variable, and `DONE.json` with the SHA-256 of these files,
+which are verified when it is read. `tf.train.CheckpointManager` is not used: it writes in place and
+without fsync, and restores what it finds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.system.files import file_digest, replacing
+from fmnist_tf.system.checked import CheckedFolder
+from fmnist_tf.system.files import replacing, require_unlinked
 
 N_KEPT = 2
 MAX_SHARE = 0.02  # of the run time is spent on checkpoints
 _MARGIN_BYTES = 20_000_000  # figures, pages, predictions
-_VARIABLES, _STATE, _CHECKSUMS = "variables", "state.json", "sha256.json"
+_VARIABLES, _STATE = "variables", "state.json"
 
 Variables = Mapping[str, Sequence[Any]]
 """Purpose -> tf.Variables, in an order that does not change."""
@@ -97,27 +98,30 @@ class CheckpointDir:
         started = time.monotonic()
         number = 1 + max(map(_number_of, self._folders()), default=0)
         with replacing(self.path / f"{number:06d}") as temporary:
-            temporary.mkdir(mode=0o700)
+            temporary.mkdir()
             try:
                 tf.train.Checkpoint(**variables).write(str(temporary / _VARIABLES))
             except tf.errors.OpError as error:
                 raise OSError(None, f"{error.message}", str(self.path)) from error
             (temporary / _STATE).write_text(json.dumps(state) + "\n")
-            sums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            (temporary / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+            CheckedFolder(temporary).write_done()
         for path in self._folders()[:-N_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
         self._saved = time.monotonic()
         self._cost = self._saved - started
 
     def find(self) -> list[str]:
-        """Find the newest valid checkpoint; return what is wrong with newer ones."""
+        """Find the newest valid checkpoint; return what is wrong with newer ones.
+
+        Raises:
+            NotAFileError: their folder is a link.
+        """
         problems = []
         for path in reversed(self._folders()):
             try:
                 self.newest = _read(path)
                 break
-            except (OSError, ValueError, TypeError, KeyError, StopIteration) as error:
+            except (UsageError, KeyError, StopIteration) as error:
                 problems.append(f"{path}: {error}")
         return problems
 
@@ -131,8 +135,8 @@ class CheckpointDir:
         Raises:
             OSError: it has not.
         """
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        there = sum(path.stat().st_size for path in self.path.glob("*/*"))
+        self.path.mkdir(exist_ok=True)
+        there = sum(path.lstat().st_size for path in self.path.glob("*/*"))
         needed = (N_KEPT + 1) * n_bytes + besides + _MARGIN_BYTES - there
         free = shutil.disk_usage(self.path).free
         if free < needed:
@@ -145,7 +149,8 @@ class CheckpointDir:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        return sorted((p for p in self.path.glob("*") if p.name.isdecimal()), key=_number_of)
+        folders = require_unlinked(self.path).glob("*")
+        return sorted((path for path in folders if path.name.isdecimal()), key=_number_of)
 
 
 def _number_of(folder: Path) -> int:
@@ -156,15 +161,13 @@ def _read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        OSError: a file is missing.
-        ValueError: a file was changed or cut.
+        UsageError: a file is missing, is no file, or was changed.
+        KeyError, StopIteration: it is not a checkpoint.
     """
-    sums = json.loads((path / _CHECKSUMS).read_bytes())
-    for name in (_STATE, f"{_VARIABLES}.index", *sums):
-        if Path(name).name != name or file_digest(path / name) != sums[name]:
-            raise ValueError(f"{name} does not have the SHA-256 that it was written with")
-    data = next(digest for name, digest in sums.items() if ".data-" in name)
-    state = json.loads((path / _STATE).read_bytes())
-    if not isinstance(state, dict):
-        raise ValueError(f"{_STATE} is no JSON object")
-    return Checkpoint(path, state, data)
+    folder = CheckedFolder(require_unlinked(path))
+    listed = folder.done["files"]
+    for name in {f"{_VARIABLES}.index", *listed}:
+        with folder.reading(name):
+            pass
+    data = next(entry for name, entry in listed.items() if ".data-" in name)
+    return Checkpoint(path, folder.read_json(_STATE), data["sha256"])

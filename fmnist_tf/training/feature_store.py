@@ -4,8 +4,9 @@ Files of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and `.
 `rows_per_shard` rows, the last one the rest, of little-endian bfloat16, followed by a checksum of
 16 bytes: XXH3-128 of the entry's name, the shard's number and its rows. It detects damage, not
 malice, at the speed of memory. A shard with the right checksum is valid whatever else is in the
-folder: an interrupted computation continues after the last shard, and corrupt or foreign shards are
-computed again.
+folder: an interrupted computation continues after the last shard, and corrupt or foreign shards,
+and what is no file, are computed again. If another program cuts a shard while it is mapped, reading
+ends the process with SIGBUS.
 
 Shape letters: N rows, B batch.
 """
@@ -30,7 +31,7 @@ import numpy as np
 import xxhash
 
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import write_atomically
+from fmnist_tf.system.files import open_regular, remove, require_unlinked, write_atomically
 
 FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 # A kill costs the shard in work, so shards are bounded in bytes and in rows.
@@ -52,7 +53,7 @@ class FeatureStore:
     bfloat16 has the range of float32; features stay 16 bits wide until the device has them.
 
     Attributes:
-        path: the entry's folder; its name is the entry's key.
+        path: the entry's folder, which is no link; its name is the entry's key.
         n_rows: N.
         row_shape: the shape of one row's features.
         max_shard_rows: upper bound on the rows of a shard.
@@ -62,6 +63,9 @@ class FeatureStore:
     n_rows: int
     row_shape: tuple[int, ...]
     max_shard_rows: int = SHARD_ROWS
+
+    def __post_init__(self) -> None:
+        require_unlinked(self.path)
 
     @property
     def digest(self) -> str:
@@ -130,9 +134,10 @@ class FeatureStore:
 
     def _is_valid(self, number: int) -> bool:
         left, checksum = len(self.shards[number]) * self.row_bytes, self._start_checksum(number)
+        n_bytes = left + checksum.digest_size
         try:
-            with self.shard_path(number).open("rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != left + checksum.digest_size:
+            with open_regular(self.shard_path(number), n_bytes) as file:
+                if os.fstat(file.fileno()).st_size < n_bytes:
                     return False
                 while left and (content := file.read(min(left, READ_BYTES))):
                     checksum.update(content)
@@ -149,6 +154,7 @@ class FeatureStore:
             batches: its rows in order, (B, *row_shape) bfloat16.
         """
         checksum = self._start_checksum(number)
+        remove(self.shard_path(number))  # a folder would not be replaced
         with write_atomically(self.shard_path(number)) as file:
             for batch in batches:
                 content = batch.view(np.uint8).data
@@ -172,7 +178,7 @@ def power_of_two_below(number: int) -> int:
 
 def bytes_on_disk(folder: Path) -> int:
     """Return the size of all shards in the folder of one entry or of all entries."""
-    return sum(path.stat().st_size for path in folder.rglob("shard-*.bin"))
+    return sum(path.lstat().st_size for path in folder.rglob("shard-*.bin"))
 
 
 def fits_on_disk(stores: Sequence[FeatureStore]) -> bool:

@@ -24,7 +24,7 @@ import tensorflow as tf
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.batches import RowSource, make_batches, order_rows, pick_views
 from fmnist_tf.errors import FmnistError
-from fmnist_tf.model.classifier import SplitClassifier, find_backbone
+from fmnist_tf.model.classifier import SplitClassifier, find_backbone, find_standardization
 from fmnist_tf.system import signals
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
@@ -204,6 +204,25 @@ class Trainer:
         labels = np.zeros(int(rows.max()) + 1, np.int64)
         batches = make_batches(source, labels, rows, batch_size)
         return np.concatenate([self._predict_step(x).numpy() for x, _ in batches])
+
+    def measure_features(
+        self, source: RowSource, rows: np.ndarray, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance of each feature over `rows`, (F,) float64."""
+
+        @tf.function(autograph=False, input_signature=[self._rows])
+        def sums_of(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            features = tf.cast(self._features(x), tf.float32)
+            features = tf.reshape(features, (tf.shape(x)[0], math.prod(self.split.feature_shape)))
+            return tf.reduce_sum(features, axis=0), tf.reduce_sum(features**2, axis=0)
+
+        totals = np.zeros((2, math.prod(self.split.feature_shape)))
+        labels = np.zeros(int(rows.max()) + 1, np.int64)
+        for x, _ in make_batches(source, labels, rows, batch_size):
+            signals.check()
+            totals += [part.numpy() for part in sums_of(x)]
+        mean, mean_square = totals / len(rows)
+        return mean, np.maximum(mean_square - mean**2, 0.0)
 
     def run_epochs(
         self,
@@ -411,17 +430,20 @@ class Trainer:
 
 
 def changing_variables(classifier: keras.Model) -> list[Any]:
-    """Return the variables that training changes: trainable ones and BatchNorm statistics.
+    """Return the variables that training changes or sets: trainable ones and statistics.
 
     The classifier's phase is applied. These are the variables of `Trainer.snapshot`, in its order.
+    Those of a `Normalization` layer, mean and variance, are set before training.
     """
+    standardization = find_standardization(classifier)
     statistics = [
         variable
         for layer in find_backbone(classifier).layers
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
-    return [*classifier.trainable_variables, *statistics]
+    fixed = standardization.weights[:2] if standardization else []
+    return [*classifier.trainable_variables, *statistics, *fixed]
 
 
 def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:

@@ -650,8 +650,9 @@ def test_store_is_reused(
     first = read(kaggle())
     assert store_of(tmp_path).name.startswith(first.sha256)
     assert sorted(p.name for p in store_of(tmp_path).iterdir()) == [
+        "DONE.json",
+        "facts.json",
         "labels.bin",
-        "manifest.json",
         "pixels.bin",
     ]
     monkeypatch.setattr(source.TextFile, "read_blocks", None)
@@ -671,11 +672,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def edit_manifest(store: Path) -> None:
-    path = store / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["body"]["facts"]["label_values"] = ["wrong"] * 4
-    path.write_text(json.dumps(manifest))
+def edit_facts(store: Path) -> None:
+    path = store / "facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_values": ["wrong"] * 4}))
 
 
 def file_in_its_place(store: Path) -> None:
@@ -690,11 +689,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "label flipped": lambda store: flip(store / "labels.bin"),
     "pixels cut": lambda store: os.truncate(store / "pixels.bin", 4000),
     "labels gone": lambda store: (store / "labels.bin").unlink(),
-    "manifest gone": lambda store: (store / "manifest.json").unlink(),
-    "manifest empty": lambda store: (store / "manifest.json").write_bytes(b""),
-    "manifest a list": lambda store: (store / "manifest.json").write_text("[1]"),
-    "manifest binary": lambda store: (store / "manifest.json").write_bytes(b"\xff\xfe"),
-    "manifest edited": edit_manifest,
+    "facts gone": lambda store: (store / "facts.json").unlink(),
+    "facts edited": edit_facts,
+    "list gone": lambda store: (store / "DONE.json").unlink(),
+    "list empty": lambda store: (store / "DONE.json").write_bytes(b""),
+    "list a list": lambda store: (store / "DONE.json").write_text("[1]"),
+    "list binary": lambda store: (store / "DONE.json").write_bytes(b"\xff\xfe"),
     "a file": file_in_its_place,
 }
 
@@ -757,11 +757,11 @@ def test_disk_full_leaves_nothing(write: Callable[..., Path], tmp_path: Path) ->
 
 def test_leftovers_of_killed_processes(read: Callable[..., Table], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for name, age_seconds in (("old", 2 * pixel_store.STALE_SECONDS), ("new", 60)):
-        folder = store / f".{name}.tmp-1"
-        folder.mkdir(parents=True)
-        (folder / "pixels.bin").touch()
-        then = time.time() - age_seconds
-        os.utime(folder, (then, then))
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom fmnist_tf.system.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as folder:\n    folder.mkdir()\n    os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, store / "old"])
+    assert len(list(store.iterdir())) == 1
     read(kaggle())
-    assert [p.name for p in store.glob(".*")] == [".new.tmp-1"]
+    assert list(store.glob(".*")) == []

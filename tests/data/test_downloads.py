@@ -98,6 +98,17 @@ def files_under(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def test_what_is_no_file_is_replaced(fetch, tmp_path) -> None:
+    place = tmp_path / "own/downloads/ok"
+    place.parent.mkdir(parents=True)
+    for hinder in (os.mkfifo, os.mkdir, Path.touch):
+        hinder(place)
+        if place.is_file():
+            os.truncate(place, 1 << 40)
+        assert fetch("ok").read_bytes() == BODY
+        place.unlink()
+
+
 @pytest.mark.parametrize("digest", [SHA256, f"md5:{hashlib.md5(BODY).hexdigest()}"])
 def test_a_file_is_fetched_once(server, fetch, tmp_path, said, capfd, digest) -> None:
     path = fetch("ok", digest)

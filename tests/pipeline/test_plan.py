@@ -64,8 +64,8 @@ def test_balanced_classes_weigh_the_same_together() -> None:
 
 
 def test_deeper_stages_learn_faster(toy_classifier, toy_spec) -> None:
-    planned = plan_phase(toy_classifier, toy_spec, "finetune", ("stem", "deep"))
-    apply_plan(toy_classifier, toy_spec, planned)
+    planned = plan_phase(toy_classifier, "finetune", ("stem", "conv2"))
+    apply_plan(toy_classifier, planned)
     network = SimpleNamespace(spec=toy_spec, classifier=toy_classifier)
 
     def factors(factor: float) -> dict[str, float]:
@@ -74,4 +74,4 @@ def test_deeper_stages_learn_faster(toy_classifier, toy_spec) -> None:
 
     assert factors(1.0) == {}
     found = {path.split("/")[-2]: share for path, share in factors(0.5).items()}
-    assert found == {"stem_conv": 0.25, "deep_conv": 0.5, "deep_side_conv": 0.5}
+    assert found == {"stem_conv": 0.25, "conv2_conv": 0.5, "conv2_side_conv": 0.5}

@@ -58,6 +58,7 @@ def test_numbers_stand_for_the_names_of_fashion_mnist(run: SavedRun) -> None:
 def test_labels_are_in_the_runs_own_column_or_found(run: SavedRun, column: str) -> None:
     path = run.directory.file("config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_column": "kind"}))
+    run.directory.write_done()
     run = read_saved_run(run.directory)
     write_csv("other_train.csv", draw(60, seed=0), ["shoe", "bag"] * 30, column)
     dataset = read_labelled_dataset(run, "other_train.csv")

@@ -189,6 +189,7 @@ def test_caveats_are_banners(tmp_path, changes, phase, words):
     run = make_run(tmp_path / "a", **changes)
     change_json(run.file("config.json"), phase=phase)
     run.write_history([row.__class__(**vars(row) | {"phase": phase}) for row in run.read_history()])
+    run.write_done()
     for page in (report_of(run), comparison_of(run)[0]):
         assert len([p for p in page.of("p") if p.get("class") == "banner"]) == len(words)
         assert [word for word in ("SAMPLE", "RANDOM") if word in page.text] == words
@@ -310,6 +311,7 @@ def test_a_comparison_names_the_damaged_or_incomplete_run(tmp_path):
     labels, probabilities = runs[2].read_predictions()
     runs[2].write_predictions(labels, probabilities * np.nan)
     for run in runs[1:]:
+        run.write_done()
         with pytest.raises(UsageError, match=f"^{run.path}"):
             comparison_of(runs[0], run)
     runs[0].file("DONE.json").unlink()
@@ -327,6 +329,7 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     other_labels = make_run(tmp_path / "e")
     labels, probabilities = other_labels.read_predictions()
     other_labels.write_predictions(labels[::-1], probabilities)
+    other_labels.write_done()
     other_names = make_run(tmp_path / "f", names=NAMES[::-1])
 
     page, said = comparison_of(*runs, other_file, held_out, other_labels, other_names)

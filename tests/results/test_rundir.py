@@ -1,4 +1,4 @@
-"""The run directory: whole files or none, private, one owner; clear errors for bad files."""
+"""The run directory: whole files or none, one owner; clear errors for bad files."""
 
 import csv
 import hashlib
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakerun import change_json
 
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.rundir import RunDir, find_newest_complete_run, list_runs
+from fmnist_tf.results.rundir import PREDICTIONS, RunDir, find_newest_complete_run, list_runs
 
 ROWS = [
     HistoryRow(0, "finetune", float("nan"), float("nan"), 0.1 + 0.2, 1 / 3, 1e-4, 1.5),
@@ -95,15 +96,19 @@ def test_open_finds_a_run_or_lists_the_others(run):
 # Writing
 
 
-def test_everything_is_private(run):
-    run.write_text("text", "x")
-    with run.writing("figure.png") as path:
-        path.write_bytes(b"x")
-    with run.locked():
-        pass
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_modes_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        run = RunDir.create(tmp_path / "runs", "one", "frozen", "csv")
+        run.write_text("text", "x")
+        with run.locked():
+            pass
+    finally:
+        os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.path.iterdir()}
-    assert modes == {"text": 0o600, "figure.png": 0o600, ".lock": 0o600}
-    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert modes == {"text": 0o666 & ~mask, ".lock": 0o666 & ~mask}
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o777 & ~mask
 
 
 def test_killed_at_any_time_the_file_is_whole(run):
@@ -140,7 +145,7 @@ def test_json_round_trip(run):
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00", "[" * 100_000])
 def test_damaged_json_is_one_clear_error(run, content):
     run.write_text("config.json", content)
-    with pytest.raises(UsageError, match=r"config\.json: expected the config\.json of a run"):
+    with pytest.raises(UsageError, match=r"config\.json: expected what was written"):
         run.read_json("config.json")
 
 
@@ -179,7 +184,7 @@ def test_history_keeps_every_digit(run):
 def test_damaged_history_is_one_clear_error(run, damage):
     run.write_history(ROWS)
     run.write_text("history.csv", damage(run.file("history.csv").read_text()))
-    with pytest.raises(UsageError, match=r"expected the history\.csv of a run"):
+    with pytest.raises(UsageError, match=r"expected what was written"):
         run.read_history()
 
 
@@ -238,7 +243,7 @@ LABELS, PROBABILITIES = np.zeros(2, np.int64), np.full((2, 2), 0.5, np.float32)
 )
 def test_other_arrays_are_refused(run, arrays):
     np.savez(run.file("predictions.npz"), **arrays)
-    with pytest.raises(UsageError, match=r"expected the predictions\.npz of a run"):
+    with pytest.raises(UsageError, match=r"expected what was written"):
         run.read_predictions()
 
 
@@ -271,10 +276,12 @@ def test_done_lists_each_file_but_the_changing_ones(run):
     assert files["history.csv"] == {"bytes": 2, "sha256": hashlib.sha256(b"x\n").hexdigest()}
 
 
-def finish(runs_dir: Path, name: str, phase: str, finished_at: str) -> RunDir:
-    run = RunDir.create(runs_dir, name, phase, "sample")
-    run.write_json("config.json", {"phase": phase})
-    run.write_json("DONE.json", {"finished_at": finished_at, "files": {}})
+def finish(runs_dir: Path, name: str, phase: str | None, finished_at: str) -> RunDir:
+    run = RunDir.create(runs_dir, name, "frozen", "sample")
+    run.write_json("config.json", {"phase": phase} if phase else {})
+    run.write_text("predictions.npz", "")
+    run.write_done()
+    change_json(run.file("DONE.json"), finished_at=finished_at)
     return run
 
 
@@ -301,6 +308,7 @@ def test_finished_trials_of_a_sweep_are_runs(tmp_path):
     (sweep / "sweep.json").write_text("{}")
     first = finish(sweep, "trial-001", "frozen", "2021-01-01T00:00:00+00:00")
     finish(sweep, "trial-002", "frozen", "2022-01-01T00:00:00+00:00").file("DONE.json").unlink()
+    finish(sweep, "trial-3", "frozen", "2023-01-01T00:00:00+00:00").file(PREDICTIONS).unlink()
     assert list_runs(tmp_path) == [first, early]
     assert find_newest_complete_run(tmp_path) == first
     assert (first.runs_dir, early.runs_dir) == (tmp_path, tmp_path)
@@ -316,8 +324,7 @@ def test_incomplete_damaged_and_foreign_folders_are_skipped(tmp_path, done):
     finish(tmp_path, "damaged", "frozen", "2030-01-01T00:00:00+00:00").write_text("DONE.json", done)
     unfinished = finish(tmp_path, "unfinished", "frozen", "2030-01-01T00:00:00+00:00")
     unfinished.file("DONE.json").unlink()
-    unconfigured = finish(tmp_path, "unconfigured", "frozen", "2030-01-01T00:00:00+00:00")
-    unconfigured.write_json("config.json", {})
+    finish(tmp_path, "unconfigured", None, "2030-01-01T00:00:00+00:00")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "LOG.md").write_text("")
     assert find_newest_complete_run(tmp_path) == good

@@ -68,6 +68,8 @@ RANGES: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
     ("parent", ["\0"], ["first"], FINETUNE),
     ("split_seed", [-1], [0, None], {}),
     ("weights", ["x.h5", "imagenet"], ["auto", "random"], {"phase": "scratch"}),
+    ("standardize", ["all"], ["features", "none", None], {}),
+    ("standardize", ["features"], ["none", None], {"phase": "scratch"}),
 ]
 
 
@@ -167,6 +169,8 @@ def test_finetune_inherits_from_its_parent() -> None:
     assert "units = 64  (inherited from mother)" in lines
     assert (config.parent, config.split_seed) == ("mother", 5)
     assert config.learning_rate == DEFAULTS["finetune"]["learning_rate"]
+    assert config.standardize == "features"
+    assert complete_config({"phase": "scratch"})[0].standardize == "none"
 
 
 def test_finetune_overrides_but_keeps_the_split() -> None:
@@ -180,7 +184,7 @@ def test_finetune_overrides_but_keeps_the_split() -> None:
 def test_what_the_parent_fixes_cannot_be_changed(name: str) -> None:
     other = {
         "val_fraction": 0.2, "limit": 50, "backbone": "toy", "weights": "random",
-        "image_size": 64, "head": "gap", "units": 65,
+        "image_size": 64, "cut": "conv4", "head": "gap", "standardize": "none", "units": 65,
     }[name]  # fmt: skip
     flag = f"^--{name.replace('_', '-')} {other}: .*mother"
     with pytest.raises(UsageError, match=flag):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from fmnist_tf.errors import RunExistsError, UsageError
-from fmnist_tf.system.files import check_folder, check_target, locked, replacing, write_atomically
+from fmnist_tf.system.files import (
+    check_folder,
+    check_target,
+    locked,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+)
 from fmnist_tf.system.signals import StoppedError, listening
 
 
@@ -48,16 +54,14 @@ def test_checks_create_nothing(tmp_path: Path, monkeypatch) -> None:
     assert os.listdir() == ["old"]
 
 
-def test_a_file_is_replaced_through_a_link_with_the_mode_asked_for(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_what_it_names(tmp_path: Path) -> None:
     file, link = tmp_path / "new/file", tmp_path / "link"
     link.symlink_to(file)
-    with write_atomically(link) as stream:
+    with write_atomically(link.resolve()) as stream:
         stream.write(b"old")
-    with replacing(link, mode=0o600) as temporary:
+    with replacing(link) as temporary:
         temporary.write_text("new")
-        assert file.read_text() == "old"
-    assert (link.is_symlink(), file.read_text()) == (True, "new")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (link.is_symlink(), file.read_text(), link.read_text()) == (False, "old", "new")
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -122,6 +126,15 @@ def test_a_killed_writer_leaves_the_old_or_the_new_file(
     with start(script, path, moment) as process:
         assert process.wait() == -signal.SIGKILL
     assert path.read_text() == survivor
+    with replacing(tmp_path / "other") as ours:
+        ours.touch()
+        elsewhere = tmp_path / f".new.tmp-00000000-{process.pid}-00000000"
+        elsewhere.touch()
+        remove_leftovers(tmp_path)
+        assert {ours, elsewhere, path} == set(tmp_path.iterdir())
+        os.utime(elsewhere, (0, 0))
+        remove_leftovers(tmp_path)
+        assert {ours, path} == set(tmp_path.iterdir())
 
 
 def test_content_is_synced_before_its_name(tmp_path: Path, monkeypatch) -> None:
@@ -148,7 +161,6 @@ WAIT = (
 
 
 def test_a_held_folder_is_refused_until_its_holder_is_killed(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
     with start(HOLD, tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -159,7 +171,6 @@ def test_a_held_folder_is_refused_until_its_holder_is_killed(tmp_path: Path) -> 
         process.kill()
     with locked(tmp_path):
         lock = tmp_path / ".lock"
-        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
         for content in (b"{", b"{}", b"[" * 2000):
             lock.write_bytes(content)
             with pytest.raises(RunExistsError, match="another process"), locked(tmp_path):

@@ -63,12 +63,18 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
         accuracy = {}
         for way in ("plain", "fast"):
             classifier = build_classifier(
-                backbone, spec, head="flatten", units=512, dropout=0.0, n_classes=10, seed=seed
+                backbone,
+                spec.value_range,
+                head="flatten",
+                units=512,
+                dropout=0.0,
+                n_classes=10,
+                seed=seed,
             )
-            apply_plan(classifier, spec, plan_phase(classifier, spec, "frozen"))
+            apply_plan(classifier, plan_phase(classifier, "frozen"))
             if way == "plain":
                 if not plain_features:
-                    extractor = split_classifier(classifier, spec, "head").feature_extractor
+                    extractor = split_classifier(classifier, "head").feature_extractor
                     step = tf.function(lambda x, model=extractor: model(x, training=False))
                     for name, some in (("train", pixels), ("test", test_pixels)):
                         images = some.reshape(-1, 28, 28)
@@ -82,7 +88,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
                         batch_size=BATCH, shuffle=False, verbose=0,
                     )  # fmt: skip
             else:
-                split = split_classifier(classifier, spec, "head", "bfloat16")
+                split = split_classifier(classifier, "head", "bfloat16")
                 assert split.trained_layers.get_layer("hidden").compute_dtype == "bfloat16"
                 if fast_features is None:
                     extract = build_feature_function(split.feature_extractor, "bfloat16")

@@ -29,7 +29,7 @@ ROWS, SOURCE = np.arange(50), ArrayRows(PIXELS)
 
 @pytest.fixture
 def extractor(toy_classifier, toy_spec) -> keras.Model:
-    return split_classifier(toy_classifier, toy_spec, "head").feature_extractor
+    return split_classifier(toy_classifier, "head").feature_extractor
 
 
 def cache(path: Path, source: RowSource, compute: Any, shape: tuple[int, ...]) -> FeatureStore:
@@ -39,11 +39,11 @@ def cache(path: Path, source: RowSource, compute: Any, shape: tuple[int, ...]) -
     return store
 
 
-@pytest.mark.parametrize("stage", ["head", "deep"])
+@pytest.mark.parametrize("stage", ["head", "conv2/1"])
 def test_batches_are_the_same_bits_cached_and_computed(
     toy_classifier, toy_spec, tmp_path: Path, stage: str, precision: str
 ) -> None:
-    extractor = split_classifier(toy_classifier, toy_spec, stage).feature_extractor
+    extractor = split_classifier(toy_classifier, stage).feature_extractor
     compute = build_feature_function(extractor, precision)
     store = cache(tmp_path / "key", ArrayRows(PIXELS), compute, extractor.output_shape[1:])
     inside_a_step = tf.function(lambda x: compute(x), autograph=False)
@@ -87,9 +87,9 @@ def test_resnet50_differs_rarely_and_in_the_last_bit(tmp_path: Path) -> None:
     spec = BACKBONES["resnet50"]
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
-        spec.build(64), spec, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
+        spec.build(64), spec.value_range, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
     )
-    split = split_classifier(classifier, spec, "head")
+    split = split_classifier(classifier, "head")
     compute = build_feature_function(split.feature_extractor, "float32", pools=split.pools_features)
     store = cache(tmp_path / "key", ArrayRows(PIXELS), compute, split.feature_shape)
     cached = store.take(ROWS).view(np.int16)
@@ -130,7 +130,7 @@ def test_key_depends_on_rows_weights_precision_and_graph(
     assert key(ArrayRows(PIXELS.copy())) == base
     changed = PIXELS.copy()
     changed[-1, -1] ^= 1
-    deeper = split_classifier(toy_classifier, toy_spec, "deep").feature_extractor
+    deeper = split_classifier(toy_classifier, "conv2/1").feature_extractor
     others = {
         key(ArrayRows(changed)),
         key(ArrayRows(PIXELS[:-1])),
@@ -139,7 +139,7 @@ def test_key_depends_on_rows_weights_precision_and_graph(
         key(precision="bfloat16"),
         key(network=deeper),
     }
-    kernel = toy_classifier.get_layer("toy").get_layer("deep_conv").kernel
+    kernel = toy_classifier.get_layer("toy").get_layer("conv2_conv").kernel
     before = kernel.numpy()
     kernel.assign(before * 1.0001)
     others.add(key())

@@ -38,8 +38,8 @@ def make_trainer(toy_classifier, toy_spec):
 
     def make(optimizer: str = "adam") -> Trainer:
         toy_classifier.set_weights(initial)
-        apply_plan(toy_classifier, toy_spec, plan_phase(toy_classifier, toy_spec, "frozen"))
-        split = split_classifier(toy_classifier, toy_spec, "head")
+        apply_plan(toy_classifier, plan_phase(toy_classifier, "frozen"))
+        split = split_classifier(toy_classifier, "head")
         compute = build_feature_function(split.feature_extractor, "float32")
         return Trainer(toy_classifier, split, build_optimizer(optimizer), compute_features=compute)
 
@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(
 ) -> None:
     def digests(seed: int) -> dict[str, str]:
         list(run(make_trainer(), seed=seed))
-        return digest_weights(toy_classifier, toy_spec)
+        return digest_weights(toy_classifier)
 
     first = digests(0)
     assert digests(0) == first
@@ -125,11 +125,11 @@ def test_training_continues_after_any_step(
             for variable, value in zip(part, saved[name], strict=True):
                 variable.assign(value)
         epochs = list(run(trainer, start=start, **options))
-        return [replace(e, seconds=0) for e in epochs], digest_weights(toy_classifier, toy_spec)
+        return [replace(e, seconds=0) for e in epochs], digest_weights(toy_classifier)
 
     trainer = make_trainer()
     epochs = [replace(e, seconds=0) for e in run(trainer, on_step=save, **options)]
-    expected = epochs[epoch - 1 :], digest_weights(toy_classifier, toy_spec)
+    expected = epochs[epoch - 1 :], digest_weights(toy_classifier)
     assert ends_as(at) == expected
     # Without the offset some rows come twice.
     if step:
@@ -139,10 +139,16 @@ def test_training_continues_after_any_step(
 def test_it_learns(toy_spec) -> None:
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
-        toy_spec.build(16), toy_spec, head="flatten", units=32, dropout=0.0, n_classes=3, seed=0
+        toy_spec.build(16),
+        toy_spec.value_range,
+        head="flatten",
+        units=32,
+        dropout=0.0,
+        n_classes=3,
+        seed=0,
     )
-    apply_plan(classifier, toy_spec, plan_phase(classifier, toy_spec, "frozen"))
-    split = split_classifier(classifier, toy_spec, "head")
+    apply_plan(classifier, plan_phase(classifier, "frozen"))
+    split = split_classifier(classifier, "head")
     compute = build_feature_function(split.feature_extractor, "float32")
     trainer = Trainer(classifier, split, build_optimizer("adam"), compute_features=compute)
     epochs = list(run(trainer, epochs=30, rate=3e-3))
@@ -213,11 +219,11 @@ def test_averaged_weights_validate_and_are_in_snapshots(make_trainer, toy_classi
 
 
 def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> None:
-    plan_of_all = plan_phase(toy_classifier, toy_spec, "scratch")
-    apply_plan(toy_classifier, toy_spec, plan_of_all)
-    split = split_classifier(toy_classifier, toy_spec, plan_of_all.lowest_stage)
+    plan_of_all = plan_phase(toy_classifier, "scratch")
+    apply_plan(toy_classifier, plan_of_all)
+    split = split_classifier(toy_classifier, plan_of_all.lowest)
     trainer = Trainer(toy_classifier, split, build_optimizer("sgd"))
-    variance = find_backbone(toy_classifier).get_layer("deep_bn").moving_variance
+    variance = find_backbone(toy_classifier).get_layer("conv2_bn").moving_variance
     average, own = variance.numpy(), []
 
     def follow(at: Position) -> None:
@@ -333,12 +339,12 @@ def test_counts_add_up() -> None:
 
 def test_lr_finder_restores_everything(make_trainer, toy_classifier, toy_spec) -> None:
     trainer = make_trainer()
-    before = digest_weights(toy_classifier, toy_spec)
+    before = digest_weights(toy_classifier)
     rates = plan_rates(1e-5, 10.0, 12)
     losses = trainer.run_lr_finder(ArrayRows(PIXELS), LABELS, np.arange(17), plan(), rates)
     assert 2 <= len(losses) <= 12
     assert np.isfinite(losses).all()
-    assert digest_weights(toy_classifier, toy_spec) == before
+    assert digest_weights(toy_classifier) == before
     # The optimizer's moments and step count are restored too.
     after_test = heads_after(trainer, toy_classifier)
     np.testing.assert_array_equal(heads_after(make_trainer(), toy_classifier), after_test)
