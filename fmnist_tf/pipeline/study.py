@@ -165,7 +165,10 @@ def plan_trials(space: Space, sampler: str, n_points: int | None, seeds: range) 
 
 def corners(space: Space) -> list[Point]:
     """Return the combinations of choices and ends of ranges, the last setting fastest."""
-    ends = [getattr(d, "choices", None) or (d.low, d.high) for d in space.values()]
+    ends = (
+        d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)
+        for d in space.values()
+    )
     combinations = itertools.islice(itertools.product(*ends), MAX_TRIALS)
     return [dict(zip(space, values, strict=True)) for values in combinations]
 

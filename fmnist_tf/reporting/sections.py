@@ -149,7 +149,8 @@ def describe_data(
         "summary": summary,
         "shown": shown.tolist(),
         "strips": {
-            k: np.hstack(summary.examples[k, : n_examples[k]].reshape(-1, 28, 28)) for k in shown
+            k: np.hstack(list(summary.examples[k, : n_examples[k]].reshape(-1, 28, 28)))
+            for k in shown.tolist()
         },
         "histogram": draw_chart("histogram", finding, 2.3, plots.plot_histogram, summary.histogram),
     }

@@ -16,7 +16,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -157,13 +157,10 @@ class Tracker:
             for pair in rank_confusions(confusion, 20)
         ]
         tables: dict[str, Any] = {
-            name: wandb.Table(columns=header.split(","), data=rows)
-            for name, header, rows in (
-                ("worst_mistakes", "image,true label,prediction,probability,loss", mistakes),
-                # A class without images has no scores.
-                ("classes", "class,precision,recall,f1,images", [[*c] for c in classes if c[-1]]),
-                ("confused_pairs", "true label,prediction,count,fraction", pairs),
-            )
+            "worst_mistakes": _table("image,true label,prediction,probability,loss", mistakes),
+            # A class without images has no scores.
+            "classes": _table("class,precision,recall,f1,images", [c for c in classes if c[-1]]),
+            "confused_pairs": _table("true label,prediction,count,fraction", pairs),
         }
         if len(names) <= _MAX_CONFUSION_CLASSES:
             tables["confusion_matrix"] = wandb.plot.confusion_matrix(
@@ -196,13 +193,12 @@ class Tracker:
         """Record a table of runs, and the page or figure that compares them."""
         import wandb
 
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         media: Any
         if shown.suffix == ".png":
             media = wandb.Image(str(shown))
         else:
             media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
-        self.run.log({"runs": table, "comparison": media})
+        self.run.log({"runs": _table(",".join(columns), rows), "comparison": media})
 
     def finish(self, ok: bool = True) -> None:
         """End the W&B run and its helper process, after uploading what is left if online."""
@@ -313,6 +309,13 @@ def _close(run: Any, exit_code: int) -> None:
         run.finish(exit_code=exit_code)
     finally:
         wandb.teardown()
+
+
+def _table(header: str, rows: Iterable[Sequence[Any]]) -> Any:
+    """Return a wandb.Table; the header has commas between the names of the columns."""
+    import wandb
+
+    return wandb.Table(columns=[*header.split(",")], data=[list(row) for row in rows])
 
 
 def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
