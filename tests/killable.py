@@ -1,4 +1,4 @@
-"""Run the toy's training in processes that are killed: at an instant, or at a file-system call.
+"""Run the toy's training in processes that are killed, or whose disk fails, at a chosen moment.
 
 As a program it imports TensorFlow once, then reads one JSON job a line and forks a process for
 each, which is a real process to the kernel, and prints its exit status.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,11 +29,13 @@ class Killer:
     Attributes:
         folder: where the processes work.
         seconds: of the undisturbed runs.
+        calls: file-system calls of the undisturbed runs.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
@@ -50,8 +53,9 @@ class Killer:
         Args:
             words: of the command.
             log: file for stderr and stdout; None: a pipe that nobody reads.
-            when: `after=SECONDS`, then `every=SECONDS`, or `at_call=N`, counted from 1, and
-                `number=SIGNAL`.
+            when: `after=SECONDS`, then `every=SECONDS`, or `at_call=N`, counted from 1; and what
+                happens then: `number=SIGNAL`; `error=ERRNO` for this call; or `full=BYTES`, which
+                are left in `runs` from then on, as a file `runs/ballast` takes the others.
         """
         job = {"words": words, "log": log, "number": signal.SIGKILL, **when}
         print(json.dumps(job), file=self._process.stdin, flush=True)
@@ -60,7 +64,7 @@ class Killer:
 
     def begin(self, name: str, *words: str) -> None:
         """Train an undisturbed run and note its seconds."""
-        code, self.seconds[name], _ = self.run(*words, "--run", name)
+        code, self.seconds[name], self.calls[name] = self.run(*words, "--run", name)
         assert code == 0, self.log
 
     @property
@@ -74,7 +78,7 @@ class Killer:
         self._process.stdout.close()
 
 
-def _count_calls(counter: int, act: Callable[[int], None]) -> None:
+def _count_calls(counter: int, act: Callable[[int, Any], None]) -> None:
     """Call `act` before each call that changes the file system; write their number to a file."""
     n_calls = 0
 
@@ -83,7 +87,7 @@ def _count_calls(counter: int, act: Callable[[int], None]) -> None:
             nonlocal n_calls
             n_calls += 1
             os.pwrite(counter, f"{n_calls:9}".encode(), 0)
-            act(n_calls)
+            act(n_calls, given[0])
             return original(*given, **named)
 
         return call
@@ -107,7 +111,20 @@ def _work(job: dict[str, Any], counter: int) -> int:
     def kill() -> None:
         os.kill(os.getpid(), job["number"])
 
-    _count_calls(counter, lambda number: kill() if number == job.get("at_call") else None)
+    def act(call: int, what: Any) -> None:
+        if call != job.get("at_call"):
+            return
+        if "error" in job:
+            name = None if isinstance(what, int) else what
+            raise OSError(job["error"], os.strerror(job["error"]), name)
+        if "full" in job:
+            free = shutil.disk_usage("runs").free - job["full"]
+            with open("runs/ballast", "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(free, 1))
+        else:
+            kill()
+
+    _count_calls(counter, act)
 
     def wait_and_kill() -> None:
         time.sleep(job["after"])

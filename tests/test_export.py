@@ -11,8 +11,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from toyrun import NAMES, draw, write_csv
+from toyrun import NAMES, WORDS, draw, write_csv
 
+from fmnist_tf import train
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.export import main
@@ -112,8 +113,10 @@ def test_litert_runs_without_this_package(toy_run: Path, expected: np.ndarray) -
 def test_int8_that_cannot_run_is_an_error_and_leaves_nothing(toy_run: Path) -> None:
     for name, pixels in (("train", np.zeros((21, 784), np.uint8)), ("test", draw(21, seed=1))):
         write_csv(f"dark_{name}.csv", pixels, [NAMES[row % 3] for row in range(21)])
+    plain = ["--data", "toy_train.csv", "--epochs", "8", "--run", "plain", "--standardize", "none"]
+    assert train.main([*WORDS, *plain]) == 0
     words = ["--format", "litert", "--data", "dark_train.csv", "--out", "new/phone"]
-    assert main(["first", *words]) == 1  # nothing varies
+    assert main(["plain", *words]) == 1  # nothing varies
     assert not list(Path("new").iterdir())
 
 

@@ -165,7 +165,7 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
 
 
 def test_finetune_begins_where_frozen_ended_and_never_ends_worse(folder: Path) -> None:
-    first = copy_frozen()
+    first = frozen("--learning-rate", "0.01")
     Path("first").mkdir()  # --from means a run before it means a folder
     # A rate that ruins the network: the starting point has to win.
     words = [*NEXT, "--epochs", "1", "--learning-rate", "10", "--run", "second", "--from", "first"]

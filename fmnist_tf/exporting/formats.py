@@ -185,6 +185,10 @@ def _write_onnx(model: keras.Model, class_names: Sequence[str], path: Path, thre
     import onnxruntime
     import tf2onnx
 
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            # tf2onnx takes tensors for inputs of the model, and arrays for constants.
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     predict = _inference(model, None)
     with _errors_only():
         content, _ = tf2onnx.convert.from_function(

@@ -193,10 +193,9 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
     targets = np.eye(labels.max() + 1)[labels]
     fewest = np.unique_counts(labels).counts.min()
     if fewest < 2:
-        raise UsageError("--cut auto: expected two training rows or more in each class, found one")
-    folds = list(
-        StratifiedKFold(min(N_FOLDS, fewest), shuffle=True, random_state=0).split(x, labels)
-    )
+        raise UsageError("--cut auto: expected at least two training rows in each class, found one")
+    splitter = StratifiedKFold(min(N_FOLDS, fewest), shuffle=True, random_state=0)
+    folds = list(splitter.split(x, labels))
     accuracies = []
     for alpha in _ALPHAS:
         ridge = KernelRidge(alpha=alpha, kernel="precomputed")

@@ -159,11 +159,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):  # the error of a write has no name
             yield temporary
-        for part in temporary.rglob("*"):
-            _sync(part)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # otherwise a power cut can undo the rename
+            for part in temporary.rglob("*"):
+                _sync(part)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)  # otherwise a power cut can undo the rename
     finally:
         remove(temporary)
 
@@ -174,7 +174,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 

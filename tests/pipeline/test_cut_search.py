@@ -31,7 +31,8 @@ def test_every_stage_is_measured_and_the_best_is_taken(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     measured = [(r["image_size"], r["cut"], r["n_features"]) for r in rows]
     assert measured == [
-        ("16", "stem", "256"), ("16", "conv2", "128"), ("24", "stem", "576"), ("24", "conv2", "288"),
+        ("16", "stem", "256"), ("16", "conv2", "128"),
+        ("24", "stem", "576"), ("24", "conv2", "288"),
     ]  # fmt: skip
     assert all(int(r["stored_bytes"]) == 2 * int(r["n_features"]) for r in rows)
     assert all(float(r["seconds_per_1000"]) > 0 for r in rows)
@@ -39,9 +40,8 @@ def test_every_stage_is_measured_and_the_best_is_taken(folder: Path) -> None:
     assert chosen["probe_accuracy"] == max(row["probe_accuracy"] for row in rows)
     config = json.loads(Path("runs/r/config.json").read_text())
     assert (str(config["image_size"]), config["cut"]) == (chosen["image_size"], chosen["cut"])
-    assert {"cuts.csv", "cuts.png"} <= set(
-        json.loads(Path("runs/r/DONE.json").read_text())["files"]
-    )
+    done = json.loads(Path("runs/r/DONE.json").read_text())
+    assert {"cuts.csv", "cuts.png"} <= set(done["files"])
 
 
 def test_an_unfinished_run_keeps_its_cut(folder: Path, capsys) -> None:

@@ -17,6 +17,7 @@ from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.inference import run_model
 from fmnist_tf.model.phases import apply_plan, plan_phase
+from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.training.features import build_feature_function
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -54,8 +55,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
     rows = plan_splits(labels, val_fraction=0.1, seed=0, limit=ROWS).train
     pixels, labels = pixels[rows], labels[rows].astype(np.int64)
     spec, side = find_backbone_spec("resnet50", SIDE)
-    backbone = spec.build(side)
-    backbone.load_weights(resnet50_weights)
+    backbone, _ = read_backbone(spec, side, str(resnet50_weights))
     plain_features: dict[str, np.ndarray] = {}
     fast_features = None
     differences = []

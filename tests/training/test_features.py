@@ -82,13 +82,14 @@ def test_no_image_is_computed_alone() -> None:
 @pytest.mark.slow
 def test_resnet50_differs_rarely_and_in_the_last_bit(tmp_path: Path) -> None:
     """Its kernels may round differently for other batch sizes."""
-    from fmnist_tf.model.backbones import BACKBONES
+    from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 
-    spec = BACKBONES["resnet50"]
+    spec, side = find_backbone_spec("resnet50", 64)
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
-        spec.build(64), spec.value_range, head="gap", units=5, dropout=0.0, n_classes=3, seed=0
-    )
+        build_backbone(spec, side), spec.value_range,
+        head="gap", units=5, dropout=0.0, n_classes=3, seed=0,
+    )  # fmt: skip
     split = split_classifier(classifier, "head")
     compute = build_feature_function(split.feature_extractor, "float32", pools=split.pools_features)
     store = cache(tmp_path / "key", ArrayRows(PIXELS), compute, split.feature_shape)
@@ -120,11 +121,11 @@ def test_batches_have_at_most_the_pixels_of_32_images_at_224() -> None:
     assert [rows_per_batch(side) for side in sides] == [128, 128, 128, 64, 32, 32, 8, 1]
 
 
-def test_key_depends_on_rows_weights_precision_and_graph(
+def test_key_depends_on_rows_weights_precision_engine_and_graph(
     extractor: keras.Model, toy_classifier, toy_spec
 ) -> None:
-    def key(rows: RowSource = SOURCE, network=extractor, precision="float32") -> str:
-        return feature_key(rows, network, precision)
+    def key(rows: RowSource = SOURCE, network=extractor, precision="float32", **engine) -> str:
+        return feature_key(rows, network, precision, **engine)
 
     base = key()
     assert key(ArrayRows(PIXELS.copy())) == base
@@ -137,13 +138,14 @@ def test_key_depends_on_rows_weights_precision_and_graph(
         key(PickedRows(ArrayRows(PIXELS), ROWS[::-1])),
         key(FlippedRows(ArrayRows(PIXELS))),
         key(precision="bfloat16"),
+        *(key(engine=f"openvino {version}") for version in (1, 2)),
         key(network=deeper),
     }
     kernel = toy_classifier.get_layer("toy").get_layer("conv2_conv").kernel
     before = kernel.numpy()
     kernel.assign(before * 1.0001)
     others.add(key())
-    assert len(others | {base}) == 8
+    assert len(others | {base}) == 10
     kernel.assign(before)
     assert key() == base
 

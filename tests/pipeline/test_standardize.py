@@ -1,0 +1,93 @@
+"""Standardized and cut runs: their statistics, and what continues and predicts from them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from killable import Killer
+from toyrun import NAMES, WORDS, draw, write_csv
+from yardstick import hash_run
+
+from fmnist_tf import predict
+from fmnist_tf.data.splits import plan_splits
+from fmnist_tf.model.classifier import find_backbone, find_standardization
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.train import main
+from fmnist_tf.training.loop import Trainer
+
+FROZEN = [*WORDS, "--data", "toy_train.csv", "--augment", "flip"]
+
+
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+    folder = tmp_path_factory.mktemp("standardized")
+    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
+        labels = [NAMES[row % 3] for row in range(n_rows)]
+        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
+    killer = Killer(folder)
+    killer.begin("whole", *FROZEN, "--epochs", "4")
+    yield killer
+    killer.close()
+
+
+@pytest.fixture
+def runs(killer: Killer, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(killer.folder)
+    return Path("runs")
+
+
+def load(run: Path) -> keras.Model:
+    return keras.saving.load_model(run / "model.keras", safe_mode=True)
+
+
+def test_features_are_standardized_over_both_views_of_the_training_rows(runs: Path) -> None:
+    model, pixels = load(runs / "whole"), draw(60, 0).reshape(-1, 28, 28)
+    train = plan_splits(np.arange(60) % 3, val_fraction=0.1, seed=0).train
+    views = np.concatenate([pixels[train], pixels[train][:, :, ::-1]])
+    layer = find_standardization(model)
+    features = keras.Model(model.input, layer.input)(views, training=False)
+    np.testing.assert_allclose(layer.adapt_mean, np.mean(features, axis=0), rtol=5e-3, atol=1e-2)
+    found = np.asarray(keras.Model(model.input, layer.output)(views, training=False))
+    varies = found.var(axis=0) > 0.5
+    assert varies.any()
+    np.testing.assert_allclose(found[:, varies].var(axis=0), 1.0, rtol=1e-2)
+
+
+def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
+    killer: Killer, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*FROZEN, "--epochs", "4", "--checkpoint-seconds", "0", "--run", "stopped"]
+    assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
+    n_epochs = len(RunDir(runs / "stopped").read_history())
+    assert 0 < n_epochs < 4
+    killer.begin("short", *FROZEN, "--epochs", str(n_epochs))
+    for run in ("stopped", "short"):
+        assert predict.main([run, "toy_test.csv", "--out", f"{run}.csv"]) == 0
+    assert Path("stopped.csv").read_text() == Path("short.csv").read_text()
+    # It keeps its own statistics, even if features that are computed anew differ a little.
+    measure = Trainer.measure_features
+    monkeypatch.setattr(Trainer, "measure_features", lambda *x: np.multiply(measure(*x), 1.001))
+    assert main(["--resume", "stopped"]) == 0
+    assert hash_run(runs / "stopped") == hash_run(runs / "whole")
+
+
+def test_a_cut_run_is_finetuned_with_its_own_statistics(runs: Path) -> None:
+    assert main([*FROZEN, "--epochs", "3", "--cut", "stem", "--head", "gap", "--run", "cut"]) == 0
+    words = ["--phase", "finetune", "--from", "cut", "--run", "fine", "--unfreeze", "stem"]
+    assert main([*words, "--epochs", "1", "--batch-size", "16", "--wandb", "disabled"]) == 0
+    cut, fine = load(runs / "cut"), load(runs / "fine")
+    assert find_backbone(cut).layers[-1].name == "stem_relu"
+    found, expected = (find_standardization(model) for model in (fine, cut))
+    np.testing.assert_array_equal(found.adapt_mean, expected.adapt_mean)
+    np.testing.assert_array_equal(found.adapt_variance, expected.adapt_variance)
+    assert json.loads((runs / "fine/config.json").read_text())["cut"] == "stem"
+    start, parent = (RunDir(runs / name).read_history() for name in ("fine", "cut"))
+    best = max(parent, key=lambda row: (row.val_accuracy, -row.val_loss))
+    assert start[0].val_accuracy == best.val_accuracy
+    assert start[0].val_loss == pytest.approx(best.val_loss, rel=0.02)
