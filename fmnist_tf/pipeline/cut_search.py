@@ -27,14 +27,13 @@ from fmnist_tf.model.precision import choose_precision
 from fmnist_tf.model.preprocessing import preprocess
 from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.pipeline.prepare import RunData
-from fmnist_tf.reporting.cuts import Candidate, write_cuts
+from fmnist_tf.reporting.cuts import CUTS, Candidate, write_cuts
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system import signals
 from fmnist_tf.training.features import build_feature_function, rows_per_batch
 
-CUTS = "cuts.csv"
 N_ROWS = 3000
 MAX_FEATURES = 2**17  # of an image; ResNet50 at 224 pixels has 100,352
 N_FOLDS = 5

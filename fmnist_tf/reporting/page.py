@@ -60,6 +60,7 @@ def write_report(run: RunDir, path: Path) -> None:
             "cam_cells": arrays["cam_cells"].tolist(),
             "data": sections.describe_data(facts, summary, names),
             "training": sections.describe_training(record.history, record.chosen),
+            "cuts": sections.describe_cuts(run),
             "invert": facts["background"] < 128,
         }
         write_page(path, "report.html.jinja", context)

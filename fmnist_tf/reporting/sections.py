@@ -13,10 +13,12 @@ import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, plots
+from fmnist_tf.reporting.cuts import plot_cuts, read_cuts
 from fmnist_tf.reporting.render import blend_heat_map, format_probability, squeeze
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
 
 _ALL_CLASSES = 30  # up to this many classes, tables show every class
 _FEW_CLASSES = 20  # of more classes they show this many
@@ -172,6 +174,22 @@ def describe_training(rows: Sequence[HistoryRow], chosen: HistoryRow) -> list[di
         draw_chart("curves", finding, 4.6, curves.plot_curves, rows, chosen.epoch),
         draw_chart("rates", rate_finding, 2.3, curves.plot_learning_rate, rows),
     ]
+
+
+def describe_cuts(run: RunDir) -> dict[str, Any] | None:
+    """Return the chart and the table of `--cut auto`, or None of a run without it."""
+    found = read_cuts(run)
+    if found is None:
+        return None
+    cuts, chosen = found
+    last = next(c for c in reversed(cuts) if c.image_size == chosen.image_size)
+    finding = (
+        f"A linear probe is right in {chosen.probe_accuracy:.2%} after {chosen.cut} at "
+        f"{chosen.image_size} pixels, the chosen cut, and in {last.probe_accuracy:.2%} after "
+        f"{last.cut}."
+    )
+    chart = draw_chart("cuts", finding, 3.0, plot_cuts, cuts, chosen)
+    return {"chart": chart, "rows": cuts, "chosen": chosen}
 
 
 def describe_recalls(confusions: Sequence[np.ndarray]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def test_every_stage_is_measured_and_the_best_is_taken(folder: Path) -> None:
     assert chosen["probe_accuracy"] == max(row["probe_accuracy"] for row in rows)
     config = json.loads(Path("runs/r/config.json").read_text())
     assert (str(config["image_size"]), config["cut"]) == (chosen["image_size"], chosen["cut"])
+    page = Path("runs/r/report.html").read_text()
+    assert all(f"<td>{row['n_features']}</td>" in page for row in rows)
     done = json.loads(Path("runs/r/DONE.json").read_text())
     assert {"cuts.csv", "cuts.png"} <= set(done["files"])
 
