@@ -115,7 +115,7 @@ def test_many_kills(killer: Killer) -> None:
 @pytest.mark.slow
 def test_a_kill_at_every_call_of_a_save(killer: Killer) -> None:
     words, runs = [*FROZEN, *ALWAYS], killer.folder / "runs"
-    for call in range(40, 55):  # a save has some 14 calls
+    for call in range(40, 58):  # a save has some 17 calls
         finish_killed(killer, f"call-{call}", *words, kills=[{"at_call": call}])
         assert hash_all(runs / f"call-{call}") == hash_all(runs / "frozen"), call
         shutil.rmtree(runs / f"call-{call}")
@@ -179,7 +179,7 @@ def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
     original = killer.folder / "runs/stopped"
     if not original.exists():
         words = [*FROZEN, *ALWAYS, "--run", "stopped"]
-        assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
+        assert killer.run(*words, at_call=290, number=signal.SIGTERM)[0] == 143, killer.log
         assert 1 < len(RunDir(original).read_history()) < 4
     monkeypatch.chdir(killer.folder)
     shutil.rmtree("runs/copy", ignore_errors=True)
