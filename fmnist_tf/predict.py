@@ -159,7 +159,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 
 def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
-    from fmnist_tf.data.archives import split_member
+    from fmnist_tf.data.files import split_member
     from fmnist_tf.data.labels import index_classes
     from fmnist_tf.data.photos import is_picture
     from fmnist_tf.pipeline.run_data import read_run_picture, read_table

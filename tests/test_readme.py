@@ -9,7 +9,7 @@ import pytest
 
 import benchmarks.__main__ as benchmarks
 from fmnist_tf import convert, evaluate, export, predict, report, sweep, train
-from fmnist_tf.data.csv.table import read_csv
+from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
 
 ROOT = Path(__file__).parents[1]

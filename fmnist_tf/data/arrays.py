@@ -1,4 +1,4 @@
-"""Arrays in files -> pixels: IDX, NPY, and NPZ, whose members are NPY files.
+"""Arrays -> images of 28x28 grey pixels; arrays in IDX and NPY files (members of NPZ files too).
 
 Formats: http://yann.lecun.com/exdb/mnist/, "the IDX file format", and `numpy.lib.format`.
 """
@@ -13,23 +13,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data import IMAGE_SIZE
-from fmnist_tf.data.archives import read_bytes
-from fmnist_tf.data.resize import SHAPES, to_28
+from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data.files import read_bytes
 from fmnist_tf.errors import file_error
 
 MAX_SIDE = 1024
+_SIDES = (8, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)
+SHAPES = {side**2: (side, 1) for side in _SIDES} | {3 * s * s: (s, 3) for s in (28, 32, 48, 64)}
+"""Side and channels of an image by its number of values; others are more likely a damaged file."""
+
 Parsed = tuple[NDArray[np.uint8], list[str] | None, list[str]]
 """Pixels (N, 784), N labels or None, and what was decided."""
 _PART = 4096  # images that are resized at a time
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Return the array of an IDX or NPY file, perhaps gzipped or in a zip archive.
+def to_28(pixels: NDArray[np.uint8], side: int, channels: int = 1) -> NDArray[np.uint8]:
+    """Return square images (N, side * side * channels) as grey ones, (N, 784) uint8.
 
-    Raises:
-        DataError: E045, another format, dtype or length; those of `read_bytes`.
+    Colour, the channels of a pixel together, becomes grey by ITU-R 601; other sides are resized
+    with Pillow's antialiased bicubic filter.
     """
+    if channels == 3:
+        weights = np.array([0.299, 0.587, 0.114], np.float32)
+        colour = pixels.reshape(len(pixels), side * side, 3)
+        pixels = np.rint(colour @ weights).astype(np.uint8)
+    if side == IMAGE_SIZE:
+        return pixels
+    from PIL import Image
+
+    size, bicubic = (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC
+    images = map(Image.fromarray, pixels.reshape(-1, side, side))
+    resized = [image.resize(size, bicubic) for image in images]
+    return np.array(resized, np.uint8).reshape(-1, N_PIXELS)
+
+
+def describe_resize(side: int, channels: int) -> str:
+    """Return a sentence on what `to_28` does."""
+    return f"the images are {side}x{side} {'RGB' if channels == 3 else 'grey'}: made 28x28 grey"
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """Return the array of an IDX or NPY file; E045, another format, dtype or length."""
     content = read_bytes(path)
     stream = io.BytesIO(content)
     try:
@@ -66,13 +90,11 @@ def read_images(path: Path) -> Parsed:
 
 
 def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str]]:
-    """Return images (N, S, S), (N, S, S, C), (N, C, S, S) or (N, S * S) as (N, 784).
+    """Return images (N, S, S), (N, S, S, C), (N, C, S, S) or (N, S * S * C) as (N, 784), and notes.
 
-    Also returns what was done to them.
-
-    Raises:
-        DataError: E045, another shape.
+    E045, another shape.
     """
+    side = width = 0
     channels = 1
     match images.shape[1:]:
         case (1 | 3, side, width):
@@ -84,15 +106,11 @@ def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], l
         case (n_values,):
             side, channels = SHAPES.get(n_values, (0, 0))
             width = side
-        case _:
-            side = width = 0
     if not 0 < side == width <= MAX_SIDE or channels not in (1, 3):
-        found = f"an array of shape {images.shape}"
         expected = f"square images, (N, 28, 28), of at most {MAX_SIDE} pixels"
-        raise file_error("E045", str(path), found, expected)
+        raise file_error("E045", str(path), f"an array of shape {images.shape}", expected)
     rows = images.reshape(len(images), -1)
     if (side, channels) == (IMAGE_SIZE, 1):
         return rows, []
     parts = [to_28(rows[k : k + _PART], side, channels) for k in range(0, len(rows), _PART)]
-    colour = " in colour" if channels == 3 else ""
-    return np.concatenate(parts), [f"images of {side}x{side}{colour} became grey ones of 28x28"]
+    return np.concatenate(parts), [describe_resize(side, channels)]

@@ -1,7 +1,6 @@
 """Rows -> tf.data batches, in an order that is a pure function of (seed, epoch).
 
-Row sources are read a batch at a time and nest: the flipped view of some rows of a memory-mapped
-file is three sources and no copy of the file.
+Row sources are read a batch at a time and nest, without a copy of what they take the rows of.
 
 Shape letters: N rows, B batch, V views.
 """
@@ -150,16 +149,9 @@ def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 def pick_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: int) -> np.ndarray:
     """Return the numbers in `StackedRows` of these rows' views in this epoch.
 
-    Each row starts with a random view; then its views alternate, so that V epochs show each of
-    them once. With a flip as second view this is alternating flip (Jordan 2024, "94% on CIFAR-10 in
-    3.29 Seconds on a Single GPU", section 3.6).
-
-    Args:
-        rows: row numbers 0..N-1; a row's view does not depend on the other rows.
-        n_rows: N.
-        n_views: V.
-        seed: of the first views.
-        epoch: 1-based.
+    Each row starts with a random view, which depends on the seed and the row alone; then its views
+    alternate, so that V epochs (from 1) show each of them once. With a flip as second view this is
+    alternating flip (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
     """
     first = np.random.default_rng([seed, *_VIEW_STREAM]).integers(n_views, size=n_rows)
     return (first[rows] + epoch) % n_views * n_rows + rows
@@ -170,14 +162,8 @@ def make_batches(
 ) -> tf.data.Dataset:
     """Return batches of (x, y) over `rows` in the given order; the last may be smaller.
 
-    Args:
-        source: of x.
-        labels: (N,) int64, indexed by row number.
-        rows: row numbers, each used once.
-        batch_size: B.
-
-    Returns:
-        A dataset of (B, *row_shape) and (B,) int64 with known cardinality, prefetched.
+    The dataset yields (B, *row_shape) and (B,) of the labels (N,) int64, has a known cardinality
+    and is prefetched.
     """
     dtype = tf.as_dtype(source.dtype)
 

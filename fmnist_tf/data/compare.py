@@ -36,12 +36,10 @@ _MOST_PROTOTYPES = 2000
 # The negation of other pictures fits no worse than they do: up to 0.15 better for photographs.
 _CLEARLY_NEGATED = 0.25
 # Turned images that fit the training images less than half as well as these do are others, whose
-# orientation is unknown: photographs have 0.3 of 0.8, MNIST beside scikit-learn's digits 0.52 of
-# 0.89.
+# orientation is unknown: photographs 0.3 of 0.8, MNIST beside scikit-learn's digits 0.52 of 0.89.
 _RELATED = 0.5
-# Images that fit the training images so much worse than these do show other things. Of 200 draws of
-# 20 to 100 test images of Fashion-MNIST and of scikit-learn's digits, half of one class only, none
-# was below 0.745; MNIST is 0.59 beside garments, garments 0.66 beside digits, noise 0.07.
+# Images that fit so much worse show other things. Of 200 draws of 20 to 100 test images, half of
+# one class only, none was below 0.745; MNIST is 0.59 beside garments, garments 0.66 beside digits.
 _ALIKE = 0.7
 _ALIKE_IMAGES = 20
 _TURNS: tuple[tuple[str, str], ...] = (  # flags of `convert` that undo it; what it is
@@ -57,17 +55,11 @@ _TURNS: tuple[tuple[str, str], ...] = (  # flags of `convert` that undo it; what
 
 
 def margin(n: int, n_train: int) -> float:
-    """Return by how much the mean correlation must rise before a fault is claimed.
+    """Return by how much the mean correlation of n images must rise before a fault is claimed.
 
-    The largest rise of thousands of random subsets of unaltered Fashion-MNIST test images and
-    scikit-learn's digits, of all classes, of random mixes and of single classes, was 0.43 for
-    1 image, 0.09 for 5, 0.035 for 20, 0.018 for 40 and below 0 from 100 on; with 40 training
-    images, which may lack a class, it is larger. Exchanged rows and columns cost Fashion-MNIST
-    0.15 and digits 0.6; negation costs both 0.58 (runs/LOG.md, 2026-11-27).
-
-    Args:
-        n: images compared.
-        n_train: images they are compared with.
+    The largest rise of thousands of subsets of unaltered Fashion-MNIST test images and digits was
+    0.43 for 1 image, 0.09 for 5, 0.035 for 20, 0.018 for 40 and below 0 from 100 on, larger with 40
+    training images; exchanged rows and columns cost 0.15 and 0.6 (runs/LOG.md, 2026-11-27).
     """
     return float(0.02 + 0.45 / n**0.75 + 0.4 / max(n_train, 1) ** 0.5)
 
@@ -81,10 +73,9 @@ def transform(
     flip_rows: bool = False,
     flip_columns: bool = False,
 ) -> NDArray[np.uint8]:
-    """Return images (N, 784) multiplied, then negated, transposed and flipped, in this order.
+    """Return images (N, 784) multiplied (and clipped to 255), negated, transposed, flipped.
 
-    Products are rounded and clipped to 0..255. To negate is to subtract from the end of the range
-    of grey levels, see `RANGE_ENDS`.
+    To negate is to subtract from the end of the range of grey levels, see `RANGE_ENDS`.
     """
     images = pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
     if scale != 1:
@@ -102,11 +93,7 @@ def check_training(
 ) -> list[str]:
     """Return warnings if training images are negatives, or use a part of the grey range only.
 
-    Args:
-        summary: of the images.
-        background: their median grey level at the edges, 0..255.
-        path: their file.
-        label_column: how the user named the file's label column, or None.
+    See `compare`; `background` is their median grey level at the edges.
     """
     problems, flags = [], ""
     peak = _peak(summary)
@@ -196,15 +183,13 @@ def _range_end(peak: int) -> int:
 
 
 def _peak(summary: DataSummary) -> int:
-    """Return the brightest grey level of the training images."""
     return int(np.flatnonzero(summary.histogram).max(initial=0))
 
 
 def _range_factor(summary: DataSummary, pixels: NDArray[np.uint8]) -> float | None:
     """Return what gives the images the training images' range of grey levels, None if they have it.
 
-    They have another one if they are less than half as bright as N training images are in 999 of
-    1,000 cases, or over twice as bright as any.
+    They are less than half as bright as 999 of 1,000 draws of N training images, or twice as any.
     """
     peak, trained = int(pixels.max()), _peak(summary)
     peaks = _examples(summary).max(axis=1, initial=0)
@@ -221,11 +206,9 @@ def _examples(summary: DataSummary) -> NDArray[np.uint8]:
 
 
 def _fit(summary: DataSummary, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
-    """Return how well images fit the training images, turned in each way.
+    """Return the images' mean best correlation with a prototype, and the training images' own.
 
-    Returns:
-        (2, 8), the images' mean best correlation with a prototype as they are and negated, for each
-        of `_TURNS`; and that of the training examples with the mean images.
+    The first is (2, 8): as they are and negated, for each of `_TURNS`.
     """
     means = _normalize(summary.mean_images)
     examples = _normalize(_examples(summary))

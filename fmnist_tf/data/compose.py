@@ -7,6 +7,7 @@ mass instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,21 @@ _SHARPEN[1, 1] = -2 * _SHARPEN.sum()
 _SHARPEN /= _SHARPEN.sum()
 
 
-def compose(contrast: Grey, convention: Convention) -> Grey:
+def compose(
+    contrast: Grey, convention: Convention, corner: tuple[float, ...] = (np.inf, np.inf)
+) -> Grey:
     """Return an object (H, W), cropped, 0..255 above its background, as 28x28 pixels of the same.
+
+    It keeps its own place, given by the crop's top left corner in pixels from the picture's middle,
+    if training objects drift as far from the middle.
 
     Faint pixels that are connected to the border become 0; those inside the object are kept.
     """
     scaled = scale(contrast, convention.content_side)
     sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
-    image = np.pad(sharp, _margins(sharp, convention.centring))
+    factor = convention.content_side / max(contrast.shape)
+    own = [IMAGE_SIZE / 2 + place * factor for place in corner]
+    image = np.pad(sharp, _margins(sharp, convention.centring, own, convention.drift))
     faint = image <= TOLERANCE
     outside = ndimage.binary_propagation(faint & border(faint.shape), mask=faint)
     return np.where(outside, 0, image)
@@ -60,7 +68,9 @@ def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return mask
 
 
-def _margins(grey: Grey, centring: str) -> list[tuple[int, int]]:
+def _margins(
+    grey: Grey, centring: str, own: Sequence[float] = (), drift: float = 0
+) -> list[tuple[int, int]]:
     """Return how many pixels to add before and after each axis."""
     if centring == "mass" and grey.any():
         # The mean over MNIST is (14.0, 14.0), half a pixel right of and below the middle.
@@ -68,6 +78,9 @@ def _margins(grey: Grey, centring: str) -> list[tuple[int, int]]:
         before = [round(IMAGE_SIZE / 2 - place) for place in centres]
     else:
         before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
+    if drift >= 1:
+        pairs = zip(own, before, strict=True)
+        before = [round(o) if abs(o - b) <= drift else b for o, b in pairs]
     room = [IMAGE_SIZE - side for side in grey.shape]
     before = [min(max(b, 0), r) for b, r in zip(before, room, strict=True)]
     return [(b, r - b) for b, r in zip(before, room, strict=True)]

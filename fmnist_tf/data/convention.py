@@ -35,6 +35,7 @@ class Convention:
         centring: what lies in the middle: the bounding box, or the centre of mass.
         thickness: 95th percentile of the content's thickness, 1..28 (see `measure_thickness`).
         ink: 1st and 99th percentile of an image's mean distance from the background, 0..1.
+        drift: how far this centre is from its usual place, in pixels: 98th percentile.
     """
 
     background: int
@@ -42,14 +43,12 @@ class Convention:
     centring: Literal["box", "mass"] = "box"
     thickness: int = IMAGE_SIZE
     ink: tuple[float, float] = (0.0, 1.0)
+    drift: float = 0.0
 
     @property
     def has_strokes(self) -> bool:
-        """Whether the content is drawn with lines, as digits are, and never a filled area.
-
-        The thickness is 0.25 of the side in MNIST, 0.46 in scikit-learn's digits, which are
-        blurred, 0.68 in Fashion-MNIST.
-        """
+        """Whether the content is drawn with lines, as digits are, and never a filled area."""
+        # 0.25 in MNIST, 0.46 in scikit-learn's digits, which are blurred, 0.68 in Fashion-MNIST.
         return self.thickness < 0.55 * self.content_side
 
     def to_record(self) -> dict[str, Any]:
@@ -58,11 +57,9 @@ class Convention:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Convention:
-        """Return what `to_record` was made from; other entries are ignored.
+        """Return what `to_record` was made from; KeyError if an entry of the first runs is missing.
 
-        Raises:
-            KeyError: `background` or `content_side` is missing. Older runs lack the others too and
-                get their defaults.
+        Later entries have defaults.
         """
         return cls(
             record["background"],
@@ -70,6 +67,7 @@ class Convention:
             record.get("centring", "box"),
             record.get("thickness", IMAGE_SIZE),
             cast(tuple[float, float], tuple(record.get("ink", (0.0, 1.0)))),
+            record.get("drift", 0.0),
         )
 
 
@@ -88,6 +86,8 @@ def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
     boxes = np.stack([top + bottom, left + right]) / 2
     masses = np.stack(find_centre_of_mass(contrast))
     is_mass = masses.var(axis=1).sum() < boxes.var(axis=1).sum()
+    centres = masses if is_mass else boxes
+    drifts = np.abs(centres - np.median(centres, axis=1, keepdims=True))
     sides = np.maximum(bottom - top, right - left) + 1
     ink = np.percentile(contrast.mean(axis=(1, 2)) / 255, [1, 99])
     return Convention(
@@ -96,6 +96,7 @@ def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
         "mass" if is_mass else "box",
         int(np.percentile(measure_thickness(is_content), 95)),
         (round(float(ink[0]), 4), round(float(ink[1]), 4)),
+        round(float(np.percentile(drifts, 98, axis=1).max()), 2),
     )
 
 
@@ -120,11 +121,7 @@ def find_centre_of_mass(
 
 
 def measure_thickness(is_content: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the side of the largest square of odd side that fits into the content, (N,).
-
-    Args:
-        is_content: (N, H, W).
-    """
+    """Return the side of the largest square of odd side that fits into the content (N, H, W)."""
     from scipy import ndimage  # 0.2 s that the report of a run saves
 
     thickness = np.full(len(is_content), -1)

@@ -22,31 +22,21 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def hash_pictures(folder: Path) -> str:
-    """Return a SHA-256 of the classes, names and bytes of the pictures in a folder.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Return a SHA-256 of the classes, names and bytes of the pictures in a folder."""
     digest = hashlib.sha256()
     for path in _list_pictures(folder):
         content = path.read_bytes() if path.is_file() else b""
-        name = f"{path.parent.name}/{path.name}\0{len(content)}\0"
-        digest.update(name.encode() + content)
+        digest.update(f"{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
 def read_pictures(folder: Path, convention: Convention) -> Parsed:
-    """Return the pictures in a folder as pixels (N, 784), their classes, and what was decided.
+    """Return the pictures in a folder of a folder for each class.
 
-    Grey pictures of 28x28 pixels are used unchanged; the others are converted.
-
-    Args:
-        folder: with a folder for each class.
-        convention: of the images that pictures are converted to.
+    Grey pictures of 28x28 pixels are used unchanged; the others are converted to the convention.
 
     Raises:
-        DataError: E005, no picture; E045, files that cannot be read as pictures, the first five of
-            them named.
+        DataError: E005, no picture; E045, a file is no picture.
     """
     from fmnist_tf.data.photos import read_picture  # SciPy
 
@@ -65,9 +55,8 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
         except UsageError as error:
             errors.append(str(error).partition("\n")[0])
     if errors:
-        bad = f"{len(errors)} of {len(paths)} files are no readable picture: "
+        bad = f"{len(errors)} of {len(paths)} files are no picture: {'; '.join(errors[:5])}"
         hint = "delete them or move them out of the folders of the classes"
-        bad += "; ".join(errors[:5])
         raise file_error("E045", str(folder), bad, "pictures", hint)
     if not rows:
         hint = "FOLDER/CLASS/*.png, or FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png"
@@ -87,8 +76,7 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
 def decode_picture(file: Path | io.BytesIO, max_side: int) -> NDArray[np.uint8]:
     """Return a PNG or JPEG picture, (H, W), or (H, W, 3) if it has colour.
 
-    Raises:
-        ValueError: it is not one, is damaged or larger, or has transparent parts.
+    ValueError: it is not one, is damaged or larger, or has transparent parts.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:

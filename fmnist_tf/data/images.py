@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Table:
-    """The validated images of one file: a CSV, the official files or the built-in sample.
+    """The validated images of one file or folder, N of them.
 
     Attributes:
         pixels: (N, 784) uint8, row-major, read-only.
         label_index: (N,) int32 indices into `label_values`; None if unlabelled.
-        label_values: the K distinct labels as text, ordered by value if all are whole numbers,
-            else by text; empty if unlabelled.
+        label_values: the K distinct labels as text, by value if all are whole numbers, else by
+            text; empty if unlabelled.
         path: the file as the user named it.
         sha256: of the file's bytes on disk.
         digest: SHA-256 of the bytes of `pixels`.
         label_digest: SHA-256 of the bytes of `label_index`; empty if unlabelled.
-        first_line: line of row 0, so row i stands in line `first_line + i`.
+        first_line: line of row 0, so row i is in line `first_line + i`.
         decisions: what was decided, one sentence each.
         label_field: the label's 1-based field, or None.
         form: "csv", "idx", "npy", "parquet" or "pictures".

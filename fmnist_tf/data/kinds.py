@@ -82,7 +82,8 @@ _KINDS = {
         f"opened; if you trust it, open it with pickle.load, and {_SAVE}"),
     rb"ARROW1": _other("an Arrow file (Feather)", _PANDAS.format("pyarrow", "feather", "", "")),
     rb"RD[AX][23]\n": _other("an R data file", "in R, write.csv(x, 'my.csv', row.names = FALSE)"),
-    rb".{257}ustar": _other("a tar archive", _UNPACK),
+    rb".{257}ustar": _other("a tar archive", f"{_UNPACK}; python: import tarfile; "
+        'tarfile.open(PATH).extractall(filter="data")'),
     rb"Rar!\x1a\x07": _other("a RAR archive", _UNPACK),
     rb"7z\xbc\xaf\x27\x1c": _other("a 7z archive", _UNPACK),
     rb"\x28\xb5\x2f\xfd": _other("a Zstandard file", _UNPACK),
@@ -111,7 +112,8 @@ _NPZ = Kind("npz", "a file of NumPy arrays (npz)", f"open it with numpy.load, an
 
 def recognise(head: bytes) -> Kind:
     """Return the kind of a file with these first bytes; `TEXT` if they are of no known format."""
-    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), TEXT)
+    unknown = TEXT if head else Kind("text", "an empty file (0 bytes)", "")
+    return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), unknown)
 
 
 def recognise_zip(names: Iterable[str]) -> Kind:

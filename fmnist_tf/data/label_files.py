@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tf.data.archives import find_kind, list_files, read_bytes
 from fmnist_tf.data.arrays import read_array
-from fmnist_tf.data.csv.cells import Fault, is_whole, label_text
-from fmnist_tf.data.csv.labels import MAX_CLASSES, LabelCodes
-from fmnist_tf.errors import DataError, file_error
+from fmnist_tf.data.csv.cells import is_whole
+from fmnist_tf.data.files import find_kind, read_bytes
+from fmnist_tf.data.labels import encode_labels
+from fmnist_tf.errors import file_error
 
 
 def read_labels(
@@ -22,19 +21,13 @@ def read_labels(
     """Return the K distinct labels in a file, in order, and the index (N,) of each image's label.
 
     A file of text has one column, perhaps a header, and perhaps a column of row numbers before it.
-
-    Args:
-        path: of the labels, perhaps gzipped or in an archive.
-        n_images: how many labels there must be.
-        images: the file of the images, for the message.
+    `images` is the file of the images, for the message.
 
     Raises:
         DataError: E009, another format; E011, not UTF-8; E045, another number of labels than
             images, or more columns; those of `read_array` and of `encode_labels`.
     """
     kind = find_kind(path)
-    if kind.form in ("zip", "npz") and len(members := list_files(path)) == 1:
-        path, kind = members[0], find_kind(members[0])
     has_header = False
     if kind.form in ("npy", "idx labels"):
         labels = _read_array(path)
@@ -48,32 +41,6 @@ def read_labels(
         found, expected = f"{len(labels):,} labels", f"{n_images:,}, one for each image of {images}"
         raise file_error("E045", str(path), found, expected, "is it the file of these images?")
     return encode_labels(path, labels, 1 + has_header)
-
-
-def encode_labels(
-    path: Path, labels: Sequence[str], first_line: int = 1
-) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Return the K distinct labels in order, and the index (N,) of each label in them.
-
-    Raises:
-        DataError: E027, a label that is missing, a fraction or unprintable, or names beside
-            numbers; E028, more than 1,000 classes; E036, E037, a number in another notation.
-    """
-    codes = LabelCodes()
-    code_of: dict[str, int] = {}
-    for text in dict.fromkeys(labels):
-        value = label_text(text)
-        if isinstance(value, Fault):
-            raise DataError([value.at(str(path), first_line + labels.index(text))])
-        code_of[text] = codes.add(value)
-    if codes.is_mixed:
-        found = f"labels such as {', '.join(list(codes.codes)[:3])}"
-        raise file_error("E027", str(path), found, "numbers in every row, or names")
-    if len(codes.codes) > MAX_CLASSES:
-        found = f"{len(codes.codes):,} different labels"
-        raise file_error("E028", str(path), found, f"at most {MAX_CLASSES:,} classes")
-    values, place = codes.sort()
-    return tuple(values), place[[code_of[text] for text in labels]]
 
 
 def _read_array(path: Path) -> list[str]:
@@ -95,14 +62,14 @@ def _read_column(path: Path) -> list[str]:
         raise file_error("E011", str(path), "text that is not UTF-8", "UTF-8") from None
     except csv.Error as error:
         raise file_error("E045", str(path), str(error), "one label a line") from None
-    widths = {len(row) for row in rows}
+    widths = sorted({len(row) for row in rows})
     is_numbered = False
-    if widths == {2} and is_whole(rows[-1][0]) and len(rows[-1][0]) < 20:
+    if widths == [2] and is_whole(rows[-1][0]) and len(rows[-1][0]) < 20:
         last = int(rows[-1][0])
         numbers = map(str, range(last - len(rows) + 2, last + 1))
         is_numbered = [row[0] for row in rows[1:]] == list(numbers)  # the first may be a header
-    if widths != {1} and not is_numbered:
-        shown = " and ".join(map(str, sorted(widths)[:3])) or "no"
+    if widths != [1] and not is_numbered:
+        found = f"lines of {' and '.join(map(str, widths[:3])) or 'no'} columns"
         expected = "one column of labels, perhaps after row numbers"
-        raise file_error("E045", str(path), f"lines of {shown} columns", expected)
+        raise file_error("E045", str(path), found, expected)
     return [row[-1].strip() for row in rows]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import re
 import shlex
+import zipfile
 from pathlib import Path
 
-from fmnist_tf.data.archives import find_kind, is_there, list_files, split_member
+from fmnist_tf.data.files import is_there, list_files, split_member
 from fmnist_tf.data.folders import list_folders
-from fmnist_tf.errors import UsageError
+from fmnist_tf.errors import UsageError, file_error
 
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
@@ -26,7 +29,7 @@ _LABELS = re.compile(r"labels?(?![a-z])|(?<![a-z])y(?=[-_.])", re.IGNORECASE)
 
 
 def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | None] | None:
-    """Return the train file that a path means, and the test file beside it, if any.
+    """Return the train file or folder that a path means, if any, and the test file beside it.
 
     In a folder or zip archive Kaggle's Fashion-MNIST name goes first; else the one file with
     "train" in its name; else the one file without "train" or "test" in its name; in an archive also
@@ -37,10 +40,6 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
         path: a file, a folder, an archive, or a path into one.
         in_folders: also find folders of pictures, and archives that hold something else.
 
-    Returns:
-        Paths of files, of folders with a folder of pictures for each class, or into an archive;
-        None if a folder or archive has nothing that fits.
-
     Raises:
         UsageError: several files could be meant, or a file cannot be read.
     """
@@ -48,7 +47,7 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
     if train is None:
         return _find_class_folders(path) if in_folders else None
     test = find_test_beside(train)
-    if find_kind(train).form not in ("zip", "npz"):
+    if not (os.path.isfile(train) and zipfile.is_zipfile(train)):
         return train, test
     if (inner := _choose(train)) is None:
         return (train, test) if in_folders else None
@@ -85,8 +84,7 @@ def find_labels_beside(path: Path) -> Path | None:
 def pick_table(path: Path) -> Path:
     """Return the file to classify that a path means: of a train and a test file the latter.
 
-    Raises:
-        UsageError: nothing or several files could be meant, or a file cannot be read.
+    UsageError: nothing or several files could be meant.
     """
     train, test = find_tables(path) or (None, None)
     if train is None:
@@ -144,3 +142,41 @@ def _choose(place: Path) -> Path | None:
             f"expected one. hint: name it, such as --data {shlex.quote(str(found[0]))}"
         )
     return found[0] if found else None
+
+
+def expand_path(pattern: str | os.PathLike[str]) -> Path:
+    """Return the one file or folder that a path or shell pattern means; an exact name wins.
+
+    A path without `*`, `?` or `[` is returned as it is, whether it exists or not.
+
+    Raises:
+        DataError: E043, a pattern that matches nothing or several files, or a loop of symbolic
+            links.
+    """
+    text = os.fspath(pattern)
+    try:
+        os.stat(text)
+        return Path(text)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise file_error("E043", text, "a loop of symbolic links", "a CSV of images") from None
+    if not glob.has_magic(text):
+        return Path(text)
+    paths = [] if "\0" in text else sorted(glob.glob(text))
+    if len(paths) != 1:
+        shown = ", ".join(paths[:3])
+        found = f"the pattern matches {len(paths)} files: {shown}" if paths else "no file matches"
+        raise file_error("E043", text, found, "a pattern of one file", "check folder and pattern")
+    return Path(paths[0])
+
+
+def check_paths(train_path: str | os.PathLike[str], test_path: str | os.PathLike[str]) -> None:
+    """Refuse one file given twice, under whatever names (E042)."""
+    try:
+        same = Path(train_path) == Path(test_path) or os.path.samefile(train_path, test_path)
+    except (OSError, ValueError):
+        return  # `read_table` says what is wrong
+    if same:
+        found = f"the same file as the training data {os.fspath(train_path)}"
+        hint = "accuracy on the training images says nothing about new ones: give other images"
+        raise file_error("E042", os.fspath(test_path), found, "another file", hint)

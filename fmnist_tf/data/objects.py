@@ -50,6 +50,7 @@ _SHEET = 0.3  # of the hull: thinner rings are frames, which no garment looks li
 
 # Doubts.
 _FAR_INK = 0.3  # of the object's ink: as much elsewhere
+_SHADED = 0.05  # of the border outside the object
 _SMALL = 0.08  # of the picture's longer side
 _SMALL_PART = 0.25  # of what stands out from the border: perhaps the print on a shirt
 _CONNECTED = np.ones((3, 3), bool)
@@ -66,6 +67,7 @@ class Found:
         width: part of the picture's width that the object covers, 0..1.
         height: of the picture's height.
         doubts: why it may not be the object that was meant, a phrase each.
+        corner: the crop's top left corner, (y, x) pixels from the middle of what was looked at.
         in_rectangle: whether all around a rectangle was ignored.
     """
 
@@ -75,6 +77,7 @@ class Found:
     width: float
     height: float
     doubts: tuple[str, ...]
+    corner: tuple[float, ...]
     in_rectangle: bool = False
 
 
@@ -95,14 +98,31 @@ def find_object(grey: Grey, convention: Convention) -> Found | None:
     None if nothing stands out, or if everything does and no other way of looking finds an object
     without a doubt.
     """
+    surface = fit_background(grey)
     doubtful = []
     for found in _look(grey, convention):
-        if not found.doubts:
+        if found.doubts:
+            doubtful.append(found)
+        elif found.in_rectangle or convention.has_strokes or not _is_shaded(grey, surface, found):
             return found
-        doubtful.append(found)
-    if fit_background(grey) is None:
+        else:
+            shade = "something dark or bright at the border, perhaps a shadow, was left out"
+            return replace(found, doubts=(shade,))
+    if surface is None:
         return None
     return min(doubtful, key=lambda found: len(found.doubts), default=None)
+
+
+def _is_shaded(grey: Grey, surface: Grey | None, found: Found) -> bool:
+    """Return whether much of the border outside the object is not background."""
+    if surface is None:
+        return True
+    outside = border(grey.shape)
+    top, left = (round(c + side / 2) for c, side in zip(found.corner, grey.shape, strict=True))
+    height, width = found.contrast.shape
+    outside[top : top + height, left : left + width] = False
+    uneven = np.abs(_smooth(grey) - surface)[outside] > TOLERANCE
+    return bool(uneven.mean() > _SHADED) if uneven.size else False
 
 
 def fit_background(grey: Grey, part: float = 0.5) -> Grey | None:
@@ -286,7 +306,8 @@ def _gather(
     if mask.sum() < least_area:
         doubts.append("it is a small part of what stands out")
     level = float(np.median(scene.ground[at_border]))
-    yield Found(contrast, scene.is_brighter, level, width, height, tuple(doubts))
+    corner = tuple(side.start - len(axis) / 2 for side, axis in ((box[0], mask), (box[1], mask.T)))
+    yield Found(contrast, scene.is_brighter, level, width, height, tuple(doubts), corner)
 
 
 def _find_doubts(mask: Mask, contrast: Grey, convention: Convention) -> Iterator[str]:

@@ -30,11 +30,7 @@ def read_official(
 ) -> tuple[Table, Table]:
     """Return the train and the test images, each table named after its image file.
 
-    Files that Keras' cache lacks are downloaded into `download_dir`, and `say` takes a line on it.
-
-    Raises:
-        DownloadError: a file is in neither place and cannot be downloaded.
-        OSError: the disk is full or fails.
+    See `find_or_fetch`, also for what is raised.
     """
     cache = keras_home() / "datasets" / "fashion-mnist"
     paths = {

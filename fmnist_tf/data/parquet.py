@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data.arrays import MAX_SIDE, Parsed, to_rows
 from fmnist_tf.data.csv.layout import LABEL_NAMES
-from fmnist_tf.data.csv.table import read_csv
+from fmnist_tf.data.files import read_bytes
 from fmnist_tf.data.folders import decode_picture
 from fmnist_tf.data.kinds import recognise
 from fmnist_tf.errors import DataError, file_error
 
 
 def read_parquet(path: Path, label_column: str | None) -> Parsed:
-    """Return the images of a file as pixels (N, 784), N labels or None, and what was decided.
+    """Return the images of a file with a column for each pixel, or one of pictures.
 
     Args:
-        path: of a file with a column for each pixel, or one of pictures, struct{bytes, path}.
-        label_column: see `read_csv`; of a file of pictures, its name.
+        path: of the file; a column of pictures holds struct{bytes, path}.
+        label_column: see `read_table`; of a file of pictures, its name.
 
     Raises:
         DataError: E005, no picture; E008, damaged; E009, pyarrow is missing; E026, no such label
             column, or several that could be it; E045, a picture that cannot be read, or is not
-            square; those of `read_csv`.
+            square; those of `read_table`.
     """
     if find_spec("pyarrow") is None:
         raise recognise(b"PAR1").refuse(path, "pyarrow, which is not installed, or a CSV of images")
@@ -38,7 +38,7 @@ def read_parquet(path: Path, label_column: str | None) -> Parsed:
     from pyarrow.parquet import read_table
 
     try:
-        table = read_table(path)
+        table = read_table(pa.BufferReader(read_bytes(path)))
     except (pa.ArrowException, OSError) as error:
         expected = "a Parquet file"
         raise file_error("E008", str(path), str(error), expected, "fetch it again") from None
@@ -78,11 +78,13 @@ def _read_columns(path: Path, table: Any, label_column: str | None) -> Parsed:
     """Read a file with a column for each pixel by the rules for CSVs, which find the label."""
     from pyarrow.csv import write_csv
 
+    from fmnist_tf.data.tables import read_table
+
     with tempfile.TemporaryDirectory() as folder:
         csv = Path(folder, "table.csv")
         write_csv(table, csv)
         try:
-            images = read_csv(csv, folder, label_column=label_column)
+            images = read_table(csv, folder, label_column=label_column)
         except DataError as error:
             problems = [replace(problem, path=str(path)) for problem in error.problems]
             raise DataError(problems, error.totals) from None

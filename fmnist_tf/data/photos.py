@@ -7,6 +7,7 @@ on the other side of the background than theirs.
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.compose import Grey, border, centre, compose, scale
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.kinds import HEAD_BYTES, Kind, recognise
+from fmnist_tf.data.files import find_kind, read_bytes
 from fmnist_tf.data.objects import Found, find_object, fit_background
 from fmnist_tf.errors import UsageError, printable
 
@@ -56,12 +57,8 @@ class Picture(NamedTuple):
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file starts as a picture does that can be read, whatever its name.
-
-    Raises:
-        UsageError: it is not a readable regular file, or is empty.
-    """
-    return _find_kind(path).form == "picture"
+    """Return whether the file starts as a picture does that can be read, whatever its name."""
+    return find_kind(path).form == "picture"
 
 
 def read_picture(path: Path, convention: Convention) -> Picture:
@@ -72,14 +69,10 @@ def read_picture(path: Path, convention: Convention) -> Picture:
     several frames is read. A grey 28x28 picture is used unchanged, or negated if its background is
     at the other end of the grey scale.
 
-    Args:
-        path: a file in one of `FORMATS`.
-        convention: of the training images.
-
     Raises:
         UsageError: missing, empty, damaged, larger than `MAX_PIXELS`, another format, or blank.
     """
-    if (kind := _find_kind(path)).form != "picture":
+    if (kind := find_kind(path)).form != "picture":
         raise kind.refuse(path, _EXPECTED)
     grey, is_colour, notes = _read_grey(path)
     doubts: tuple[str, ...] = ()
@@ -105,19 +98,6 @@ def read_picture(path: Path, convention: Convention) -> Picture:
     return Picture(pixels, (*notes, note), _warn(doubts))
 
 
-def _find_kind(path: Path) -> Kind:
-    try:
-        if path.exists() and not path.is_file():
-            raise _refused(path, "a directory" if path.is_dir() else "a pipe, socket or device")
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
-    if not head:
-        raise _refused(path, "an empty file (0 bytes)")
-    return recognise(head)
-
-
 def _warn(doubts: tuple[str, ...]) -> tuple[str, ...]:
     if not doubts:
         return ()
@@ -134,10 +114,11 @@ def _refused(path: Path, found: str, hint: str = "") -> UsageError:
 
 def _read_grey(path: Path) -> tuple[Grey, bool, list[str]]:
     """Return (H, W) float32 0..255 at most `_WORK_SIDE` long, whether it had colour, notes."""
+    content = read_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on sizes below our limit and on metadata
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 notes = [f"{image.width}x{image.height} pixels"]
                 image.draft("RGB", (_WORK_SIDE, _WORK_SIDE))  # a JPEG is decoded no larger
                 if image.width * image.height > MAX_PIXELS:
@@ -192,7 +173,7 @@ def _keep(grey: Grey, background: int) -> tuple[Grey, str]:
 
 def _to_levels(found: Found, convention: Convention) -> tuple[Grey, str]:
     """Return the object in the grey levels of the training images, (28, 28)."""
-    image = compose(found.contrast, convention) / 255
+    image = compose(found.contrast, convention, found.corner) / 255
     background = convention.background
     is_light = background >= LIGHT
     image = background * (1 - image) if is_light else background + (255 - background) * image

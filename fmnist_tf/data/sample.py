@@ -1,10 +1,9 @@
 """The built-in sample: real handwritten digits that are installed with scikit-learn.
 
-1,797 grey images of 8x8 pixels, levels 0..16, ten classes. They are the test part of the UCI data
-set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998,
-https://archive.ics.uci.edu/dataset/80): 13 people wrote them, other people than those of UCI's
-train part. Here the same people wrote train and test images, so accuracy is higher than with new
-writers.
+1,797 grey images of 8x8 pixels, levels 0..16, ten classes, the test part of UCI's "Optical
+Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998,
+https://archive.ics.uci.edu/dataset/80). The same 13 people wrote train and test images, so accuracy
+is higher than with new writers.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def load_sample() -> tuple[
 ]:
     """Return the sample, enlarged to 28x28 (bilinear), divided by a fixed, stratified draw.
 
-    Returns:
-        Train pixels (1527, 784), 0 = background, train labels (1527,); the same of 270 test images.
+    Train pixels (1527, 784), 0 = background, train labels (1527,); the same of 270 test images.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

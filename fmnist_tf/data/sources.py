@@ -12,11 +12,17 @@ import numpy as np
 from fmnist_tf.data import official, sample
 from fmnist_tf.data.compare import check_training, compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import check_paths, expand_path
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import FASHION_MNIST, map_labels, require_labels
-from fmnist_tf.data.locate import find_tables, find_test_beside, name_dataset, pick_table
+from fmnist_tf.data.locate import (
+    check_paths,
+    expand_path,
+    find_tables,
+    find_test_beside,
+    name_dataset,
+    pick_table,
+)
 from fmnist_tf.data.splits import TEST_FRACTION, TEST_SEED, plan_holdout
 from fmnist_tf.data.summary import DataSummary, inspect
 from fmnist_tf.data.tables import read_table
@@ -45,8 +51,7 @@ class Dataset:
         train: the images that train and validate.
         test: the images that are classified once, at the end; same classes as `train`.
         name: "fashion-mnist", "sample", or the train file's name without "train" and ".csv".
-        kind: "official", "sample", or `Table.form`. Other files of the official images or of the
-            sample, in their order, are of the same kind as these.
+        kind: "official" or "sample", also for other files of these images; else `Table.form`.
         files: the train file and, if there is one, the test file.
         decisions: what was decided, a sentence each.
         warnings: what limits the meaning of any figure. One that begins with "WARNING" is to be
@@ -92,12 +97,11 @@ def read_dataset(
         store_dir: where parsed files are kept; downloads are kept beside it.
         say: takes a line before what takes time, and when a source fails.
         test_data: a labelled file or folder that replaces any other test file, or None.
-        label_column: name of the label's column in CSVs; None finds it.
+        label_column: see `read_table`.
         labels: a file of the labels of the training images, or None. Those of the test images are
             in the file named alike, with "test" for "train".
-        to_train: whether a network is to be trained on them. Otherwise labels, a second class and
-            a test file are optional: without labels all images are of one class, and without a test
-            file `test` is empty.
+        to_train: False: labels, a second class and a test file are optional; without labels all
+            images are of one class, and without a test file `test` is empty.
 
     Raises:
         UsageError: nothing or too much fits what was asked for, or a file is bad (`DataError`).
@@ -107,20 +111,19 @@ def read_dataset(
     decisions: list[str] = []
     read = partial(read_table, store_dir=store_dir, label_column=label_column)
     labels_path = None if labels is None else expand_path(labels)
-    test: Table | None
     is_known = data in ("official", "sample")
     if data == "auto":
         is_known = not DATA_DIR.is_dir() or find_tables(DATA_DIR, in_folders=False) is None
+    if is_known and labels is not None:
+        raise UsageError(f"--labels {labels}: expected together with --data PATH")
     if is_known:
-        if labels is not None:
-            raise UsageError(f"--labels {labels}: expected together with --data PATH")
         train, test, kind = _read_known(data, store_dir, say, decisions)
     else:
         train, test = _read_files(data, labels_path, read, decisions, wants_test=test_data is None)
         kind = _KNOWN.get((train.digest, train.label_digest), train.form)
     if test_data is not None:
         test = _read_named_test(test_data, labels_path, read, train)
-    tables = [train] if test is None else [train, test]
+    tables = (train,) if test is None else (train, test)
     decisions += [f"{Path(t.path).name}: {line}" for t in tables for line in t.decisions]
     if to_train:
         require_labels(train, minimum=2)
@@ -148,7 +151,7 @@ def read_dataset(
         test=test_part,
         name=_NAMES.get(kind) or name_dataset(train.path),
         kind=kind,
-        files=tuple(tables),
+        files=tables,
         decisions=tuple(decisions),
         warnings=(*boxes, *found.warnings, *unlike),
         summary=found.summary,
@@ -165,20 +168,19 @@ def find_source(path: str) -> str:
 
 def _read_known(
     data: str, store_dir: Path, say: Callable[[str], None], decisions: list[str]
-) -> tuple[Table, Table, str]:
+) -> tuple[Table, Table | None, str]:
     """Return the train and test images of `auto`, `official` or `sample`, and their kind."""
-    if data != "sample":
-        try:
+    try:
+        if data != "sample":
             tables = official.read_official(store_dir.parent / "downloads", store_dir, say)
-        except DownloadError as error:
-            if data == "official":
-                raise
-            say(f"{error}; the built-in sample is used instead")
-            why = f"as there are no CSVs and no network ({error})"
-            decisions.append(f"data: the built-in sample, {why}")
-        else:
             decisions.append("data: the official Fashion-MNIST files")
             return (*tables, "official")
+    except DownloadError as error:
+        if data == "official":
+            raise
+        say(f"{error}; the built-in sample is used instead")
+        why = f"as there are no CSVs and no network ({error})"
+        decisions.append(f"data: the built-in sample, {why}")
     return (*sample.read_sample(), "sample")
 
 

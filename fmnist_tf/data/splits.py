@@ -35,13 +35,12 @@ class Splits:
 def plan_splits(
     labels: np.ndarray, *, val_fraction: float, seed: int, limit: int | None = None
 ) -> Splits:
-    """Divide the rows of a train file into train and val, stratified by class.
+    """Divide the rows of labels (N,) into train and val, stratified by class within one row.
 
-    A class of one row goes to train. Every other class's count in val is within one of its exact
-    proportion.
+    A class of one row goes to train.
 
     Args:
-        labels: (N,) integers.
+        labels: integers.
         val_fraction: fraction of the chosen rows that goes to val, in (0, 1).
         seed: non-negative; the same seed gives the same rows.
         limit: divide a `subset_rows` of this size only; None divides all rows.
@@ -72,17 +71,9 @@ def plan_splits(
 def plan_holdout(
     labels: np.ndarray, *, fraction: float, seed: int, part: str, hint: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Set a stratified `fraction` of the rows aside.
+    """Return the rows that remain and `round(fraction * N)` set aside, ascending, stratified.
 
-    Args:
-        labels: (N,) integers.
-        fraction: in (0, 1); `round(fraction * N)` rows are set aside.
-        seed: non-negative.
-        part: name of the rows set aside, for messages.
-        hint: what to do if it is impossible, for messages.
-
-    Returns:
-        The rows that remain and the rows set aside, both ascending int64.
+    `part` names the rows set aside, and `hint` what to do if it is impossible, for messages.
 
     Raises:
         UsageError: the fraction is outside (0, 1), or a class of two rows or more has no row on
@@ -113,16 +104,10 @@ def plan_holdout(
 
 
 def subset_rows(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Draw a stratified subset: of each class the same fraction, within one row.
+    """Draw at most `count` rows, ascending, of each class the same fraction, within one row.
 
-    Args:
-        labels: (N,) integers.
-        count: at least 0. If it is below the number of classes, the draw is not stratified. If it
-            leaves out fewer rows than there are classes, one row of each class is left out.
-        seed: non-negative.
-
-    Returns:
-        At most `count` ascending int64 row numbers; all rows if N is at most `count`.
+    A count below the number of classes is not stratified. One that leaves out fewer rows than there
+    are classes leaves out one of each class.
     """
     if count >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
@@ -137,7 +122,7 @@ def subset_rows(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 def _divide(
     labels: np.ndarray, n_second: int, seed: int, stream: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide all rows into two stratified sets, the second of `n_second` rows, both ascending.
+    """Divide all rows into two stratified sets, the second of `n_second` rows.
 
     Classes with a single row, which cannot be stratified, go to the first set.
     """

@@ -1,4 +1,4 @@
-"""What the images look like: counts, mean images, duplicates, background; warnings W040 on them.
+"""What the images look like: counts, mean images, duplicates; warnings W040 on them.
 
 Everything is computed once and kept beside the pixel store.
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ EXAMPLES = 6
 IMBALANCE_RATIO = 10
 """Ratio of the largest class to the smallest above which a warning is given."""
 
-_VERSION = 3  # part of a kept file's name: raise it if the same images would be described otherwise
+_VERSION = 4  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
 _BLOCK = 4096  # images read at once; bounds the memory
 
@@ -61,16 +61,11 @@ class DataSummary:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DataSummary:
-        """Return what `to_arrays` was made from; other entries are ignored.
-
-        Raises:
-            KeyError: an entry is missing.
-        """
+        """Return what `to_arrays` was made from; KeyError if an entry is missing."""
         return cls(**{field.name: arrays[_PREFIX + field.name] for field in fields(cls)})
 
 
-@dataclass(frozen=True, eq=False)
-class Inspection:
+class Inspection(NamedTuple):
     """All that is known of the images of a data set.
 
     Attributes:
@@ -84,16 +79,21 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
-def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
-    """Read what an earlier call kept in `store_dir` on these images, or compute and keep it.
+class _Scan(NamedTuple):
+    """What one pass over N images finds."""
 
-    Raises:
-        OSError: the disk is full or fails.
-    """
+    counts: NDArray[np.int64]  # (K,)
+    sums: NDArray[np.float64]  # (K, 784), of the pixels of each class
+    histogram: NDArray[np.int64]  # (256,), of all pixels
+    hashes: list[int]  # N, equal for equal images
+    n_constant: int  # images of one grey level
+
+
+def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
+    """Read what an earlier call kept in `store_dir` on these images, or compute and keep it."""
     key = hashlib.sha256(repr((_VERSION, train.class_names)).encode())
     for part in (train, test):
-        key.update(part.digest.encode())
-        key.update(np.asarray(part.labels, "<i8").tobytes())
+        key.update(part.digest.encode() + np.asarray(part.labels, "<i8").tobytes())
     path = store_dir / f"summary-{key.hexdigest()}.npz"
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -110,17 +110,6 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     with write_atomically(path) as file:
         np.savez(file, **kept, warnings=np.array(found.warnings, str))
     return found
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What one pass over N images finds."""
-
-    counts: NDArray[np.int64]  # (K,)
-    sums: NDArray[np.float64]  # (K, 784), of the pixels of each class
-    histogram: NDArray[np.int64]  # (256,), of all pixels
-    hashes: list[int]  # N, equal for equal images
-    n_constant: int  # images of one grey level
 
 
 def _scan(part: Pixels) -> _Scan:
@@ -141,48 +130,36 @@ def _scan(part: Pixels) -> _Scan:
 def _inspect(train: Pixels, test: Pixels) -> Inspection:
     of_train, of_test = _scan(train), _scan(test)
     known = set(of_train.hashes)
-    duplicates = (
-        len(of_train.hashes) - len(known),
-        len(of_test.hashes) - len(set(of_test.hashes)),
-        sum(image in known for image in of_test.hashes),
-    )
+    copies = len(of_train.hashes) - len(known), len(of_test.hashes) - len(set(of_test.hashes))
+    n_shared = sum(image in known for image in of_test.hashes)
     examples = np.zeros((len(train.class_names), EXAMPLES, N_PIXELS), np.uint8)
     for k, images in enumerate(examples):
         rows = np.flatnonzero(train.labels == k)[:EXAMPLES]
         images[: len(rows)] = train.pixels[rows]
+    means = np.rint(of_train.sums / np.maximum(of_train.counts, 1)[:, np.newaxis])
     summary = DataSummary(
         train_counts=of_train.counts,
         test_counts=of_test.counts,
-        mean_images=np.rint(of_train.sums / np.maximum(of_train.counts, 1)[:, np.newaxis]).astype(
-            np.uint8
-        ),
+        mean_images=means.astype(np.uint8),
         examples=examples,
-        duplicates=np.array(duplicates),
+        duplicates=np.array([*copies, n_shared]),
         histogram=of_train.histogram,
     )
-    warnings = _find_warnings(of_train, of_test, duplicates, train.class_names)
-    return Inspection(
-        summary,
-        measure_convention(train.pixels),
-        tuple(f"W040 {warning}" for warning in warnings),
-    )
-
-
-def _find_warnings(
-    train: _Scan, test: _Scan, duplicates: Sequence[int], class_names: Sequence[str]
-) -> Iterator[str]:
-    """Yield what is valid but strange: copies, constant images, and classes of unlike sizes."""
-    for name, part, copies in (("training", train, duplicates[0]), ("test", test, duplicates[1])):
-        if copies:
-            yield f"{copies} of {len(part.hashes)} {name} images are copies of another"
+    warnings = []
+    for name, part, n in (("training", of_train, copies[0]), ("test", of_test, copies[1])):
+        if n:
+            warnings.append(f"{n} of {len(part.hashes)} {name} images are copies of another")
         if part.n_constant:
-            yield f"{part.n_constant} {name} images have one grey level only"
-    if duplicates[2]:
-        yield f"{duplicates[2]} of {len(test.hashes)} test images are also training images"
-    most, fewest = int(train.counts.argmax()), int(train.counts.argmin())
-    if train.counts[most] > IMBALANCE_RATIO * train.counts[fewest]:
-        yield (
-            f"class {printable(class_names[most], 30)} has {train.counts[most]} images and class "
-            f"{printable(class_names[fewest], 30)} {train.counts[fewest]}: accuracy alone will "
-            "mislead"
+            warnings.append(f"{part.n_constant} {name} images have one grey level only")
+    if n_shared:
+        n = len(of_test.hashes)
+        warnings.append(f"{n_shared} of {n} test images are also training images")
+    most, fewest = int(of_train.counts.argmax()), int(of_train.counts.argmin())
+    if of_train.counts[most] > IMBALANCE_RATIO * of_train.counts[fewest]:
+        large, small = (printable(train.class_names[k], 30) for k in (most, fewest))
+        warnings.append(
+            f"class {large} has {of_train.counts[most]} images and class {small} "
+            f"{of_train.counts[fewest]}: accuracy alone will mislead"
         )
+    coded = tuple(f"W040 {warning}" for warning in warnings)
+    return Inspection(summary, measure_convention(train.pixels), coded)

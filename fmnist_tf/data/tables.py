@@ -4,92 +4,111 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE
-from fmnist_tf.data.archives import find_kind, split_member
 from fmnist_tf.data.arrays import Parsed, read_images
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import read_csv
+from fmnist_tf.data.csv.reader import read_csv
+from fmnist_tf.data.files import MAX_BYTES, File
 from fmnist_tf.data.folders import hash_pictures, read_pictures
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.label_files import encode_labels, read_labels
+from fmnist_tf.data.label_files import read_labels
+from fmnist_tf.data.labels import encode_labels
 from fmnist_tf.data.locate import find_labels_beside
 from fmnist_tf.data.parquet import read_parquet
-from fmnist_tf.data.store import read_store, write_store
+from fmnist_tf.data.store import Block, Finish, read_store, write_store
 from fmnist_tf.errors import file_error
-from fmnist_tf.system.files import file_digest
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Part of a store's name: raise it whenever the same bytes would be read in another way."""
 FASHION = Convention(background=0, content_side=IMAGE_SIZE)
 """Bright objects that fill a black image."""
 
+_Read = Callable[[], tuple[Iterable[Block], Finish]]
+
 
 def read_table(
-    path: Path,
-    store_dir: Path,
+    path: str | os.PathLike[str],
+    store_dir: str | os.PathLike[str],
     *,
     label_column: str | None = None,
     labels: Path | None = None,
     convention: Convention = FASHION,
+    max_bytes: int = MAX_BYTES,
 ) -> Table:
-    """Read and check images, or open the store that an earlier call wrote.
+    """Read and check images, or open the store that an earlier call wrote. Memory is bounded.
 
     Args:
-        path: a CSV, an IDX, NPY or Parquet file, a member of a zip archive, or a folder that holds
-            a folder of pictures for each class. Labels of IDX and NPY files are found beside them.
-        store_dir: folder of stores, made if needed.
-        label_column: which column of a CSV or Parquet file holds the label; None finds it.
-        labels: a file of labels, for images that have none of their own.
+        path: a CSV, an IDX, NPY or Parquet file, perhaps compressed or in a zip archive, or a
+            folder of a folder of pictures for each class.
+        store_dir: folder of stores, made if needed; a store's name holds the file's SHA-256.
+        label_column: of a CSV or Parquet file: the label's name, its number from 1, "first" or
+            "last"; default: decided by the names, else by what the columns hold.
+        labels: a file of labels, for images that have none of their own; those of IDX and NPY files
+            are found beside them.
         convention: of the images that pictures are converted to if they are not grey and 28x28.
+        max_bytes: greatest size of the file, and of its content after decompression.
 
     Raises:
-        DataError: the codes of `data.csv.table`; E045, what a file of another form holds does not
-            fit.
+        DataError: E001..E045, see docs/data.md; all faults of a CSV at once.
         OSError: the disk is full or fails.
     """
-    form = "pictures" if path.is_dir() else find_kind(path).form
-    match form:
-        case "text" | "gzip" | "bzip2" | "xz" | "zip":
-            file, member = split_member(path)
-            table = read_csv(file, store_dir, label_column=label_column, member=member or None)
-            if member:
-                table = replace(table, path=str(path), sha256=_digest(path))
-        case "idx" | "npy":
-            labels = labels or find_labels_beside(path)
-            table = _read_stored(form, path, store_dir, None, lambda: read_images(path))
-        case "parquet":
-            table = _read_stored(
-                form, path, store_dir, label_column, lambda: read_parquet(path, label_column)
-            )
-        case "pictures":
-            table = _read_stored(
-                form, path, store_dir, str(convention), lambda: read_pictures(path, convention)
-            )
-        case _:
-            raise find_kind(path).refuse(path, "images")
+    path, store_dir = Path(path), Path(store_dir)
+    read: _Read
+    if os.path.isdir(path):
+        read = partial(_encode, path, "pictures", partial(read_pictures, path, convention))
+        table = _open(path, hash_pictures(path), store_dir, str(convention), read)
+    else:
+        with File(path, max_bytes) as file:
+            form = file.kind.form
+            if form == "text":
+                read = partial(read_csv, file, label_column, store_dir)
+            elif form == "parquet":
+                read = partial(_encode, path, form, partial(read_parquet, path, label_column))
+            elif form in ("idx", "npy"):
+                labels = labels or find_labels_beside(path)
+                read = partial(_encode, path, form, partial(read_images, path))
+            else:
+                raise file.kind.refuse(path, "images")
+            checked = partial(_check_after, file, read)
+            table = _open(path, file.read_sha256(), store_dir, label_column, checked)
     return table if labels is None else _add_labels(table, labels)
 
 
-def _read_stored(
-    form: str, path: Path, store_dir: Path, option: str | None, parse: Callable[[], Parsed]
-) -> Table:
-    """Open the store of a file, or parse the file, which depends on the option, into it."""
-    sha256 = _digest(path)
-    key = hashlib.sha256(json.dumps([READER_VERSION, sha256, option]).encode()).hexdigest()
-    directory = store_dir / f"{form}-{key}"
-    if (table := read_store(directory, str(path), sha256)) is not None:
-        return table
+def _open(path: Path, sha256: str, store_dir: Path, option: str | None, read: _Read) -> Table:
+    """Open the store of a file, which depends on the option, or read the file into it."""
+    options = json.dumps([READER_VERSION, option]).encode()
+    directory = store_dir / f"{sha256}-{hashlib.sha256(options).hexdigest()[:16]}"
+    table = read_store(directory, str(path), sha256)
+    return table or write_store(directory, str(path), sha256, *read())
+
+
+def _check_after(file: File, read: _Read) -> tuple[Iterable[Block], Finish]:
+    """Let no store appear if the file changed while it was read."""
+    blocks, finish = read()
+
+    def finish_checked() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
+        file.check_unchanged()
+        return finish()
+
+    return blocks, finish_checked
+
+
+def _encode(path: Path, form: str, parse: Callable[[], Parsed]) -> tuple[list[Block], Finish]:
     pixels, labels, decisions = parse()
     values, index = encode_labels(path, labels or ["0"] * len(pixels))
     places = None if labels is None else np.arange(len(values), dtype=np.int32)
     facts = {"form": form, "label_values": values if labels else (), "decisions": decisions}
-    return write_store(directory, str(path), sha256, [(pixels, index)], lambda: (places, facts))
+    return [(pixels, index)], lambda: (places, facts)
 
 
 def _add_labels(table: Table, path: Path) -> Table:
@@ -100,21 +119,14 @@ def _add_labels(table: Table, path: Path) -> Table:
         raise file_error("E025", table.path, found, expected, "leave out --labels")
     values, index = read_labels(path, len(table.pixels), table.path)
     name = path.name if path.parent == Path(table.path).parent else path
+    with File(path) as file:
+        sha256 = file.read_sha256()
     return replace(
         table,
         label_index=index,
         label_values=values,
         label_digest=hashlib.sha256(index.data).hexdigest(),
         labels_path=str(path),
-        labels_sha256=_digest(path),
+        labels_sha256=sha256,
         decisions=(*table.decisions, f"the labels are in {name}"),
     )
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file, of the pictures in a folder, or of an archive and a member."""
-    if path.is_dir():
-        return hash_pictures(path)
-    file, member = split_member(path)
-    digest = file_digest(file)
-    return hashlib.sha256(f"{digest} {member}".encode()).hexdigest() if member else digest

@@ -86,14 +86,17 @@ def preprocess(pixels: keras.KerasTensor, value_range: ValueRange, side: int) ->
     return value_range_layer(x)
 
 
-def take_bytes_only(model: keras.Model) -> keras.Model:
+def take_bytes_only(model: keras.Model, is_binary: bool = False) -> keras.Model:
     """Return the model without the step for floats of 0..1, on the same variables.
 
-    In int8 that step has no precision: it would compute its factor 1 as 255 - 254.
+    In int8 that step has no precision: it would compute its factor 1 as 255 - 254. The factor of
+    binary images, whose pixels are 0 and 1, is always 255.
     """
 
     def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
-        return inputs[0][0] if layer.name == _TAKES_UNIT else layer(*inputs, **options)
+        if layer.name != _TAKES_UNIT:
+            return layer(*inputs, **options)
+        return keras.layers.Rescaling(255.0)(inputs[0][0]) if is_binary else inputs[0][0]
 
     return keras.models.clone_model(
         model,

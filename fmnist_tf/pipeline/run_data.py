@@ -16,13 +16,12 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data import tables
-from fmnist_tf.data.archives import is_there
 from fmnist_tf.data.compare import compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.csv.table import expand_path
+from fmnist_tf.data.files import is_there
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.locate import pick_table
+from fmnist_tf.data.locate import expand_path, pick_table
 from fmnist_tf.data.photos import read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.summary import DataSummary

@@ -11,11 +11,11 @@ import pytest
 
 from fmnist_tf.convert import build_parser, main
 from fmnist_tf.data.compare import check_training, compare, transform
-from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.images import Pixels
 from fmnist_tf.data.sample import read_sample
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.data.summary import DataSummary, inspect
+from fmnist_tf.data.tables import read_table as read_csv
 
 TRAIN, TEST = read_sample()  # digits
 LABELS = np.asarray(TEST.label_index, np.int64)

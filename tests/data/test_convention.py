@@ -22,6 +22,7 @@ def test_background_and_content(background: int, height: int, width: int, side: 
     picture[:, 4 : 4 + height, :width] = 180
     found = measure_convention(picture.reshape(3, 784))
     assert (found.background, found.content_side) == (background, side)
+    assert found.drift == 0
     assert found.thickness == min(height, width) - (1 - min(height, width) % 2)
     assert found.ink == pytest.approx(
         [abs(180 - background) / 255 * height * width / 784] * 2, abs=1e-4
@@ -64,6 +65,7 @@ def test_the_centre_that_varies_less_is_the_convention(background: int, centring
 def test_the_sample_fills_its_box() -> None:
     found = measure_convention(load_sample()[0])
     assert (found.content_side, found.centring, found.has_strokes) == (28, "box", True)
+    assert found.drift == 3  # from side to side
 
 
 def test_a_record_comes_back_and_an_old_one_gets_defaults() -> None:

@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.data.csv.cells import label_text, split_line
-from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.images import Table
+from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
 
 # Examples read and write files, so a busy disk must not fail one.

@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 READ_TWICE = """
 import json, re, sys, time
-from fmnist_tf.data.csv.table import read_csv
+from fmnist_tf.data.tables import read_table
 # ru_maxrss would start from the parent's peak; VmHWM starts with this program.
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before, seconds = peak(), []
 for _ in range(2):
     start = time.process_time()
-    table = read_csv(sys.argv[1], sys.argv[2])
+    table = read_table(sys.argv[1], sys.argv[2])
     seconds.append(time.process_time() - start)
 print(json.dumps({"seconds": seconds, "mib": (peak() - before) / 1024}))
 """

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from fmnist_tf.data.csv.table import read_csv
 from fmnist_tf.data.kinds import recognise, recognise_zip
+from fmnist_tf.data.tables import read_table as read_csv
+from fmnist_tf.errors import DataError
 
 
 def picture(form: str) -> bytes:
@@ -44,7 +45,7 @@ def npy() -> bytes:
     ("head", "form", "word"),
     [
         (b"label,pixel1\n", "text", "text"),
-        (b"", "text", "text"),
+        (b"", "text", "empty"),
         (b"BMI,x\n", "text", "text"),
         (b"\x1f\x8b\x08", "gzip", "gzip"),
         (b"BZh91AY", "bzip2", "bzip2"),
@@ -98,10 +99,10 @@ def test_an_archive_is_known_by_its_members(names: list[str], form: str, word: s
     assert (kind.form, word in kind.name) == (form, True)
 
 
-def run_hint(hint: str) -> None:
+def run_hint(hint: str, folder: Path) -> None:
     """Run the Python command in a hint, as a shell would."""
     words = shlex.split(hint[hint.index("python -c ") :])
-    subprocess.run([sys.executable, *words[1:]], check=True, timeout=100)
+    subprocess.run([sys.executable, *words[1:]], check=True, timeout=100, cwd=folder)
 
 
 LABELS = [3, 5, 3, 0]
@@ -133,7 +134,7 @@ def test_the_lines_of_a_hint_write_a_csv_that_is_read(tmp_path, monkeypatch, nam
 
 
 @pytest.mark.parametrize(
-    "name", ["PATH of CSV.npy", "it's.npy", 'quo"te $x.npy', "ä.xlsx", "a.parquet"]
+    "name", ["PATH of CSV.npy", "it's.npy", 'quo"te $x.npy', "ä.xlsx", "a.parquet", "a.feather"]
 )
 def test_the_command_of_a_hint_makes_a_csv_that_is_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -147,14 +148,36 @@ def test_the_command_of_a_hint_makes_a_csv_that_is_read(tmp_path: Path, name: st
         workbook.save(path)
         kind = recognise_zip(["xl/workbook.xml"])
     else:
-        pytest.importorskip("pyarrow", reason="pyarrow writes Parquet")
+        pytest.importorskip("pyarrow", reason="pyarrow writes Parquet and Feather")
         import pandas as pd
 
-        pd.DataFrame(ROWS, columns=HEADER).to_parquet(path)
+        frame = pd.DataFrame(ROWS, columns=HEADER)
+        frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_feather(path)
         kind = recognise(path.read_bytes()[:512])
     (problem,) = kind.refuse(path).problems
     assert problem.code == "E009"
-    run_hint(problem.hint)
+    run_hint(problem.hint, tmp_path)
     table = read_csv(f"{path}.csv", tmp_path / "store")
     np.testing.assert_array_equal(table.pixels, PIXELS)
     assert [table.label_values[k] for k in table.label_index] == list(map(str, LABELS))
+
+
+def test_the_command_of_a_hint_unpacks_a_tar_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    content = "\n".join(",".join(map(str, row)) for row in (HEADER, *ROWS.tolist())).encode()
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("train.csv")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match="E009") as caught:
+        read_csv(path, tmp_path / "store")
+    run_hint(caught.value.problems[0].hint, tmp_path)
+    np.testing.assert_array_equal(read_csv(tmp_path / "train.csv", tmp_path).pixels, PIXELS)
+
+
+def test_the_command_of_a_hint_makes_a_png_of_a_heic_image(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif reads HEIC")
+    path = tmp_path / "a.heic"
+    pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red")).save(path)
+    run_hint(recognise(path.read_bytes()[:512]).refuse(path).problems[0].hint, tmp_path)
+    assert Image.open(f"{path}.png").size == (64, 64)

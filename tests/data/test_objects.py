@@ -169,6 +169,22 @@ def test_what_lies_in_the_middle_is_the_conventions(tmp_path: Path, centring: st
     assert abs(middle["mass"] - middle["box"]) > 1.5
 
 
+@pytest.mark.parametrize(("drift", "column"), [(0.4, 9), (3.0, 11), (1.5, 9)])
+def test_an_object_keeps_its_place_where_training_objects_drift(
+    tmp_path: Path, drift: float, column: int
+) -> None:
+    shape = np.zeros((280, 280))
+    shape[:, 110:210] = 1  # 28 x 10 pixels, 2 to the right of the middle
+    convention = Convention(0, 28, "box", 28, (0.0, 1.0), drift)
+    image = read(tmp_path, plain(shape, margin=0), convention).pixels.reshape(28, 28)
+    assert np.flatnonzero(image[14])[0] == column
+
+
+def test_a_garment_beside_a_shadow_is_doubtful(tmp_path: Path) -> None:
+    assert "shadow" in read(tmp_path, with_a_shadow(shirt()), FASHION).warnings[0]
+    assert not read(tmp_path, with_a_shadow(digit(3)), MNIST).warnings
+
+
 def test_pieces_near_the_object_are_kept_and_far_ones_dropped(tmp_path: Path) -> None:
     shape = np.zeros((256, 256))
     shape[120:220, 60:160] = 1

@@ -18,8 +18,8 @@ from forms import LABELS, PIXELS, csv_text, png, write_pictures
 from forms import write as write_bytes
 
 from fmnist_tf.data import official
-from fmnist_tf.data.archives import is_there
 from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.data.files import is_there
 from fmnist_tf.data.labels import FASHION_MNIST
 from fmnist_tf.data.locate import find_tables
 from fmnist_tf.data.sample import load_sample
@@ -344,12 +344,6 @@ def test_a_named_file_or_folder_never_falls_back(read, cached, data_dir, tmp_pat
     assert not data_dir.exists()
 
 
-def test_patterns_stand_for_the_one_file_they_match(read, tmp_path) -> None:
-    train, test = write(tmp_path / "mine-1.csv"), write(tmp_path / "yours-1.csv", seed=1)
-    dataset = read(tmp_path / "mine*.csv", test_data=str(tmp_path / "yours-?.csv"))
-    assert [file.path for file in dataset.files] == [str(train), str(test)]
-
-
 @pytest.mark.parametrize(
     ("file_name", "name"),
     [
@@ -427,12 +421,6 @@ def test_nothing_is_set_aside_of_what_is_only_shown(read, tmp_path) -> None:
     dataset = read(write(tmp_path / "one.csv", labels=[3], copies=4), to_train=False)
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (4, 0)
     assert dataset.train.class_names == ("3",)
-
-
-def test_the_train_file_cannot_be_the_test_file(read, tmp_path) -> None:
-    train = write(tmp_path / "train.csv")
-    with pytest.raises(DataError, match="E042"):
-        read(train, test_data=str(tmp_path / "." / "train.csv"))
 
 
 # --- the label map ---

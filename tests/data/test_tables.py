@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fmnist_tf.data.arrays import read_array
 from fmnist_tf.data.convention import Convention
+from fmnist_tf.data.files import File
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.tables import read_table
 from fmnist_tf.errors import DataError
@@ -201,6 +202,15 @@ def test_other_formats_are_refused(tmp_path: Path, store: Path, content: bytes) 
     assert code_of(write(tmp_path / "a.csv", content), store) == "E009"
     workbook = {"[Content_Types].xml": b"", "xl/workbook.xml": b""}
     assert code_of(pack(tmp_path / "a.xlsx", **workbook), store) == "E009"
+
+
+def test_a_file_that_grows_ends_where_it_ended_at_opening(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", "x" * 1000)
+    with File(path) as file:
+        write(path, "x" * 5000)
+        assert len(b"".join(file.read_blocks(500))) == 1000
+        with pytest.raises(DataError, match="E041"):
+            file.check_unchanged()
 
 
 # --- folders of pictures ---

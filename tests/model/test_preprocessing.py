@@ -10,7 +10,7 @@ import pytest
 
 from fmnist_tf.model.applications import find_value_range, list_applications
 from fmnist_tf.model.backbones import find_backbone_spec
-from fmnist_tf.model.preprocessing import ValueRange
+from fmnist_tf.model.preprocessing import ValueRange, take_bytes_only
 from fmnist_tf.model.preprocessing import preprocess as add_layers
 
 RAMP = np.tile(np.arange(256), 7)[: 2 * 784].reshape(2, 28, 28).astype(np.uint8)
@@ -75,3 +75,10 @@ def test_resize_is_bilinear_and_precedes_the_value_range() -> None:
     resized = keras.ops.image.resize(RGB, (56, 56), interpolation="bilinear")
     expected = keras.applications.resnet50.preprocess_input(np.array(resized))
     np.testing.assert_allclose(preprocess("resnet50", RAMP, 56), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("images", "is_binary"), [(RAMP, False), (RAMP % 2, True)])
+def test_without_the_step_for_floats_bytes_mean_the_same(images, is_binary: bool) -> None:
+    model = build(ValueRange((0.5,), (3.0,)), 28)
+    found = take_bytes_only(model, is_binary)(images)
+    np.testing.assert_array_equal(found, model(images))
