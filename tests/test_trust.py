@@ -20,7 +20,7 @@ from fmnist_tf import evaluate, export, predict, report, train
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.system.files import NotAFileError, locked
+from fmnist_tf.system.files import NotAFileError, locked, read_bytes
 from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
 
@@ -270,6 +270,14 @@ def test_a_run_may_itself_be_a_link_but_not_continue_with_one_in_it(
         assert f"runs/first/{name}: " in capsys.readouterr().err
         assert os.listdir(moved) == [".x.tmp-1"]
         (run / name).unlink()
+
+
+def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(NotAFileError, match="found 5"):
+        read_bytes(path, 4)
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)

@@ -50,7 +50,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
             )
     dataset = read_dataset(
         source,
-        store_dir=run.cache_dir / "pixels",
+        store_dir=run.pixels_dir,
         say=say,
         test_data=test[0] if test else None,
         label_column=run.config.label_column,

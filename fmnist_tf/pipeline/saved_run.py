@@ -54,14 +54,14 @@ class SavedRun:
     checkpoint: Checkpoint | None = None
 
     @property
-    def cache_dir(self) -> Path:
-        """The folder for parsed files and downloads: beside the run, whatever its settings name.
+    def pixels_dir(self) -> Path:
+        """The folder for parsed files: beside the run, whatever its settings name.
 
         Raises:
-            UsageError: it, or its folder `pixels`, is a link.
+            UsageError: it, or the folder above it, is a link.
         """
-        folder = require_unlinked(self.directory.runs_dir / ".cache")
-        return require_unlinked(folder / "pixels").parent
+        cache = require_unlinked(self.directory.runs_dir / ".cache")
+        return require_unlinked(cache / "pixels")
 
     @property
     def data_sha256(self) -> tuple[str, ...]:
