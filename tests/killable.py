@@ -108,6 +108,9 @@ def _work(job: dict[str, Any], counter: int) -> int:
         os.dup2(log, number)
         setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
+    if job["number"] != signal.SIGKILL:  # what is started in the background ignores SIGINT
+        signal.signal(job["number"], signal.SIG_DFL)
+
     def kill() -> None:
         os.kill(os.getpid(), job["number"])
 
