@@ -100,7 +100,7 @@ def _find(runs_dir: Path, held: ExitStack) -> Iterator[Group]:
     features = [] if cache.is_symlink() else _folders(cache / "features")
     # A run in use may not have recorded yet what it uses.
     yield "cached features", [p for p in features if p.name not in kept and not is_in_use]
-    for folder in () if cache.is_symlink() else (cache / "pixels", *features):
+    for folder in () if cache.is_symlink() else (cache / "pixels", cache / "downloads", *features):
         temporary += find_leftovers(folder)
     yield "temporary files", temporary
 

@@ -74,10 +74,11 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import warn
+    from fmnist_tf.cli.terminal import markdown_table, warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
+    from fmnist_tf.reporting.tracking import TrackedRun, track_comparison
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
@@ -103,15 +104,18 @@ def _show_runs(flags: argparse.Namespace) -> None:
     elif runs:
         page = page or _find_page(flags.runs_dir / "comparison.html")
         sentences = write_comparison(runs, page)
-    _print_table(COLUMNS, rows)
+    print(markdown_table(COLUMNS, rows))
     if sentences:
-        print("", *(f"- {_in_markdown(sentence, 400)}" for sentence in sentences), sep="\n")
+        print("", *(f"- {printable(sentence, 400)}" for sentence in sentences), sep="\n")
     if page is not None:
         print(f"\n{page}")
     if len(runs) > 1:
         names = [run.path.resolve().name for run in runs]
+        title = printable(" and ".join(names), 100)
+        tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
         table = [[name, *row] for name, row in zip(names, rows, strict=True)]
-        _track_comparison(flags, ["name", *COLUMNS], table, page)
+        columns = ["name", *COLUMNS]
+        track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
 
 
 def _find_page(path: Path) -> Path:
@@ -121,7 +125,7 @@ def _find_page(path: Path) -> Path:
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:
-    from fmnist_tf.cli.terminal import boxed, warn
+    from fmnist_tf.cli.terminal import boxed, markdown_table, warn
     from fmnist_tf.pipeline.saved_run import read_saved_run, resume_command
     from fmnist_tf.reporting.page import write_stopped_report
     from fmnist_tf.reporting.record import COLUMNS
@@ -129,28 +133,12 @@ def _show_stopped(directory: RunDir, path: Path) -> None:
     run = read_saved_run(directory)
     warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
     command, best = resume_command(directory), run.best_epoch
-    _print_table(COLUMNS, [write_stopped_report(directory, run.history, best, command, path)])
-    print(f"\n{path}")
-
-
-def _track_comparison(
-    flags: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], path: Path
-) -> None:
-    from fmnist_tf.cli.terminal import say
-    from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
-
-    names = [row[0] for row in rows]
-    name = printable(" and ".join(names), 100)
-    tracked = TrackedRun(name, "comparison", "comparison", {"runs": names})
-    tracker = start_tracking(flags.wandb, flags.runs_dir, tracked)
-    tracker.log_comparison(columns, rows, path)
-    tracker.finish()
-    for line in tracker.hint:
-        say(line)
+    cells = write_stopped_report(directory, run.history, best, command, path)
+    print(f"{markdown_table(COLUMNS, [cells])}\n\n{path}")
 
 
 def _show_data(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import say
+    from fmnist_tf.cli.terminal import markdown_table, say
     from fmnist_tf.data.sources import read_dataset
     from fmnist_tf.pipeline.prepare import describe_dataset, show_decisions
     from fmnist_tf.reporting.page import write_data_page
@@ -171,25 +159,13 @@ def _show_data(flags: argparse.Namespace) -> None:
     path = flags.out or Path("data-report.html")
     write_data_page(describe_dataset(dataset), summary, names, path)
     counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
-    _print_table(
-        ("class", "training images", "test images"),
-        [(name, f"{train:,}", f"{test:,}") for name, train, test in counts],
-    )
+    rows = [(name, f"{train:,}", f"{test:,}") for name, train, test in counts]
+    print(markdown_table(("class", "training images", "test images"), rows))
     in_train, in_test, in_both = summary.duplicates
     print(
         f"\nduplicates: {in_train:,} training and {in_test:,} test images; "
         f"{in_both:,} test images are also training images\n\n{path}"
     )
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for row in (columns, ["---"] * len(columns), *rows):
-        print("| " + " | ".join(_in_markdown(cell, 90) for cell in row) + " |")
-
-
-def _in_markdown(text: str, limit: int) -> str:
-    """Return text for a cell on the terminal: names come from files and may contain anything."""
-    return printable(text, limit).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _run(
             with clock.stage("cut_search"):
                 search = search_cut(config, data)
             config = search.apply(config)
-    experiment = prepare_network(config, data, parent, clock)
+    experiment = prepare_network(config, data, parent, clock, invocation.engine)
     config = experiment.config
     if flags.dry_run:
         say("dry run: nothing was trained; the settings would be:")

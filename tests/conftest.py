@@ -73,6 +73,17 @@ def toy_spec(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
+def toy_run(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: the toy run `first` and its data; the terminal is 80 columns wide."""
+    from toyrun import copy_toy_run
+
+    copy_toy_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+@pytest.fixture
 def toy_classifier(toy_spec):
     """A toy classifier of three classes with random BatchNorm weights and statistics."""
     import keras

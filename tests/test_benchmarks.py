@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import multiprocessing
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,7 +32,6 @@ from benchmarks.plan import (
     plan_systems,
 )
 from benchmarks.rows import KEYS, MIN_COSINE, Measurement, compare_outputs, compose_rows
-from benchmarks.table import format_result
 
 ROOT = Path(__file__).parents[1]
 PASS, FLATTEN, GAP, FINETUNE = TASKS
@@ -113,21 +112,17 @@ def test_the_bound_counts_what_each_system_computes() -> None:
     assert phase["percent_of_bound"] == pytest.approx(100 * flop / 1e6 / 4000)
 
 
-def test_without_the_reference_there_is_no_ratio() -> None:
+def test_without_the_reference_there_is_no_ratio_and_wrong_outputs_have_no_rate() -> None:
     failed = measured(KERAS, PASS, outputs=None, reason="died")
     failed.facts = {}
     row = compose_rows([measured(OURS, PASS, 20.0), failed], {"float32": 1e6})[0]
     assert row["images_per_second"] == 20.0
     assert (row["ratio"], row["cosine"], row["percent_of_bound"]) == (None, None, None)
-
-
-@pytest.mark.parametrize("wrong", [OUTPUTS[::-1], OUTPUTS * np.nan], ids=["other", "nan"])
-def test_a_system_that_computes_something_else_has_no_rate(wrong: np.ndarray) -> None:
-    rows = compose_rows(
-        [measured(OURS, FLATTEN, 9.0, outputs=wrong), measured(KERAS, FLATTEN, 1.0)], {}
-    )
-    assert [row["images_per_second"] for row in rows] == [None, 1.0, None, 1.0]
-    assert "cosine" in rows[0]["reason"]
+    for wrong in (OUTPUTS[::-1], OUTPUTS * np.nan):
+        ours = measured(OURS, FLATTEN, 9.0, outputs=wrong)
+        rows = compose_rows([ours, measured(KERAS, FLATTEN, 1.0)], {})
+        assert [row["images_per_second"] for row in rows] == [None, 1.0, None, 1.0]
+        assert "cosine" in rows[0]["reason"]
 
 
 def test_outputs_are_compared_beyond_their_mean() -> None:
@@ -144,16 +139,13 @@ def test_outputs_are_compared_beyond_their_mean() -> None:
 def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys) -> None:
     settings = {"image_size": 64, "rounds": 3, "round_seconds": 1.0}
     result = {"machine": MACHINE, "settings": settings, "rows": made_up_rows()}
-    asked = []
+    run = Mock(return_value=result)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(
-        "benchmarks.measure.run_benchmark", lambda settings: asked.append(settings) or result
-    )
+    monkeypatch.setattr("benchmarks.measure.run_benchmark", run)
     assert main(["--quick", "--image-size", "96", "--json", str(tmp_path / "x.json")]) == 0
-    assert asked == [Settings(96, QUICK.rounds, QUICK.round_seconds, QUICK.tasks)]
+    run.assert_called_once_with(Settings(96, QUICK.rounds, QUICK.round_seconds, QUICK.tasks))
     assert json.loads((tmp_path / "x.json").read_text()) == result
     printed = capsys.readouterr().out
-    assert printed == format_result(result, 80) + "\n"
     assert max(map(len, printed.splitlines())) <= 80
     cells = [line.split() for line in printed.splitlines()]
     assert ["torch_compile_float32", "15.0", "7", "1.50x", "2", "3.0", "1"] in cells
@@ -167,14 +159,6 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys
 def test_wrong_flags_end_before_the_work(words: list[str], capsys) -> None:
     assert main(words) == 2
     assert words[0] in capsys.readouterr().err
-
-
-def test_help_imports_little() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "benchmarks", "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    imported = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
-    assert not imported & {"tensorflow", "keras", "numpy", "torch", "openvino"}
-    assert "--image-size" in answer.stdout
 
 
 def test_bfloat16_is_measured_where_it_is_fast() -> None:
@@ -191,13 +175,13 @@ def test_bfloat16_is_measured_where_it_is_fast() -> None:
     assert names("bfloat16", "avx512f")[3:] == ["openvino_float32", "torch_compile_bf16"]
 
 
-@pytest.mark.parametrize(
-    ("features", "float32", "bfloat16"),
-    [((), None, None), (("avx2",), 32, None), (("avx2", "avx512f", "amx_bf16"), 64, 1024)],
-)
-def test_flop_per_cycle(features, float32, bfloat16) -> None:
-    assert flop_per_cycle(features, "float32") == float32
-    assert flop_per_cycle(features, "bfloat16") == bfloat16
+def test_flop_per_cycle() -> None:
+    for features, *expected in (
+        ((), None, None),
+        (("avx2",), 32, None),
+        (("avx2", "avx512f", "amx_bf16"), 64, 1024),
+    ):
+        assert [flop_per_cycle(features, p) for p in ("float32", "bfloat16")] == expected
 
 
 def open_stage(job: Job) -> SimpleNamespace:
@@ -247,56 +231,15 @@ def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_fails_loses_its_own_measurement_alone(tmp_path: Path) -> None:
-    jobs = fakes(tmp_path, "raises", "missing", "dies", "good")
-    raises, missing, dies, good = measure_task(jobs, Settings(32, 1, 0.1))
+    jobs = fakes(tmp_path, "raises", "missing", "dies", "hangs", "good")
+    raises, missing, dies, hangs, good = measure_task(jobs, Settings(32, 1, 0.1, (), 5))
     assert raises.reason == "ValueError: no such thing"
     assert missing.reason.startswith("no_such_package is not installed")
     assert "SIGKILL" in dies.reason
     assert "last words" in dies.reason
+    assert hangs.reason == "no answer within 5 s"
     assert (good.reason, len(good.rates)) == (None, 1)
-
-
-def test_a_worker_that_takes_too_long_is_killed(tmp_path: Path) -> None:
-    settings = Settings(32, 1, 0.1, timeout_seconds=1)
-    (hangs,) = measure_task(fakes(tmp_path, "hangs"), settings)
-    assert hangs.reason == "no answer within 1 s"
     assert not multiprocessing.active_children()
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        # A zombie waits for nobody but its parent.
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
-
-
-def wait_until(condition) -> bool:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks processes up in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
-    script = (
-        "import sys; from argparse import Namespace; from pathlib import Path\n"
-        "from benchmarks.measure import measure_task; from benchmarks.plan import Settings\n"
-        "from fmnist_tf.cli.command import run_command\n"
-        "from test_benchmarks import fakes\n"
-        "jobs = fakes(Path(sys.argv[1]), 'hangs')\n"
-        "work = lambda flags: measure_task(jobs, Settings(32, 1, 0.1))\n"
-        "sys.exit(run_command(work, Namespace(quiet=False, debug=False)))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
-    log = tmp_path / "log"
-    assert wait_until(lambda: log.is_file() and log.read_text().endswith("\n"))
-    pid = int(log.read_text().split()[2])
-    process.send_signal(number)
-    assert process.wait(timeout=20) == 128 + number
-    assert wait_until(lambda: not is_alive(pid))
 
 
 def test_multiplications() -> None:

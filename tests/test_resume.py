@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from yardstick import hash_run
 
 from fmnist_tf import evaluate, export, predict, report
 from fmnist_tf.pipeline import finish
+from fmnist_tf.pipeline.train_state import TrainState
+from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
+from fmnist_tf.training.checkpoint import CheckpointDir
+from fmnist_tf.training.loop import Counts
 
 FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
 FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",
@@ -31,7 +36,7 @@ FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch
     "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
 SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none", "--augment",
     "flip,shift-crop", "--ema-decay", "0.9", "--schedule", "cosine"]  # fmt: skip
-SLOW_SIGNALS = ("INT", "HUP", "USR1", "XCPU")
+SLOW_SIGNALS = ("INT", "HUP", "USR1", "USR2", "XCPU")
 ALWAYS = ["--checkpoint-seconds", "0"]
 KILLS = int(os.environ.get("FMNIST_TF_KILLS", "30"))  # `make test-kills` takes 200
 
@@ -75,7 +80,7 @@ def finish_killed(killer: Killer, name: str, *words: str, kills: list[dict]) -> 
 
 def test_a_killed_run_ends_as_if_undisturbed(killer: Killer) -> None:
     words, runs = [*SCRATCH, *ALWAYS], killer.folder / "runs"
-    kills = [{"at_call": 140}, {"at_call": 75}, {"at_call": 100}]
+    kills = [{"at_call": 200}, {"at_call": 110}, {"at_call": 150}]
     assert finish_killed(killer, "killed", *words, kills=kills) == 3
     assert hash_all(runs / "killed") == hash_all(runs / "scratch")
     assert not (runs / "killed/checkpoints").exists()
@@ -98,7 +103,7 @@ def test_many_kills(killer: Killer) -> None:
     while n_killed < KILLS:
         chain += 1
         for phase, words in (("frozen", FROZEN), ("finetune", FINETUNE)):
-            seconds, n_calls = killer.seconds[phase], 400
+            seconds, n_calls = killer.seconds[phase], 500
             kills = [
                 chance.choice(
                     [{"after": chance.uniform(0, seconds)}, {"at_call": chance.randint(1, n_calls)}]
@@ -115,7 +120,7 @@ def test_many_kills(killer: Killer) -> None:
 @pytest.mark.slow
 def test_a_kill_at_every_call_of_a_save(killer: Killer) -> None:
     words, runs = [*FROZEN, *ALWAYS], killer.folder / "runs"
-    for call in range(40, 55):  # a save has some 14 calls
+    for call in range(50, 74):  # a save has some 22 calls
         finish_killed(killer, f"call-{call}", *words, kills=[{"at_call": call}])
         assert hash_all(runs / f"call-{call}") == hash_all(runs / "frozen"), call
         shutil.rmtree(runs / f"call-{call}")
@@ -136,9 +141,8 @@ def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
     assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
 
 
-@pytest.mark.parametrize(
-    "share", [0.4, *(pytest.param(n / 23, marks=pytest.mark.slow) for n in range(23))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [n / 23 for n in range(23)])
 def test_a_failing_call_costs_no_finished_epoch(killer: Killer, share: float) -> None:
     words = [*FROZEN, *ALWAYS, "--run", f"failed-{share:.3f}"]
     call = 1 + int(share * killer.calls["frozen"])
@@ -163,7 +167,7 @@ def small_disk(tmp_path_factory) -> Iterator[Killer]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.8])
 @pytest.mark.parametrize("free", [0, 20_000, 200_000])
 def test_a_full_disk_costs_no_finished_epoch(small_disk: Killer, free: int, share: float) -> None:
     run = small_disk.folder / f"runs/full-{free}-{share}"
@@ -179,7 +183,10 @@ def stopped(killer: Killer, monkeypatch: pytest.MonkeyPatch, toy_spec) -> Path:
     original = killer.folder / "runs/stopped"
     if not original.exists():
         words = [*FROZEN, *ALWAYS, "--run", "stopped"]
-        assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
+        assert (
+            killer.run(*words, at_call=killer.calls["frozen"] * 6 // 10, number=signal.SIGTERM)[0]
+            == 143
+        ), killer.log
         assert 1 < len(RunDir(original).read_history()) < 4
     monkeypatch.chdir(killer.folder)
     shutil.rmtree("runs/copy", ignore_errors=True)
@@ -278,22 +285,16 @@ def test_a_stopped_run_is_used_with_a_warning(stopped: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["SIGTERM", *(pytest.param(f"SIG{n}", marks=pytest.mark.slow) for n in SLOW_SIGNALS)],
+    "name", ["TERM", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_SIGNALS)]
 )
-def test_a_signal_saves_and_ends(killer: Killer, name: str) -> None:
-    words = [*FROZEN, "--epochs", "100000", "--run", name]
-    number = signal.Signals[name]
-    code, _, _ = killer.run(*words, after=killer.seconds["frozen"], number=number)
-    assert code == 128 + number, killer.log
-    check_nothing_is_lost(killer.folder / "runs" / name)
-
-
-def test_more_signals_lose_nothing(killer: Killer) -> None:
-    words = [*FROZEN, "--epochs", "100000", "--run", "storm"]
-    when = {"after": killer.seconds["frozen"], "every": 0.002, "number": signal.SIGTERM}
-    assert killer.run(*words, **when)[0] in (143, -signal.SIGTERM)
-    check_nothing_is_lost(killer.folder / "runs/storm")
+@pytest.mark.parametrize("every", [None, 0.002], ids=["once", "again and again"])
+def test_a_signal_loses_no_finished_epoch(killer: Killer, name: str, every: float | None) -> None:
+    run, number = killer.folder / f"runs/{name}-{every}", signal.Signals[f"SIG{name}"]
+    words = [*FROZEN, "--epochs", "100000", "--run", run.name]
+    when = {"after": killer.seconds["frozen"], "every": every, "number": number}
+    codes = (128 + number,) if every is None else (128 + number, -number)
+    assert killer.run(*words, **when)[0] in codes, killer.log
+    check_nothing_is_lost(run)
 
 
 def check_nothing_is_lost(run: Path) -> None:
@@ -306,6 +307,29 @@ def check_nothing_is_lost(run: Path) -> None:
 def test_nobody_reading_does_not_end_a_training(killer: Killer) -> None:
     assert killer.run(*FROZEN, "--run", "unread", log=None)[0] == 74  # for the result on stdout
     assert hash_all(killer.folder / "runs/unread") == hash_all(killer.folder / "runs/frozen")
+
+
+@pytest.mark.parametrize("what", ["history", "checkpoint"])
+def test_an_error_of_the_disk_costs_no_epoch(stopped: Path, capsys, monkeypatch, what: str) -> None:
+    """Writing fails once: the history of an epoch, or the checkpoint after an epoch."""
+    owner, name = (RunDir, "write_history") if what == "history" else (CheckpointDir, "save")
+    write, n_epochs = getattr(owner, name), len(RunDir(stopped).read_history())
+    failed: list[bool] = []
+
+    def fail_once(self: object, content, *others: object) -> None:
+        rows = content["history"] if what == "checkpoint" else content
+        if len(rows) > n_epochs and not failed:
+            failed.append(True)
+            raise OSError(errno.EIO, "Input/output error", str(stopped / "x"))
+        write(self, content, *others)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    code = main(["--resume", "copy", "--wandb", "disabled", *ALWAYS])
+    said = capsys.readouterr().err
+    assert code == (0 if what == "history" else 74), said
+    assert f"keeps {n_epochs + 1} epochs; `" in said or f"{what}.csv is written again" in said
+    assert code == 0 or main([*FROZEN, "--run", "copy"]) == 0
+    assert hash_all(stopped) == hash_all(Path("runs/frozen"))
 
 
 def test_figures_that_fail_do_not_cost_the_run(stopped: Path, capsys, monkeypatch) -> None:
@@ -349,6 +373,58 @@ def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> 
     monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda stores: True)
     assert main(["--resume", "copy", "--wandb", "disabled"]) == 74
     assert "runs/copy/checkpoints" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_training_removed_is_replaced_by_the_newest(stopped: Path) -> None:
+    from fmnist_tf.pipeline.saved_run import build_saved_model, read_saved_run
+
+    run = read_saved_run(RunDir(stopped))
+    shutil.move(run.checkpoint.path, run.checkpoint.path.with_name("999999"))
+    assert build_saved_model(run).count_params() > 0
+
+
+def test_what_a_kill_after_the_end_left_is_removed(killer: Killer, tmp_path: Path) -> None:
+    runs = killer.folder / "runs"
+    for words in (["--resume", "over"], [*FROZEN, "--run", "over"]):
+        shutil.copytree(runs / "frozen", tmp_path / "over", dirs_exist_ok=True)
+        (tmp_path / "over/checkpoints/000001").mkdir(parents=True)
+        assert main([*words, "--runs-dir", str(tmp_path)]) == 3
+        assert not (tmp_path / "over/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_two_first_starts_in_one_folder(killer: Killer, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    command = [sys.executable, Path(__file__).with_name("toy.py"), *FROZEN]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
+    assert [process.wait() for process in started] == [0, 0]
+    runs = list(tmp_path.glob("runs/2*"))
+    assert len(runs) == 2
+    for run in runs:
+        assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
+    assert not list((tmp_path / "runs/.cache").rglob("*.tmp-*"))
+
+
+@pytest.mark.slow
+def test_memory_and_descriptors_stay_flat(
+    stopped: Path, toy_spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 epochs grew by 1 MB after the first 500."""
+    add_epoch, seen = TrainState.add_epoch, {}
+
+    def watch(state: TrainState, row: HistoryRow, val: Counts) -> bool:
+        anonymous = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        seen[row.epoch] = int(anonymous[1]), len(os.listdir("/proc/self/fd"))
+        return add_epoch(state, row, val)
+
+    monkeypatch.setattr(TrainState, "add_epoch", watch)
+    words = [*FROZEN, "--epochs", "1500", "--quiet", "--wandb", "disabled", "--run", "flat"]
+    assert main(words) == 0
+    shutil.rmtree("runs/flat")
+    (before, n_before), (after, n_after) = seen[500], seen[1500]
+    assert after - before < 4_000  # kB
+    assert n_after == n_before
 
 
 def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:

@@ -19,7 +19,7 @@ from fmnist_tf.system import signals
 
 _MAX_LINE = 4000  # characters; a message quotes what it found, which may be long
 _LONG_WORD = re.compile(r"(\S{1000})\S+")  # a name that is cut, so that what follows is seen
-_NO_MEMORY = "end other programs, or choose a smaller --batch-size or --image-size"
+_NO_MEMORY = "end other programs, or choose a smaller --batch-size, --image-size or --units"
 _NO_ROOM = "free some space, or name a folder on another disk"
 _BAD_DISK = "the disk or the connection to it fails; try again, or name a folder on another disk"
 _ADVICE = {

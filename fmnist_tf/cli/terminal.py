@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from fmnist_tf.errors import escape
+from fmnist_tf.errors import escape, printable
 from fmnist_tf.system import signals
 
 BOX_WIDTH = 78
@@ -47,6 +47,13 @@ def boxed(*paragraphs: str) -> str:
     edge = "+" + "-" * (BOX_WIDTH - 2) + "+"
     lines = [line for text in paragraphs for line in textwrap.wrap(escape(text), BOX_WIDTH - 4)]
     return "\n".join([edge, *(f"| {line:<{BOX_WIDTH - 4}} |" for line in lines), edge])
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose cells are escaped and at most 90 characters wide."""
+    lines = (columns, ["---"] * len(columns), *rows)
+    cells = ([printable(cell, 90).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fmnist_tf.errors import FmnistError, printable
-from fmnist_tf.system.files import file_digest, remove
+from fmnist_tf.system.files import file_digest, remove, remove_leftovers, replacing
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 10.0
 """Limits on the connection, address look-up included, and on each wait for more bytes."""
@@ -63,16 +63,23 @@ def find_or_fetch(
 
     say(f"downloading {url}")
     _require_connection(url)
-    remove(download_dir / name)  # pooch would wait for a pipe
-    pooch.get_logger().setLevel("WARNING")
-    files = pooch.Pooch(download_dir, "", {name: digest}, urls={name: url}, retry_if_failed=RETRIES)
+    remove_leftovers(download_dir)
+    remove(download_dir / name)
     fetch = pooch.HTTPDownloader(
         timeout=(CONNECT_SECONDS, READ_SECONDS), progressbar=sys.stderr.isatty()
     )
-    try:
-        return Path(files.fetch(name, downloader=fetch))
-    except (requests.RequestException, ValueError) as error:  # ValueError: another digest
-        raise DownloadError(f"cannot download {url}: {printable(str(error), 300)}") from None
+    for n_left in reversed(range(1 + RETRIES)):
+        try:
+            with replacing(download_dir / name) as temporary:
+                fetch(url, str(temporary), None)
+                if (found := file_digest(temporary, algorithm or "sha256")) != expected:
+                    raise ValueError(f"expected {digest}, found {found}")
+            break
+        except (requests.RequestException, ValueError) as error:
+            if not n_left:
+                reason = printable(str(error), 300)
+                raise DownloadError(f"cannot download {url}: {reason}") from None
+    return download_dir / name
 
 
 def _require_connection(url: str) -> None:

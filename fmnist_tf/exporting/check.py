@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar
+from fmnist_tf.cli.terminal import markdown_table, progress_bar
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import FmnistError, printable
@@ -31,17 +31,10 @@ _BATCH = 50
 
 
 def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> dict[str, int | float]:
-    """Compare an export's probabilities with the Keras model's.
+    """Compare the probabilities `found` by an export with those `expected` of the Keras model.
 
-    Args:
-        expected: (N, K) floats, of the Keras model; K at least 2.
-        found: (N, K) floats, of the export.
-        labels: (N,) integers 0..K-1, the true labels.
-
-    Returns:
-        total: N; same: images with the same prediction; differ_clearly: of the others, those where
-        Keras' two best classes are `TIE` or more apart; largest_difference: of any probability;
-        correct, keras_correct: correct predictions of the export and of the Keras model.
+    Both are (N, K) floats, K at least 2; labels (N,) integers. "differ_clearly" counts images with
+    another prediction although Keras' two best classes are `TIE` or more apart.
     """
     predicted, other = expected.argmax(axis=1), found.argmax(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
@@ -59,14 +52,7 @@ def compare(expected: np.ndarray, found: np.ndarray, labels: np.ndarray) -> dict
 def check_exports(
     model: keras.Model, exports: Sequence[Export], dataset: Dataset, folder: Path, threads: int
 ) -> dict[str, Any]:
-    """Run the Keras model and each export on the same test images, at most `N_CHECKED`.
-
-    Args:
-        model: (B, 28, 28) uint8 -> (B, K) float32.
-        exports: of this model.
-        dataset: its test images are used.
-        folder: that the exports are in.
-        threads: that the exports run on, to be recorded.
+    """Run the Keras model and its exports, in `folder`, on at most `N_CHECKED` test images.
 
     Returns:
         The entries checked, latency, keras and exports of export.json.
@@ -127,27 +113,23 @@ def find_losses(report: dict[str, Any]) -> list[str]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return what was measured as a Markdown table, with a line on how."""
+    """Return what was measured as a Markdown table, below a line on how."""
     checked, images = report["checked"], report["checked"]["images"]
-    lines = [
-        f"{printable(checked['dataset'])}, {images:,} of {checked['of']:,} test images; latency of "
-        f"one image, median of {N_TIMED} calls, {report['latency']['threads']} threads",
-        "",
-        "| model | same prediction | largest difference | accuracy | latency | size |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for entry in (report["keras"], *report["exports"]):
         cells = ["model.keras", "", ""]
         if "path" in entry:
             name = "SavedModel" if entry["path"] == "1" else entry["path"]
             cells = [name, f"{entry['same']}/{images}", f"{entry['largest_difference']:.1e}"]
-        cells += [
-            f"{entry['correct'] / images:.4f} ({entry['correct']}/{images})",
-            f"{entry['latency_ms']:.1f} ms",
-            f"{entry['bytes'] / 1e6:.1f} MB",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        accuracy = f"{entry['correct'] / images:.4f} ({entry['correct']}/{images})"
+        size = f"{entry['bytes'] / 1e6:.1f} MB"
+        rows.append([*cells, accuracy, f"{entry['latency_ms']:.1f} ms", size])
+    columns = ("model", "same prediction", "largest difference", "accuracy", "latency", "size")
+    return (
+        f"{printable(checked['dataset'])}, {images:,} of {checked['of']:,} test images; latency of "
+        f"one image, median of {N_TIMED} calls, {report['latency']['threads']} threads\n\n"
+        f"{markdown_table(columns, rows)}\n"
+    )
 
 
 def measure_latency(classify: Classify, images: np.ndarray) -> float:

@@ -42,16 +42,10 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Export:
-    """One exported model.
+    """One exported model."""
 
-    Attributes:
-        path: its file or folder.
-        precision: "float32", or "int8" and how many images it was calibrated with.
-        classify: runs it.
-    """
-
-    path: Path
-    precision: str
+    path: Path  # file or folder
+    precision: str  # "float32", or "int8" and how many images it was calibrated with
     classify: Classify
 
 
@@ -63,14 +57,14 @@ def write_exports(
     folder: Path,
     threads: int,
 ) -> list[Export]:
-    """Write the model into `folder`, and read it back from there.
+    """Write the model into a folder that exists, and read it back from there.
 
     Args:
         name: saved_model, litert (float32 and int8) or onnx; onnx needs the extra [onnx].
         model: (B, 28, 28) uint8 -> (B, K) float32.
         class_names: K names, by label.
         calibration: (N, 28, 28) uint8 training images, for int8.
-        folder: exists.
+        folder: for the files.
         threads: that LiteRT and onnxruntime use.
 
     Raises:

@@ -25,7 +25,7 @@ _LABELS = (
     re.compile(r"(?P<stage>block\d+)_(?P<block>conv\d+|\d+)?"),  # VGG, Xception, InceptionResNet
     re.compile(r"(?:expanded_conv|block)_(?P<block>\d+|(?=[a-z]))"),  # MobileNetV2, MobileNetV3
     re.compile(r"conv_[dp]w_(?P<block>\d+)"),  # MobileNet
-    re.compile(r"(?P<block>mixed_?\w+)"),  # Inception
+    re.compile(r"(?P<block>mixed\d+|mixed_[67]a)"),  # InceptionV3, InceptionResNet
 )
 Label = tuple[str | None, str | None]
 """Stage and block, as far as names of layers say."""

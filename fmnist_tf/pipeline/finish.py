@@ -117,7 +117,7 @@ def finish(
             write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
-    write_provenance(experiment, directory, invocation, trained.peak_rate)
+    write_provenance(experiment, directory, invocation, trained)
     with _may_fail("README.md"):
         write_model_card(directory)
     command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"

@@ -42,12 +42,14 @@ class Trained:
         chosen_epoch: whose weights were kept.
         history: one row per epoch.
         peak_rate: the learning rate that the schedule is scaled to; the finder's, if it chose.
+        engine: that computed the backbone features.
         val_probabilities: (V, K) float32, of the val rows in the order of `Splits.val`.
     """
 
     chosen_epoch: int
     history: tuple[HistoryRow, ...]
     peak_rate: float
+    engine: str
     val_probabilities: np.ndarray
 
 
@@ -94,10 +96,10 @@ def fit(
     split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
-    source, compute_features = open_rows(experiment, pixels, split, plan, cache_dir, clock)
+    source, compute_features, engine = open_rows(experiment, pixels, split, plan, cache_dir, clock)
     stores = [view for view in source.sources if isinstance(view, FeatureStore)]
     invocation.features[:] = [store.path.name for store in stores]
-    write_provenance(experiment, directory, invocation, config.learning_rate)
+    write_provenance(experiment, directory, invocation, None)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     optimizer = build_optimizer(
@@ -121,6 +123,11 @@ def fit(
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
     if checkpoint is not None:
         state.load(checkpoint, plan)
+        if standardization is not None:
+            # The run's own statistics, should the features differ in the last digit by now.
+            standardization.finalize_state()
+            loaded = digest_weights(network.classifier)
+            before |= {path: loaded[path] for path in loaded if path.startswith("standardize/")}
         directory.write_history(state.history)
         if config.lr_finder:
             peak = config.learning_rate or state.peak_rate
@@ -216,7 +223,8 @@ def fit(
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
-    return Trained(state.best_epoch or 0, tuple(state.history), plan.rates.peak, val_probabilities)
+    best, history, peak = state.best_epoch or 0, tuple(state.history), plan.rates.peak
+    return Trained(best, history, peak, engine, val_probabilities)
 
 
 def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:

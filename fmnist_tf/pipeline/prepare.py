@@ -52,6 +52,7 @@ class Network:
         plan: which weights train.
         weights: where the backbone's initial weights came from.
         precision: compute dtype while training, and the reason for it.
+        engine: computes the backbone features; see `engine.choose_engine`.
         parent: the frozen run whose weights it starts from, or None.
     """
 
@@ -61,6 +62,7 @@ class Network:
     plan: TrainablePlan
     weights: WeightsSource
     precision: tuple[str, str]
+    engine: str
     parent: SavedRun | None
 
 
@@ -177,8 +179,11 @@ def prepare_network(
     data: RunData,
     parent: SavedRun | None,
     clock: StageClock,
+    engine: str | None = None,
 ) -> Experiment:
     """Build the network that the settings ask for, and print what it is.
+
+    `engine` computed the features so far, if the run is resumed.
 
     Raises:
         UsageError: no such backbone or stage, the image size does not fit, or the weights cannot
@@ -187,7 +192,7 @@ def prepare_network(
     dataset = data.dataset
     with clock.stage("model"):
         name = "".join(c if c.isalnum() else "_" for c in f"{config.backbone}_on_{dataset.name}")
-        network = build_network(config, len(dataset.train.class_names), parent, name)
+        network = build_network(config, len(dataset.train.class_names), parent, name, engine)
     config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
         data="sample" if find_source(dataset.files[0].path) == "sample" else config.data,
@@ -210,6 +215,7 @@ def build_network(
     n_classes: int,
     parent: SavedRun | None,
     name: str = "classifier",
+    engine: str | None = None,
 ) -> Network:
     """Build the classifier, load its weights, and apply the phase's plan.
 
@@ -218,6 +224,7 @@ def build_network(
         n_classes: K.
         parent: the frozen run whose weights a finetune run starts from.
         name: of the Keras model.
+        engine: that computed the features so far, if the run is resumed; else the parent's counts.
 
     Raises:
         UsageError: as `prepare_network`.
@@ -228,9 +235,13 @@ def build_network(
     from fmnist_tf.model.phases import apply_plan, plan_phase
     from fmnist_tf.model.precision import choose_precision
     from fmnist_tf.model.weights import WeightsSource, read_backbone
+    from fmnist_tf.training.engine import choose_engine
 
     spec, image_size = find_backbone_spec(config.backbone, config.side)
     precision = choose_precision(config.precision)
+    if engine is None and parent is not None:
+        engine = parent.provenance.get("engine")
+    engine = choose_engine(config.engine, engine)
     keras.utils.set_random_seed(config.seed)
     if parent is None:
         choice = "random" if config.phase == "scratch" else config.weights
@@ -247,4 +258,4 @@ def build_network(
         classifier, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
     )
     apply_plan(classifier, plan)
-    return Network(classifier, spec, image_size, plan, weights, precision, parent)
+    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent)

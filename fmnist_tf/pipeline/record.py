@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
 from fmnist_tf.results.provenance import describe_code, describe_machine
@@ -13,6 +13,9 @@ from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
 from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from fmnist_tf.pipeline.fit import Trained
 
 PROVENANCE = "provenance.json"
 
@@ -27,6 +30,7 @@ class Invocation:
         wandb_mode: auto, online, offline or disabled.
         wandb_id: what W&B knows the run by.
         resumptions: of the run: when, by which command, where, and which changes were accepted.
+        engine: that computed the features of a resumed run before, if it is known.
         features: names of the cached features that are read, in the cache's folder `features`.
         wandb_group: what W&B shows the run together with; None: the runs it continues.
         clock: seconds of the stages.
@@ -36,6 +40,7 @@ class Invocation:
     command: str
     code: dict[str, Any]
     wandb_mode: str
+    engine: str | None = None
     wandb_group: str | None = None
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     resumptions: list[dict[str, Any]] = field(default_factory=list)
@@ -61,6 +66,7 @@ def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -
         wandb_id=wandb_id,
         resumptions=list(resumptions or ()),
         features=list(before.get("features", ())),
+        engine=before.get("engine"),
     )
 
 
@@ -73,7 +79,7 @@ def write_settings(experiment: Experiment, directory: RunDir) -> None:
 
 
 def write_provenance(
-    experiment: Experiment, directory: RunDir, invocation: Invocation, peak_rate: float | None
+    experiment: Experiment, directory: RunDir, invocation: Invocation, trained: Trained | None
 ) -> None:
     """Write provenance.json as far as it is known.
 
@@ -81,7 +87,7 @@ def write_provenance(
         experiment: what is trained.
         directory: of the run.
         invocation: how the run was started.
-        peak_rate: the learning rate that the schedule is scaled to; None until the finder chose.
+        trained: the result; None before training.
     """
     network, dataset, splits = experiment.network, experiment.data.dataset, experiment.data.splits
     parent: dict[str, Any] = {}
@@ -98,6 +104,7 @@ def write_provenance(
         "code": invocation.code,
         "machine": {**describe_machine(), "devices": describe_devices()},
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
+        "engine": trained.engine if trained else network.engine,
         "data": {
             **describe_dataset(dataset),
             "split_sha256": splits.digest,
@@ -108,7 +115,7 @@ def write_provenance(
         "weights": asdict(network.weights),
         "features": invocation.features,
         "trained": network.plan.count_stages(),
-        "peak_learning_rate": peak_rate,
+        "peak_learning_rate": trained.peak_rate if trained else experiment.config.learning_rate,
         "parent": experiment.config.parent,
         **parent,
         "seconds": invocation.clock.seconds,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
@@ -14,6 +17,12 @@ from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import feature_store, features
+from fmnist_tf.training.engine import (
+    N_CHECKED,
+    TENSORFLOW,
+    EngineError,
+    build_openvino_function,
+)
 from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import TrainingPlan
 
@@ -31,8 +40,8 @@ def open_rows(
     plan: TrainingPlan,
     cache_dir: Path,
     clock: StageClock,
-) -> tuple[StackedRows, ComputeFeatures | None]:
-    """Return the rows that the trainer reads, and what it computes of them first, if anything.
+) -> tuple[StackedRows, ComputeFeatures | None, str]:
+    """Return the rows that the trainer reads, what it computes of them first, and the engine.
 
     A flip is a second view of every image: twice the rows. Backbone features are cached, unless the
     whole network trains, the settings forbid it, an augmentation is random, or the disk is too
@@ -47,35 +56,47 @@ def open_rows(
         clock: counts the seconds.
     """
     config, network = experiment.config, experiment.network
-    views, precision = (pixels, FlippedRows(pixels))[: plan.n_views], network.precision[0]
+    views = (pixels, FlippedRows(pixels))[: plan.n_views]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
-        return StackedRows(views), None
-    cached = None
-    if plan.augment and config.cache != "off":
+        return StackedRows(views), None, TENSORFLOW
+    folder = cache_dir / "features" if config.cache != "off" else None
+    if folder and plan.augment:
+        folder = None
         warn(
             f"--augment {','.join(plan.augment)} changes the images in each epoch: backbone "
             "features are computed in each epoch instead of once, which takes far longer"
         )
-    elif config.cache != "off":
-        with clock.stage("features"):
-            batch_size = features.rows_per_batch(network.image_size)
-            cached = _cache_views(views, split, precision, batch_size, cache_dir / "features")
-        release_memory()
-    if cached is not None:
-        return StackedRows(cached), None
-    return StackedRows(views), _build_compute(split, precision)
+
+    def open_with(engine: str) -> tuple[StackedRows, ComputeFeatures | None, str]:
+        precision, batch_size = network.precision[0], features.rows_per_batch(network.image_size)
+        build = partial(_build_compute, split, precision, engine, batch_size, pixels)
+        if folder:
+            extractor = split.feature_extractor
+            keys = [features.feature_key(view, extractor, precision, engine) for view in views]
+            with clock.stage("features"):
+                cached = _cache_views(views, keys, split, build, batch_size, folder)
+            release_memory()
+            if cached is not None:
+                return StackedRows(cached), None, engine
+        return StackedRows(views), build(), engine
+
+    try:
+        return open_with(network.engine)
+    except EngineError as error:
+        warn(f"{error}; TensorFlow computes the backbone features instead")
+    return open_with(TENSORFLOW)
 
 
 def _cache_views(
     views: tuple[RowSource, ...],
+    keys: list[str],
     split: SplitClassifier,
-    precision: str,
+    build: Callable[[], ComputeFeatures],
     batch_size: int,
     folder: Path,
 ) -> tuple[FeatureStore, ...] | None:
     """Find or compute the features of each view; None where the disk has no room for them."""
-    keys = [features.feature_key(view, split.feature_extractor, precision) for view in views]
     suffix = "-mean" if split.pools_features else ""
     n_rows = views[0].n_rows
     stores = [FeatureStore(folder / f"{key}{suffix}", n_rows, split.feature_shape) for key in keys]
@@ -103,14 +124,21 @@ def _cache_views(
             say(f"backbone features: averaging the feature maps in {maps.path}")
             _compute(store, maps, features.average_feature_maps, batch_size)
         else:
-            compute = compute or _build_compute(split, precision)
+            compute = compute or build()
             _compute(store, view, compute, batch_size)
     return tuple(stores)
 
 
-def _build_compute(split: SplitClassifier, precision: str) -> ComputeFeatures:
-    return features.build_feature_function(
-        split.feature_extractor, precision, pools=split.pools_features
+def _build_compute(
+    split: SplitClassifier, precision: str, engine: str, batch_size: int, pixels: RowSource
+) -> ComputeFeatures:
+    extractor, pools = split.feature_extractor, split.pools_features
+    if engine == TENSORFLOW:
+        return features.build_feature_function(extractor, precision, pools=pools)
+    say(f"backbone features: by {engine}")
+    examples = pixels.take(np.arange(min(N_CHECKED, pixels.n_rows)))
+    return build_openvino_function(
+        extractor, precision, pools=pools, batch_size=batch_size, examples=examples
     )
 
 

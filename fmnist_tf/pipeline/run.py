@@ -89,7 +89,7 @@ def run_trial(
         trained = fit(experiment, directory, invocation, record, None)
         labels = experiment.data.val_labels
         val = Evaluation.from_probabilities(labels, trained.val_probabilities)
-        write_provenance(experiment, directory, invocation, trained.peak_rate)
+        write_provenance(experiment, directory, invocation, trained)
         facts = {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
         directory.write_json("evaluation.json", facts)
         directory.write_done()
@@ -102,7 +102,7 @@ def _tracking(
 ) -> Iterator[Tracker]:
     """Write what is known before training, and yield the run's W&B mirror."""
     write_settings(experiment, directory)
-    write_provenance(experiment, directory, invocation, experiment.config.learning_rate)
+    write_provenance(experiment, directory, invocation, None)
     parent = experiment.network.parent
     tracked = TrackedRun(
         name=directory.full_name,

@@ -194,7 +194,13 @@ def _rebuild(run: SavedRun, checkpoint: Checkpoint) -> keras.Model:
             f"{expected}, found {network.weights.sha256}"
         )
     best = [variable.value for variable in changing_variables(network.classifier)]
-    checkpoint.restore({"best": best})
+    try:
+        checkpoint.restore({"best": best})
+    except UsageError:  # a run in training removes all but its newest ones
+        newest = _find_checkpoint(run.directory)
+        if newest.path == checkpoint.path:
+            raise
+        newest.restore({"best": best})
     return network.classifier
 
 

@@ -35,7 +35,7 @@ from fmnist_tf.system.files import locked
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Distribution]
 Point = dict[str, Any]
-"""Setting -> value as Optuna and JSON store it: number, bool, None or text."""
+"""Setting -> a number within a range, or the text of a choice."""
 
 TABLE = "trials.csv"
 FIGURES = {
@@ -98,11 +98,10 @@ def _read_distribution(name: str, values: str) -> Distribution:
             raise UsageError(f"expected LOW..HIGH with {'0 < ' if found[3] else ''}LOW < HIGH")
         kind = IntDistribution if type(low) is int else FloatDistribution
         return kind(low, high, log=bool(found[3]))
-    choices = [_read_choice(name, value) for value in values.split(",")]
-    if len(set(choices)) < len(choices):
+    choices = values.split(",")
+    if len({_read_choice(name, choice) for choice in choices}) < len(choices):
         raise UsageError("expected each value once")
-    # Optuna stores no tuples.
-    return CategoricalDistribution([show(c) if isinstance(c, tuple) else c for c in choices])
+    return CategoricalDistribution(choices)
 
 
 def _read_choice(name: str, text: str) -> Any:
@@ -116,47 +115,30 @@ def decode(point: Point) -> dict[str, Any]:
     return {k: _read_choice(k, v) if isinstance(v, str) else v for k, v in point.items()}
 
 
-def show(value: Any) -> str:
-    """Return a value as a grid takes it; floats with six significant digits."""
-    if isinstance(value, tuple):
-        return "+".join(value) or "none"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def show_point(point: Point) -> str:
-    """Return a point as a grid takes it; empty if nothing is varied."""
-    return " ".join(f"{name}={show(value)}" for name, value in point.items())
+    """Return a point as a grid takes it, floats with six digits; empty if nothing is varied."""
+    shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in point.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as `sweep.json` records it.
+    """One trial, as `sweep.json` records it."""
 
-    Attributes:
-        number: 1-based.
-        point: empty if nothing is varied; None if it depends on results that are not there yet.
-        attempts: how often it was begun.
-        state: waiting, running (or interrupted), complete, pruned or failed.
-        figures: some of `FIGURES`, once it has ended.
-        val_accuracy: by epoch, unless it failed.
-    """
-
-    number: int
+    number: int  # from 1
     seed: int
-    point: Point | None
-    attempts: int = 0
-    state: str = "waiting"
-    figures: dict[str, Any] = field(default_factory=dict)
-    val_accuracy: dict[str, float] = field(default_factory=dict)
+    point: Point | None  # None if it depends on results that are not there yet
+    attempts: int = 0  # how often it was begun
+    state: str = "waiting"  # waiting, running (or interrupted), complete, pruned or failed
+    figures: dict[str, Any] = field(default_factory=dict)  # some of `FIGURES`, once it has ended
+    val_accuracy: dict[str, float] = field(default_factory=dict)  # by epoch, unless it failed
 
 
 def plan_trials(space: Space, sampler: str, n_points: int | None, seeds: range) -> list[Trial]:
     """Return the trials of a sweep; every point has its first seed before any has its second.
 
     Args:
-        space: what is varied; if empty, there is one point that varies nothing.
+        space: what is varied; may be empty.
         sampler: grid, random or tpe; the points of tpe are chosen later, by earlier results.
         n_points: how many different points, or fewer if the space has no more; None: all.
         seeds: of each point.
@@ -234,19 +216,12 @@ def create_study(space: Space, trials: Sequence[Trial], **options: Any) -> optun
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process alone trains.
-
-    Attributes:
-        trial: as it begins.
-        directory: of the trial, locked.
-        is_trained: whether an earlier attempt was interrupted after the end of training.
-        attempt: tells whether it is to be pruned.
-    """
+    """A trial that this process alone trains."""
 
     trial: Trial
-    directory: RunDir
-    is_trained: bool
-    attempt: optuna.Trial
+    directory: RunDir  # of the trial, locked
+    is_trained: bool  # an earlier attempt was interrupted after the end of training
+    attempt: optuna.Trial  # decides whether it is pruned
 
     def report(self, row: HistoryRow, *, epochs: int) -> None:
         """Take note of an epoch's validation accuracy.
@@ -265,11 +240,6 @@ class SweepStudy:
     A process locks its trial's directory until the trial has ended. A running trial whose directory
     is not locked was interrupted. It is trained again before new trials, so that sampling and
     pruning see the same results in the same order as without interruption.
-
-    Args:
-        directory: of the sweep; its `sweep.json` has the trials.
-        space: what they vary.
-        sampler: grid, random or tpe.
     """
 
     def __init__(self, directory: RunDir, space: Space, sampler: str) -> None:
@@ -331,8 +301,11 @@ class SweepStudy:
         begun = Trial(trial.number, trial.seed, point, trial.attempts + 1, "running")
         self._record(begun)
         is_trained = own.is_complete
-        if not is_trained:
-            _empty(own.path)
+        for path in () if is_trained else own.path.iterdir():  # what an earlier attempt left
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         is_pruned = self._sampler != "grid"
         pruner = optuna.pruners.MedianPruner(5, 2) if is_pruned else optuna.pruners.NopPruner()
         study = create_study(self._space, trials, pruner=pruner)
@@ -356,19 +329,10 @@ def tabulate(trials: Sequence[Trial], space: Space) -> pd.DataFrame:
     """Return the trials that ended as trials.csv has them: floats with every digit."""
     rows = [
         {"trial": trial.number, "seed": trial.seed, "state": trial.state}
-        | {k: v if isinstance(v, float) else show(v) for k, v in (trial.point or {}).items()}
+        | (trial.point or {})
         | trial.figures
         for trial in trials
         if trial.state not in ("waiting", "running")
     ]
     columns = ["trial", "seed", *space, "state", *FIGURES]
     return pd.DataFrame(rows, columns=columns, dtype="object").astype({"trial": int, **FIGURES})
-
-
-def _empty(directory: Path) -> None:
-    """Delete what an earlier attempt left, except the lock."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()

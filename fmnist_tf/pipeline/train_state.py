@@ -145,6 +145,7 @@ def describe_conditions(experiment: Experiment) -> dict[str, Any]:
         "backbone weights": [network.weights.kind, network.weights.sha256],
         "parent's model, SHA-256": network.parent.model_sha256 if network.parent else None,
         "compute precision": network.precision[0],
+        "engine of backbone features": network.engine,
         "fmnist_tf, SHA-256 of its code": _digest_code(),
         "Python": platform.python_version(),
         **describe_versions(_COMPUTING),

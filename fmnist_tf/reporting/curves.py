@@ -34,10 +34,7 @@ def write_curves(
 def plot_curves(figure: Figure, rows: Sequence[HistoryRow], chosen_epoch: int) -> None:
     """Draw accuracy above loss over the epochs of all phases, training dashed, validation solid.
 
-    Args:
-        figure: empty.
-        rows: in order; one or more phases.
-        chosen_epoch: of the last phase; marked with a ring.
+    A ring marks the chosen epoch.
 
     Raises:
         ValueError: the last phase has no such epoch.
@@ -107,13 +104,7 @@ def write_lr_finder(
 ) -> None:
     """Write the PNG of a learning-rate finder: loss over learning rate.
 
-    Args:
-        path: of the PNG.
-        heading: above the figure.
-        rates: ascending, positive.
-        losses: of the first `len(losses)` rates, one step each.
-        smoothed: the same losses, smoothed.
-        suggestion: the suggested learning rate; None where there is none.
+    `losses` are of the first of the ascending rates, one step each; `smoothed` are the same.
     """
     suggested = "none suggested" if suggestion is None else f"suggested: {suggestion:.3g}"
     heading = replace(heading, subtitle=f"one step at each learning rate; {suggested}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fmnist_tf.reporting.record import (
     COLUMNS,
     RunRecord,
     damage_is_bad_input,
+    describe_caveats,
     describe_run,
     explain_caveat,
     read_complete,
@@ -23,7 +25,7 @@ from fmnist_tf.reporting.render import display_names, write_page
 from fmnist_tf.reporting.style import COLOURS
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.provenance import SAMPLE, find_caveats
+from fmnist_tf.results.provenance import SAMPLE
 from fmnist_tf.results.rundir import RunDir
 
 
@@ -83,19 +85,17 @@ def write_stopped_report(
     """
     config, provenance = run.read_json("config.json"), run.read_json("provenance.json")
     with damage_is_bad_input(run):
-        data, weights = provenance["data"], provenance["weights"]
+        data = provenance["data"]
         before = [HistoryRow(**row) for row in provenance.get("parent_history", ())]
         chosen = next(row for row in history if row.epoch == best_epoch)
         last = f"epoch {history[-1].epoch} of {config['epochs']}"
         figures = [f"{chosen.val_accuracy:.4f} so far", f"stopped in or after {last}", "none"]
-        images = f"{data['name']}, {data['n_val']:,} val, {data['n_test']:,} test"
-        cells = describe_run(config, provenance, images, figures)
-        caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
+        cells = describe_run(config, provenance, (data["n_val"], data["n_test"]), figures)
         context = {
             "run_name": run.path.resolve().name,
             "cells": cells,
             "provenance": provenance,
-            "banners": [f"Stopped in or after {last}", *map(explain_caveat, caveats)],
+            "banners": [f"Stopped in or after {last}", *describe_caveats(config, provenance)],
             "chosen": chosen,
             "command": command,
             "training": sections.describe_training([*before, *history], chosen),
@@ -108,15 +108,7 @@ def write_stopped_report(
 def write_data_page(
     facts: Mapping[str, Any], summary: DataSummary, class_names: Sequence[str], path: Path
 ) -> None:
-    """Write the page of a data set.
-
-    Args:
-        facts: as under "data" in provenance.json: name, kind, files, decisions, warnings,
-            background.
-        summary: of all its images.
-        class_names: K names.
-        path: of the page.
-    """
+    """Write the page of a data set; `facts` are as under "data" in provenance.json."""
     data = sections.describe_data(facts, summary, display_names(class_names))
     banners = [explain_caveat(SAMPLE)] if facts["kind"] == "sample" else []
     context = {"data": data, "banners": banners, "invert": facts["background"] < 128}
@@ -133,7 +125,8 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
         UsageError: a run is incomplete or damaged.
     """
     records = [read_complete(run) for run in runs]
-    marks = [_mark(number) for number in range(len(runs))]
+    # A, B, ... Z, A2, B2, ...
+    marks = [f"{ascii_uppercase[n % 26]}{n // 26 + 1 if n >= 26 else ''}" for n in range(len(runs))]
     pairs = [_compare(*pair) for pair in combinations(zip(marks, records, strict=True), 2)]
     selected = [record.chosen.val_accuracy for record in records]
     finding = (
@@ -142,7 +135,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
     )
     if len({record.split for record in records}) > 1:
         finding += " Not all runs used the same validation rows."
-    histories = [record.history for record in records]
+    chart = (curves.plot_overlay, [record.history for record in records], marks)
     same_classes = all(record.label_map == records[0].label_map for record in records)
     confusions = [record.confusion for record in records]
     context = {
@@ -151,9 +144,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
             (mark, COLOURS[number % len(COLOURS)], record)
             for number, (mark, record) in enumerate(zip(marks, records, strict=True))
         ],
-        "curves": sections.draw_chart(
-            "overlay", finding, 3.4, curves.plot_overlay, histories, marks
-        ),
+        "curves": sections.draw_chart("overlay", finding, 3.4, *chart),
         "pairs": pairs,
         "recalls": sections.describe_recalls(confusions) if same_classes else None,
         "names": records[0].class_names,
@@ -168,15 +159,13 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
     (mark_a, a), (mark_b, b) = first, second
     names = f"{mark_a} {a.name} and {mark_b} {b.name}"
     (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
-    why = None
-    if a.test_data != b.test_data:
-        why = "the recorded test data differ (SHA-256)"
-    elif a.label_map != b.label_map:
-        why = "the classes differ"
-    elif not np.array_equal(labels, other_labels):
-        why = "the test labels differ"
-    if why:
-        return {"test": None, "text": f"{names}: not compared, {why}"}
+    for is_same, why in (
+        (a.test_data == b.test_data, "the recorded test data differ (SHA-256)"),
+        (a.label_map == b.label_map, "the classes differ"),
+        (np.array_equal(labels, other_labels), "the test labels differ"),
+    ):
+        if not is_same:
+            return {"test": None, "text": f"{names}: not compared, {why}"}
     test = analysis.compare_runs(labels, probabilities, other_probabilities)
     verdict = "no significant difference"
     if test.p_value < 0.05:
@@ -187,9 +176,3 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
         f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
     )
     return {"test": test, "marks": f"{mark_a} and {mark_b}", "text": text, "verdict": verdict}
-
-
-def _mark(number: int) -> str:
-    """Return A, B, ... Z, A2, B2, ... for 0, 1, ..."""
-    letter = chr(ord("A") + number % 26)
-    return letter if number < 26 else f"{letter}{number // 26 + 1}"

@@ -94,13 +94,7 @@ def write_mistakes(
 ) -> None:
     """Write the PNG of the 36 worst mistakes, each with true label, prediction and probabilities.
 
-    Args:
-        path: of the PNG.
-        heading: above the figure.
-        pixels: (N, 784) uint8; 0 is drawn white.
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K) floats 0..1.
-        class_names: K names.
+    N images: pixels (N, 784) uint8, 0 is drawn white; labels (N,) integers, probabilities (N, K).
     """
     names = drawable_names(class_names, 15)
     predictions = probabilities.argmax(axis=1)

@@ -27,17 +27,13 @@ class RunRecord:
     """The files of a run but `report.npz`, and what tables and pages show of them.
 
     Attributes:
-        name: of the run's folder.
-        config, evaluation, provenance: the JSON files of these names.
-        label_map: labels.json.
+        config, evaluation, provenance, label_map: the JSON files (the last is labels.json).
         predictions: test labels (N,) int64 and probabilities (N, K) float32.
         class_names: K names for display.
         confusion: (K, K) int64 counts on the test images.
-        history: the epochs of all phases.
-        chosen: the epoch whose weights were selected.
-        test_data: how many data files there were, and the SHA-256 of the last, which has the test
-            images. Images held out of a single file are others than those of a file of its own.
-        split: SHA-256 of the training file, and of its split into training and validation rows.
+        history: the epochs of all phases; `chosen` is the one whose weights were selected.
+        test_data: identifies the test images.
+        split: identifies the training and the validation images.
         banners: warnings that every page of the run must show.
         cells: the run's row in the table of runs, a cell for each of `COLUMNS`.
 
@@ -60,36 +56,36 @@ class RunRecord:
             self.history = before + run.read_history()
             chosen = self.config["phase"], self.evaluation["chosen_epoch"]
             self.chosen = next(row for row in self.history if (row.phase, row.epoch) == chosen)
-            data, weights = self.provenance["data"], self.provenance["weights"]
+            data = self.provenance["data"]
             files = data["files"]
+            # Images held out of a single file are others than those of a file of its own.
             self.test_data = len(files), files[-1]["sha256"]
             self.split = files[0]["sha256"], data["split_sha256"]
-            caveats = find_caveats(data["kind"], weights["kind"], self.config["phase"])
-            self.banners = [explain_caveat(caveat) for caveat in caveats]
-            self.cells = self._describe()
-
-    def _describe(self) -> list[str]:
-        val, test = self.evaluation["val"], self.evaluation["test"]
-        low, high = test["interval_95"]
-        images = f"{self.evaluation['dataset']}, {val['total']:,} val, {test['total']:,} test"
-        figures = [
-            f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
-            f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
-            f"{low:.4f} to {high:.4f}",
-        ]
-        return describe_run(self.config, self.provenance, images, figures)
+            self.banners = describe_caveats(self.config, self.provenance)
+            val, test = self.evaluation["val"], self.evaluation["test"]
+            low, high = test["interval_95"]
+            figures = [
+                f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
+                f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
+                f"{low:.4f} to {high:.4f}",
+            ]
+            counts = val["total"], test["total"]
+            self.cells = describe_run(self.config, self.provenance, counts, figures)
 
 
 def describe_run(
-    config: Mapping[str, Any], provenance: Mapping[str, Any], images: str, figures: Sequence[str]
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    counts: tuple[int, int],
+    figures: Sequence[str],
 ) -> list[str]:
     """Return a cell for each of `COLUMNS`.
 
     Args:
-        config: of the run.
-        provenance: of the run.
-        images: the cell of the data.
-        figures: those of val, test and 95 % interval.
+        config: config.json.
+        provenance: provenance.json.
+        counts: of val and test images.
+        figures: the cells of val, test and 95 % interval.
     """
     data, weights = provenance["data"], provenance["weights"]
     stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
@@ -100,7 +96,7 @@ def describe_run(
         source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
     return [
         f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}{flip}",
-        images,
+        f"{data['name']}, {counts[0]:,} val, {counts[1]:,} test",
         source,
         f"{trained}; {data['n_train']:,} images",
         *figures,
@@ -133,6 +129,12 @@ def damage_is_bad_input(run: RunDir) -> Iterator[None]:
             f"{run.path}: expected the files of a complete run, found damaged ones or those of "
             f"another version ({reason}); repeat the run"
         ) from error
+
+
+def describe_caveats(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
+    """Return the warnings that every page of a run must show, from its config and provenance."""
+    kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+    return [explain_caveat(caveat) for caveat in find_caveats(*kinds, config["phase"])]
 
 
 def explain_caveat(caveat: str) -> str:

@@ -26,13 +26,15 @@ def make_environment(**options: Any) -> Environment:
     """Return an environment for the templates; a name that the context lacks is an error."""
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fmnist_tf.reporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         **options,
     )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    return environment
 
 
 def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
@@ -46,10 +48,10 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
     page = make_environment(autoescape=True, finalize=cut_text)
     page.filters |= {
         "cut": cut_text,
+        "image": encode_image,
         "pct": lambda fraction, digits=1: f"{fraction:.{digits}%}",
         "squeeze": squeeze,
         "probability": format_probability,
-        "count": lambda number: f"{number:,}",
         "seconds": lambda number: f"{number / 60:.1f} min" if number >= 120 else f"{number:.1f} s",
     }
     try:
@@ -99,8 +101,8 @@ def encode_image(pixels: np.ndarray) -> Markup:
     return Markup("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
 
 
-def encode_heat_map(pixels: np.ndarray, heat: np.ndarray) -> Markup:
-    """Return a grey image with a heat map over it as a data URI.
+def blend_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return a grey image with a heat map over it, (28, 28, 3) uint8.
 
     Args:
         pixels: (784,) uint8.
@@ -111,4 +113,4 @@ def encode_heat_map(pixels: np.ndarray, heat: np.ndarray) -> Markup:
     grey = pixels.reshape(28, 28, 1).astype(np.float64)
     colour = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
     weight = 0.75 * (heat / 255)[..., None] ** 0.7
-    return encode_image(np.rint(0.85 * grey * (1 - weight) + colour * weight).astype(np.uint8))
+    return np.rint(0.85 * grey * (1 - weight) + colour * weight).astype(np.uint8)

@@ -13,12 +13,7 @@ import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, plots
-from fmnist_tf.reporting.render import (
-    encode_heat_map,
-    encode_image,
-    format_probability,
-    squeeze,
-)
+from fmnist_tf.reporting.render import blend_heat_map, format_probability, squeeze
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
@@ -29,14 +24,9 @@ _FEW_CLASSES = 20  # of more classes they show this many
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The examples of one split.
+    """The examples of one split, "val" or "test": labels (N,) int64, probabilities (N, K) float32.
 
-    Attributes:
-        split: "val" or "test".
-        labels: (N,) int64.
-        probabilities: (N, K) float32.
-        arrays: have the pixels of the examples that are shown, and the lines of all.
-        names: of the classes.
+    `arrays` have the pixels of the examples that are shown, and the lines of all.
     """
 
     split: str
@@ -45,24 +35,19 @@ class Examples:
     arrays: Mapping[str, np.ndarray]
     names: Sequence[str]
 
-    def pixels(self, index: int) -> np.ndarray:
-        """Return (784,) uint8 of an example that is shown."""
-        (place,) = np.flatnonzero(self.arrays[f"{self.split}_shown"] == index)
-        pixels: np.ndarray = self.arrays[f"{self.split}_pixels"][place]
-        return pixels
-
     def tile(self, index: int) -> dict[str, Any]:
-        """Return image, captions and line of an example."""
+        """Return pixels (784,) uint8, captions and line of an example that is shown."""
+        (place,) = np.flatnonzero(self.arrays[f"{self.split}_shown"] == index)
         row, label = self.probabilities[index], int(self.labels[index])
         first, second = (int(k) for k in np.argsort(-row, kind="stable")[:2])
         captions = [("true", "", label), ("predicted", "→ ", first)]
         if label == first:
             captions = [("correct", "✓ ", label), ("second", "or ", second)]
+        chance = format_probability(row[first])
         return {
             "label": label,
-            "src": encode_image(self.pixels(index)),
-            "alt": f"{self.names[label]}, predicted {self.names[first]} "
-            f"({format_probability(row[first])})",
+            "pixels": self.arrays[f"{self.split}_pixels"][place],
+            "alt": f"{self.names[label]}, predicted {self.names[first]} ({chance})",
             "prediction": self.names[first],
             "captions": [(word, sign, self.names[k], float(row[k])) for word, sign, k in captions],
             "line": int(self.arrays[f"{self.split}_lines"][index]),
@@ -79,11 +64,8 @@ def describe_scores(confusion: np.ndarray) -> dict[str, Any]:
     tested = np.flatnonzero(scores.support)
     by_recall = tested[np.argsort(scores.recall[tested], kind="stable")].tolist()
     by_f1 = sorted(by_recall, key=lambda k: scores.f1[k])
-    return {
-        "scores": scores,
-        "by_recall": by_recall,
-        "lowest": by_f1[:_FEW_CLASSES] if len(confusion) > _ALL_CLASSES else [],
-    }
+    lowest = by_f1[:_FEW_CLASSES] if len(confusion) > _ALL_CLASSES else []
+    return {"scores": scores, "by_recall": by_recall, "lowest": lowest}
 
 
 def choose_confused(confusion: np.ndarray) -> list[int]:
@@ -100,21 +82,18 @@ def describe_label_issues(examples: Examples) -> dict[str, Any]:
     """Return how many labels of a split are suspect, and the most suspect examples."""
     n_examples = len(examples.labels)
     suspects = analysis.find_label_issues(examples.labels, examples.probabilities, n_examples)
-    return {
-        "n_examples": n_examples,
-        "n_suspects": len(suspects),
-        "tiles": examples.tiles(suspects[: analysis.LABEL_ISSUES]),
-    }
+    tiles = examples.tiles(suspects[: analysis.LABEL_ISSUES])
+    return {"n_examples": n_examples, "n_suspects": len(suspects), "tiles": tiles}
 
 
 def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """Return the reliability diagram and what it shows."""
     calibration = analysis.measure_calibration(labels, probabilities)
-    confidence = f"{probabilities.max(axis=1).mean():.1%}"
-    accuracy = f"{(probabilities.argmax(axis=1) == labels).mean():.1%}"
+    confidence = probabilities.max(axis=1).mean()
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
     finding = (
-        f"Mean confidence {confidence}, accuracy {accuracy}; expected calibration error (ECE) "
-        f"{calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
+        f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}; expected calibration error "
+        f"(ECE) {calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
     )
     return draw_chart("calibration", finding, 4.4, plots.plot_calibration, calibration)
 
@@ -125,7 +104,7 @@ def describe_projections(
     """Return the projections (PCA) of the embeddings and, for comparison, of the pixels."""
     labels = labels[arrays["projection_rows"]]
     short_names = [squeeze(name, 14) for name in names]
-    projections = []
+    charts = []
     for kind in ("embeddings", "pixels"):
         points, variance = arrays[f"projection_{kind}"], arrays[f"projection_{kind}_variance"]
         finding = (
@@ -133,18 +112,17 @@ def describe_projections(
             f"{variance.sum():.0%} of the variance."
         )
         data = (points, labels, short_names)
-        chart = draw_chart(
-            f"projection-{kind}", finding, 5.6, plots.plot_projection, *data, dpi=150
-        )
-        projections.append(chart)
-    return projections
+        name = f"projection-{kind}"
+        charts.append(draw_chart(name, finding, 5.6, plots.plot_projection, *data, dpi=150))
+    return charts
 
 
 def describe_cams(arrays: Mapping[str, np.ndarray], test: Examples) -> list[dict[str, Any]]:
     """Return the tiles of the examples with Grad-CAM heat maps, by class, the correct one first."""
+    tiles = test.tiles(arrays["cam_rows"])
     return [
-        test.tile(index) | {"heat": encode_heat_map(test.pixels(index), heat)}
-        for index, heat in zip(arrays["cam_rows"].tolist(), arrays["cam_maps"], strict=True)
+        tile | {"heat": blend_heat_map(tile["pixels"], heat)}
+        for tile, heat in zip(tiles, arrays["cam_maps"], strict=True)
     ]
 
 
@@ -152,26 +130,12 @@ def describe_data(
     facts: Mapping[str, Any], summary: DataSummary, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the facts on a data set, as in provenance.json, and its summary."""
-    train, test = summary.train_counts, summary.test_counts
+    train = summary.train_counts
     shown = np.arange(len(names))
     if len(shown) > _ALL_CLASSES:
         by_size = np.argsort(-train, kind="stable")
         shown = np.concatenate([by_size[: _FEW_CLASSES // 2], by_size[-_FEW_CLASSES // 2 :]])
-    rows = []
-    for k in shown.tolist():
-        n_examples = min(int(train[k]), summary.examples.shape[1])
-        images = summary.examples[k].reshape(-1, 28, 28)[: max(n_examples, 1)]
-        rows.append(
-            {
-                "name": names[k],
-                "train": int(train[k]),
-                "test": int(test[k]),
-                "width": float(train[k] / max(train.max(), 1)),
-                "mean": encode_image(summary.mean_images[k]),
-                "examples": encode_image(np.hstack(images)),
-                "n_examples": n_examples,
-            }
-        )
+    n_examples = np.clip(train, 1, summary.examples.shape[1])
     levels = summary.histogram / max(summary.histogram.sum(), 1)
     finding = (
         f"Grey levels of all training pixels: {levels[:32].sum():.0%} are below 32 and "
@@ -181,13 +145,13 @@ def describe_data(
         **facts,
         # The page has a banner for the sample.
         "warnings": [text for text in facts["warnings"] if not text.startswith("WARNING")],
-        "rows": rows,
-        "n_classes": len(names),
-        "n_train_images": int(train.sum()),
-        "n_test_images": int(test.sum()),
-        "largest": (names[int(train.argmax())], int(train.max())),
-        "smallest": (names[int(train.argmin())], int(train.min())),
-        "duplicates": summary.duplicates.tolist(),
+        "names": names,
+        "summary": summary,
+        "shown": shown.tolist(),
+        "strips": {
+            k: np.hstack(list(summary.examples[k, : n_examples[k]].reshape(-1, 28, 28)))
+            for k in shown.tolist()
+        },
         "histogram": draw_chart("histogram", finding, 2.3, plots.plot_histogram, summary.histogram),
     }
 
@@ -222,8 +186,7 @@ def describe_recalls(confusions: Sequence[np.ndarray]) -> dict[str, Any]:
         "scores": scores,
         "shown": shown.tolist(),
         "best": recalls.max(axis=0),
-        "widest": int(spread.argmax()),
-        "spread": float(spread.max()),
+        "spread": spread,
     }
 
 

@@ -57,16 +57,10 @@ _SVG_WIDTH = 5.0  # inches of 72 units; a unit is about a pixel on a phone
 
 @dataclass(frozen=True)
 class Heading:
-    """The text above a PNG figure.
-
-    Attributes:
-        title: one line.
-        banner: a warning that must be seen, such as that the data is not real.
-        subtitle: one line, may be empty.
-    """
+    """The lines of text above a PNG figure."""
 
     title: str
-    banner: str | None = None
+    banner: str | None = None  # a warning that must be seen
     subtitle: str = ""
 
 
@@ -111,7 +105,7 @@ def inline_svg(
     Args:
         name: CSS class of the chart, unique on its page.
         label: text alternative for screen readers.
-        height: inches; the width is 5.
+        height: in inches; the width is 5.
         plot: draws on an empty figure.
         dpi: of rasterized parts.
     """

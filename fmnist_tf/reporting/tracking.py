@@ -15,16 +15,15 @@ import functools
 import math
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import warn
+from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, rank_confusions, score_classes
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
@@ -41,43 +40,31 @@ _N_MISTAKES = 100
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """How W&B knows a run.
-
-    Attributes:
-        name: of the run.
-        group: the experiment, shared by the phases that belong together.
-        job_type: the phase, "sweep" or "comparison".
-        config: JSON-able settings without secrets.
-        wandb_id: of the run, if it may be a continuation of one that W&B knows by it.
-        epochs_before: of the run that this one continues, so that the curves of a group join.
-    """
+    """How W&B knows a run."""
 
     name: str
-    group: str
-    job_type: str
-    config: Mapping[str, Any]
-    wandb_id: str | None = None
-    epochs_before: int = 0
+    group: str  # of the phases that belong together
+    job_type: str  # the phase, "sweep" or "comparison"
+    config: Mapping[str, Any]  # JSON values, no secrets
+    wandb_id: str | None = None  # of the run that this one may continue
+    epochs_before: int = 0  # of the phase before, so that the curves of a group join
 
 
 def choose_mode(mode: str) -> str:
     """Return `online`, `offline` or `disabled`; asks no question and never fails.
 
-    `auto` is WANDB_MODE if that is one of the three, otherwise online if credentials are
-    configured, otherwise offline.
+    `auto` is WANDB_MODE if that is one of the three, else online if logged in, else offline.
     """
-    if mode != "auto":
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "").lower()
+    if mode in ("online", "offline", "disabled"):
         return mode
-    wanted = os.environ.get("WANDB_MODE", "").lower()
-    if wanted in ("online", "offline", "disabled"):
-        return wanted
-    try:
+    with contextlib.suppress(Exception, SystemExit):
         import wandb
 
-        logged_in = wandb.login(prompt=False, verify=False)
-    except (Exception, SystemExit):
-        return "offline"
-    return "online" if logged_in else "offline"
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+    return "offline"
 
 
 def _harmless(
@@ -141,11 +128,7 @@ class Tracker:
     ) -> None:
         """Record tables of the test predictions: confusion, worst mistakes, classes, pairs.
 
-        Args:
-            pixels: (N, 784) uint8.
-            labels: (N,) integers 0..K-1.
-            probabilities: (N, K) floats 0..1.
-            class_names: K names.
+        N images: pixels (N, 784) uint8, labels (N,) integers 0..K-1, probabilities (N, K).
         """
         import PIL.Image
         import wandb
@@ -156,28 +139,28 @@ class Tracker:
         calibration = measure_calibration(labels, probabilities)
         self.run.summary.update({"test_expected_calibration_error": calibration.ece})
         worst = worst_mistakes(labels, probabilities, _N_MISTAKES)
-        mistakes = wandb.Table(columns=["image", "true label", "prediction", "probability", "loss"])
-        for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True):
-            image = wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28)))
-            prediction = predictions[index]
-            numbers = float(probabilities[index, prediction]), float(loss)
-            mistakes.add_data(image, names[labels[index]], names[prediction], *numbers)
+        mistakes = [
+            [
+                wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28))),
+                names[labels[index]],
+                names[predictions[index]],
+                float(probabilities[index].max()),
+                float(loss),
+            ]
+            for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True)
+        ]
         scores = score_classes(confusion)
         columns = (scores.precision, scores.recall, scores.f1, scores.support)
         classes = zip(names, *(column.tolist() for column in columns), strict=True)
+        pairs = [
+            [names[pair.label], names[pair.prediction], pair.count, pair.fraction]
+            for pair in rank_confusions(confusion, 20)
+        ]
         tables: dict[str, Any] = {
-            "worst_mistakes": mistakes,
-            "classes": wandb.Table(
-                columns=["class", "precision", "recall", "f1", "images"],
-                data=[list(row) for row in classes if row[-1]],  # no scores without images
-            ),
-            "confused_pairs": wandb.Table(
-                columns=["true label", "prediction", "count", "fraction"],
-                data=[
-                    [names[pair.label], names[pair.prediction], pair.count, pair.fraction]
-                    for pair in rank_confusions(confusion, 20)
-                ],
-            ),
+            "worst_mistakes": _table("image,true label,prediction,probability,loss", mistakes),
+            # A class without images has no scores.
+            "classes": _table("class,precision,recall,f1,images", [c for c in classes if c[-1]]),
+            "confused_pairs": _table("true label,prediction,count,fraction", pairs),
         }
         if len(names) <= _MAX_CONFUSION_CLASSES:
             tables["confusion_matrix"] = wandb.plot.confusion_matrix(
@@ -210,13 +193,12 @@ class Tracker:
         """Record a table of runs, and the page or figure that compares them."""
         import wandb
 
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         media: Any
         if shown.suffix == ".png":
             media = wandb.Image(str(shown))
         else:
             media = wandb.Html(shown.read_text(encoding="utf-8"), inject=False)
-        self.run.log({"runs": table, "comparison": media})
+        self.run.log({"runs": _table(",".join(columns), rows), "comparison": media})
 
     def finish(self, ok: bool = True) -> None:
         """End the W&B run and its helper process, after uploading what is left if online."""
@@ -230,15 +212,11 @@ class Tracker:
 
 
 def start_tracking(mode: str, run_dir: Path, tracked: TrackedRun) -> Tracker:
-    """Start a W&B run, or return a tracker that does nothing after one warning if that fails.
+    """Start a W&B run whose data goes to the folder `wandb` of `run_dir`.
 
     If the server does not answer within 20 seconds, or refuses the credentials, the run is recorded
-    offline. WANDB_PROJECT and WANDB_ENTITY are respected.
-
-    Args:
-        mode: auto, online, offline or disabled, which does not import wandb.
-        run_dir: the run directory; the data goes to its folder `wandb`.
-        tracked: the run.
+    offline. If that fails, too, the tracker does nothing. WANDB_PROJECT and WANDB_ENTITY are
+    respected. The mode "disabled" does not import wandb.
     """
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(
@@ -260,6 +238,22 @@ def start_tracking(mode: str, run_dir: Path, tracked: TrackedRun) -> Tracker:
     if first_error is not None:
         _warn("W&B records offline" if run else "W&B is not recording", first_error)
     return Tracker(run, _make_hint(run, run_dir) if run else (), tracked.epochs_before)
+
+
+def track_comparison(
+    mode: str,
+    directory: Path,
+    tracked: TrackedRun,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    shown: Path,
+) -> None:
+    """Record a table of runs, and the page or PNG that compares them, as a W&B run of its own."""
+    tracker = start_tracking(mode, directory, tracked)
+    tracker.log_comparison(columns, rows, shown)
+    tracker.finish()
+    for line in tracker.hint:
+        say(line)
 
 
 def _open_run(mode: str, run_dir: Path, tracked: TrackedRun) -> Any:
@@ -317,21 +311,24 @@ def _close(run: Any, exit_code: int) -> None:
         wandb.teardown()
 
 
+def _table(header: str, rows: Iterable[Sequence[Any]]) -> Any:
+    """Return a wandb.Table; the header has commas between the names of the columns."""
+    import wandb
+
+    return wandb.Table(columns=[*header.split(",")], data=[list(row) for row in rows])
+
+
 def _make_hint(run: Any, run_dir: Path) -> tuple[str, ...]:
     """Return lines with commands to look at the run."""
     if not run.offline:
         return (f"W&B: {run.url}",)
-    program = "wandb"
-    beside = Path(sys.executable).with_name(program)
-    if shutil.which(program) != str(beside) and beside.is_file():
-        program = shlex.quote(str(beside))  # the virtual environment is not activated
     # A run that was stopped and continued has several, which are uploaded in their order.
     newest = run_dir / "wandb" / Path(run.dir).parent.name
     same_id = f"offline-run-*-{newest.name.rpartition('-')[2]}"
     folders = sorted({*newest.parent.glob(same_id), newest})
     return (
-        f"W&B, view in the terminal:  {program} leet {shlex.quote(str(newest))}",
-        f"W&B, upload after a login:  {program} sync {shlex.join(map(str, folders))}",
+        f"W&B, view in the terminal:  python -m wandb leet {shlex.quote(str(newest))}",
+        f"W&B, upload after a login:  python -m wandb sync {shlex.join(map(str, folders))}",
     )
 
 

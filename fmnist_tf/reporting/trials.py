@@ -66,7 +66,7 @@ def summarize(points: Sequence[pd.DataFrame], varied: Collection[str]) -> pd.Dat
         row = {"trials": ",".join(map(str, point["trial"]))}
         for name in varied:
             value = point[name].iloc[0]
-            row[name] = f"{value:.6g}" if isinstance(value, float) else printable(value)
+            row[name] = f"{value:.6g}" if isinstance(value, float) else printable(str(value))
         row["val accuracy"] = accuracy
         if not varied:
             row["test accuracy"] = describe_accuracy(complete, "test_")
@@ -79,10 +79,7 @@ def summarize(points: Sequence[pd.DataFrame], varied: Collection[str]) -> pd.Dat
 def plot_trials(directory: RunDir, study: optuna.Study, banner: str) -> None:
     """Draw Optuna's figures of the complete trials, `optimization_history.png` and others.
 
-    Args:
-        directory: of the sweep.
-        study: its trials, of which one or more are complete.
-        banner: caveats that every figure must carry.
+    One trial or more must be complete; the banner's caveats stand on every figure.
     """
     complete = [trial for trial in study.trials if trial.value is not None]
     names = complete[0].params

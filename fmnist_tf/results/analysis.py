@@ -20,13 +20,9 @@ _EXPLAINED_CLASSES = 20  # at most two examples each
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
-    """Precision, recall and F1 of each class.
+    """Precision, recall and F1 of each class, (K,) float64, 0 where undefined.
 
-    Attributes:
-        precision: (K,) float64, 0 for a class that was never predicted.
-        recall: (K,) float64, 0 for a class without examples.
-        f1: (K,) float64, 0 where both are.
-        support: (K,) int64, number of examples of the class.
+    `support` is the number of examples of each class, (K,) int64.
     """
 
     precision: np.ndarray
@@ -53,10 +49,7 @@ def score_classes(confusion: np.ndarray) -> ClassScores:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """One off-diagonal cell of the confusion matrix, which is not 0.
-
-    `fraction` is `count` divided by the number of examples of the class `label`.
-    """
+    """A class predicted as another: how often, and for which fraction of its examples."""
 
     label: int
     prediction: int
@@ -102,11 +95,6 @@ def measure_calibration(
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2.
 
-    Args:
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K) floats.
-        n_bins: B, at least 1.
-
     Raises:
         ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
@@ -120,14 +108,8 @@ def measure_calibration(
         mean_confidence = np.bincount(bins, confidence, n_bins) / counts
         accuracy = np.bincount(bins, correct, n_bins) / counts
     gaps = np.nan_to_num(np.abs(accuracy - mean_confidence))
-    return Calibration(
-        edges=edges,
-        counts=counts,
-        confidence=mean_confidence,
-        accuracy=accuracy,
-        ece=float(gaps @ counts / len(labels)),
-        mce=float(gaps.max()),
-    )
+    ece = float(gaps @ counts / len(labels))
+    return Calibration(edges, counts, mean_confidence, accuracy, ece, float(gaps.max()))
 
 
 def find_least_sure(probabilities: np.ndarray, count: int) -> np.ndarray:
@@ -137,22 +119,16 @@ def find_least_sure(probabilities: np.ndarray, count: int) -> np.ndarray:
 
 
 def find_label_issues(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` indices whose label may be wrong.
+    """Return at most `count` indices whose label may be wrong, the most suspect first.
 
-    The threshold of a class is the mean probability of that class over the examples with its label.
     An example is suspect if its prediction differs from its label and reaches the threshold of the
-    predicted class: the off-diagonal part of the confident joint, without examples whose prediction
-    stays below its threshold. The order is: highest probability of the prediction, lowest
-    probability of the label, position.
+    predicted class: the mean probability of that class over the examples with its label. The order
+    is: highest probability of the prediction, lowest probability of the label, position.
 
     Only for held-out predictions: a network agrees with the wrong labels it was trained on.
 
-    Source: Northcutt et al., Confident Learning, JAIR 70, 2021, section 3.1.
-
-    Args:
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K) floats.
-        count: at least 0.
+    Source: Northcutt et al., Confident Learning, JAIR 70, 2021, section 3.1: the off-diagonal part
+    of the confident joint, without examples whose prediction stays below its threshold.
     """
     n_classes = probabilities.shape[1]
     of_label = probabilities[np.arange(len(labels)), labels]
@@ -196,58 +172,46 @@ class Selection:
 def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
     """Choose the examples that a report shows.
 
-    Args:
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K) floats.
-
     Raises:
         ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
     confusion = Evaluation.from_probabilities(labels, probabilities).confusion
-    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    by_confidence = np.argsort(-confidence, kind="stable")
+    predictions = probabilities.argmax(axis=1)
+    by_confidence = np.argsort(-probabilities.max(axis=1), kind="stable")
     confused = []
     for pair in rank_confusions(confusion, _PAIRS):
         is_of_pair = (labels == pair.label) & (predictions == pair.prediction)
-        examples = by_confidence[is_of_pair[by_confidence]][:_EXAMPLES_OF_A_PAIR]
-        confused.append((pair, examples))
+        confused.append((pair, by_confidence[is_of_pair[by_confidence]][:_EXAMPLES_OF_A_PAIR]))
+    correct = by_confidence[(predictions == labels)[by_confidence]]
+    mistakes = worst_mistakes(labels, probabilities, len(labels))
     return Selection(
-        worst=worst_mistakes(labels, probabilities, _WORST),
+        worst=mistakes[:_WORST],
         least_sure=find_least_sure(probabilities, _LEAST_SURE),
         label_issues=find_label_issues(labels, probabilities, LABEL_ISSUES),
         confused=tuple(confused),
-        explained=_select_explained(labels, predictions, by_confidence, probabilities),
+        explained=_select_explained(labels, correct, mistakes),
     )
 
 
-def _select_explained(
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    by_confidence: np.ndarray,
-    probabilities: np.ndarray,
-) -> np.ndarray:
-    """Return the most confident correct and the worst wrong prediction of each class, by class."""
-    correct = by_confidence[(predictions == labels)[by_confidence]]
-    mistakes = worst_mistakes(labels, probabilities, len(labels))
-    n_mistakes = np.bincount(labels[mistakes], minlength=probabilities.shape[1])
+def _select_explained(labels: np.ndarray, correct: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
+    """Return the first correct and the first wrong prediction of each class, by class."""
     present = np.unique(labels)
-    shown = present[np.argsort(-n_mistakes[present], kind="stable")[:_EXPLAINED_CLASSES]]
-    # np.unique gives the first of each class: the most confident, and the worst.
-    firsts = [np.unique(labels[group], return_index=True)[1] for group in (correct, mistakes)]
-    chosen = np.concatenate([correct[firsts[0]], mistakes[firsts[1]]])
+    n_mistakes = np.bincount(labels[mistakes], minlength=present[-1] + 1)[present]
+    shown = present[np.argsort(-n_mistakes, kind="stable")[:_EXPLAINED_CLASSES]]
+    firsts = [
+        group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)
+    ]
+    chosen = np.concatenate(firsts)
     chosen = chosen[np.isin(labels[chosen], shown)]
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
 def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project feature vectors onto their first two principal components.
+    """Project (N, D) finite feature vectors onto their first two principal components.
 
     A component is zero where there is no such direction: D is 1, or the features are constant.
 
     Source: sklearn.decomposition.PCA, https://scikit-learn.org/stable/modules/decomposition.html
-
-    Args:
-        features: (N, D) finite numbers, both at least 1; needs more than 8 N D bytes.
 
     Returns:
         Coordinates (N, 2) float32, and the fraction 0..1 of the variance that each component
@@ -255,8 +219,7 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     from sklearn.decomposition import PCA
 
-    points = np.zeros((len(features), 2), np.float32)
-    variance_ratio = np.zeros(2)
+    points, variance_ratio = np.zeros((len(features), 2), np.float32), np.zeros(2)
     # Constant features minus one of them are exact zeros; minus their mean they may not be.
     shifted = features.astype(np.float64) - features[0]
     if shifted.any():
@@ -283,17 +246,12 @@ class McNemar:
 
 
 def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Test whether two classifiers have different error rates.
+    """Test whether two classifiers have different error rates, from their probabilities (N, K).
 
     Exact two-sided binomial test on the examples that exactly one of them classifies correctly.
 
     Sources: McNemar, Psychometrika 12, 1947, 153-157; Dietterich, Neural Computation 10, 1998,
     section 3.1.
-
-    Args:
-        labels: (N,) integers 0..K-1.
-        first: (N, K) probabilities.
-        second: (N, K) probabilities for the same examples in the same order.
 
     Raises:
         ValueError: the arrays do not fit together, or are no labels and probabilities.

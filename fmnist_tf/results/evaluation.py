@@ -16,15 +16,10 @@ _SUM_TOLERANCE = 1e-3  # how far the probabilities of one example may be from a 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result of a classifier on one split.
+    """The result of a classifier on one split."""
 
-    Attributes:
-        confusion: (K, K) int64 counts, read-only; rows are true labels, columns predictions.
-        loss_sum: cross entropy in nats, summed over all examples.
-    """
-
-    confusion: np.ndarray
-    loss_sum: float
+    confusion: np.ndarray  # (K, K) int64 counts, read-only; rows are true labels
+    loss_sum: float  # cross entropy in nats, summed over all examples
 
     @classmethod
     def from_probabilities(cls, labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
@@ -128,11 +123,6 @@ def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) ->
 
     The order is: lowest probability of the true label, highest probability of the prediction,
     position.
-
-    Args:
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K) floats 0..1.
-        count: at least 0.
     """
     mistakes = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     of_label = probabilities[mistakes, labels[mistakes]]

@@ -224,6 +224,10 @@ class _Settings(BaseModel):
         "where the processor supports it",
         "auto",
     )
+    engine: Literal["auto", "tensorflow", "openvino"] = _training(
+        "what computes backbone features; auto: OpenVINO where it is installed and no GPU is there",
+        "auto",
+    )
     cache: Text = _training(
         "where parsed files, downloads and backbone features are stored; auto: .cache in the "
         "folder of runs; off: the same, but backbone features are computed in each epoch",

@@ -59,7 +59,7 @@ def rows_per_batch(side: int) -> int:
 
 
 def build_feature_function(
-    feature_extractor: keras.Model, precision: str, *, pools: bool = False
+    feature_extractor: keras.Model, precision: str, *, pools: bool = False, constant: bool = True
 ) -> Callable[[Any], tf.Tensor]:
     """Return the folded feature extractor as one graph: (B, 784) uint8 -> (B, *shape) bfloat16.
 
@@ -69,8 +69,9 @@ def build_feature_function(
         feature_extractor: (B, 28, 28) uint8 -> features.
         precision: float32 or bfloat16, the compute dtype.
         pools: return `average_feature_maps` of the output.
+        constant: see `fold_model`; False for few batches.
     """
-    folded = fold_model(feature_extractor, precision, frozen=True)
+    folded = fold_model(feature_extractor, precision, frozen=True, constant=constant)
 
     @tf.function(input_signature=[tf.TensorSpec((None, N_PIXELS), tf.uint8)], autograph=False)
     def compute(pixels: tf.Tensor) -> tf.Tensor:
@@ -89,16 +90,19 @@ def average_feature_maps(maps: Any) -> tf.Tensor:
     return tf.cast(tf.reduce_mean(tf.cast(maps, tf.float32), axis=(1, 2)), tf.bfloat16)
 
 
-def feature_key(pixels: RowSource, feature_extractor: keras.Model, precision: str) -> str:
+def feature_key(
+    pixels: RowSource, feature_extractor: keras.Model, precision: str, engine: str = "tensorflow"
+) -> str:
     """Return the SHA-256 that names the features of these pixels.
 
     It covers the pixels' digest, the layers with their settings, connections and weights, the
-    precision, `FORMAT`, the versions of Keras and TensorFlow, the processor and the environment
-    variables that choose its kernels.
+    precision, the engine, `FORMAT`, the versions of Keras and TensorFlow, the processor and the
+    environment variables that choose its kernels.
     """
     head = {
         "format": FORMAT,
         "precision": precision,
+        "engine": engine,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "processor": describe_processor(),

@@ -123,7 +123,7 @@ def test_a_file_is_fetched_once(server, fetch, tmp_path, said, capfd, digest) ->
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("wrong", f"expected {SHA256} but got {WRONG}"),
+        ("wrong", f"expected {SHA256}, found {WRONG}"),
         ("truncated", "100000 bytes read"),
         ("missing", "404"),
         ("stalled", "timed out"),
@@ -222,6 +222,7 @@ find_or_fetch({server.url + "stalled"!r}, {SHA256!r}, cache_dir=path, download_d
     assert not (folder / "stalled").exists()
     with pytest.raises(DownloadError):  # the partial file is not taken for the whole one
         fetch("stalled")
+    assert list(folder.iterdir()) == []
 
 
 def test_keras_home_follows_the_environment(monkeypatch) -> None:

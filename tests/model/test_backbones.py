@@ -107,7 +107,7 @@ def draw_weights(network: keras.Model, spec: BackboneSpec, side: int) -> None:
         if isinstance(layer, keras.layers.Normalization):
             if layer.weights:  # EfficientNet's are in its file
                 variance = np.float32([0.229, 0.224, 0.225]) ** 2
-                layer.set_weights([np.float32([0.485, 0.456, 0.406]), variance, 1])
+                layer.set_weights([np.float32([0.485, 0.456, 0.406]), variance, np.int32(1)])
                 layer.finalize_state()
             continue
         for weight in layer.weights:

@@ -19,6 +19,7 @@ from fmnist_tf.data.splits import plan_splits
 from fmnist_tf.model.classifier import find_backbone, find_standardization
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
+from fmnist_tf.training.loop import Trainer
 
 FROZEN = [*WORDS, "--data", "toy_train.csv", "--augment", "flip"]
 
@@ -59,7 +60,7 @@ def test_features_are_standardized_over_both_views_of_the_training_rows(runs: Pa
 
 
 def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
-    killer: Killer, runs: Path
+    killer: Killer, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*FROZEN, "--epochs", "4", "--checkpoint-seconds", "0", "--run", "stopped"]
     assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
@@ -69,7 +70,10 @@ def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
     for run in ("stopped", "short"):
         assert predict.main([run, "toy_test.csv", "--out", f"{run}.csv"]) == 0
     assert Path("stopped.csv").read_text() == Path("short.csv").read_text()
-    assert killer.run("--resume", "stopped")[0] == 0, killer.log
+    # It keeps its own statistics, even if features that are computed anew differ a little.
+    measure = Trainer.measure_features
+    monkeypatch.setattr(Trainer, "measure_features", lambda *x: np.multiply(measure(*x), 1.001))
+    assert main(["--resume", "stopped"]) == 0
     assert hash_run(runs / "stopped") == hash_run(runs / "whole")
 
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from fakerun import HOSTILE, NAMES, change_json, make_run
 
-from fmnist_tf.reporting.model_card import escape_markdown, write_model_card
+from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.results.rundir import RunDir
 
-HEADINGS = [
-    "# Model Card for a", "## Model Details", "## Uses", "### Direct Use",
-    "### Out-of-Scope Use", "## Bias, Risks, and Limitations",
-    "## How to Get Started with the Model", "## Training Details", "### Training Data",
-    "### Training Procedure", "#### Preprocessing", "#### Training Hyperparameters",
-    "#### Speeds, Sizes, Times", "## Evaluation", "### Testing Data, Factors & Metrics",
-    "### Results", "## Model Examination", "## Environmental Impact", "## Technical Specifications",
-]  # fmt: skip
+N_HEADINGS = 19  # of the template
 
 
 def card_of(run: RunDir) -> str:
@@ -26,8 +18,12 @@ def card_of(run: RunDir) -> str:
     text = run.file("README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     lines = text.replace(code, "").splitlines()
-    assert [line for line in lines if line.startswith("#")] == HEADINGS
+    assert sum(line.startswith("#") for line in lines) == N_HEADINGS
     return text
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_it_has_the_numbers_of_the_run(tmp_path: Path) -> None:
@@ -43,26 +39,18 @@ def test_it_has_the_numbers_of_the_run(tmp_path: Path) -> None:
         assert file["sha256"] in text
 
 
-@pytest.mark.parametrize(
-    ("changes", "network"),
-    [
-        ({}, "resize to 16 pixels, toy, gap, Dense(8), Dropout(0.5), softmax"),
-        ({"image_size": 28, "units": 0, "dropout": 0.0}, "toy, gap, softmax"),
-    ],
-)
-def test_it_names_only_the_layers_of_the_model(tmp_path: Path, changes: dict, network: str) -> None:
+def test_it_names_the_layers_and_mirror_images_where_there_are_some(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
+    text = card_of(run)
+    assert "resize to 16 pixels, toy, gap, Dense(8), Dropout(0.5), softmax -" in one_line(text)
+    assert "bilinear" in text
+    assert "mirror" not in text
+    changes = {"image_size": 28, "units": 0, "dropout": 0.0, "test_time_flip": True}
     change_json(run.file("config.json"), **changes)
     text = card_of(run)
-    assert f"a Keras model: {network} -" in " ".join(text.split())
-    assert ("bilinear" in text) == ("resize" in network)
-
-
-def test_test_time_flip_is_mentioned_where_it_was_used(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a")
-    assert "mirror" not in card_of(run)
-    change_json(run.file("config.json"), test_time_flip=True)
-    assert "mirror" in card_of(run)
+    assert "a Keras model: toy, gap, softmax -" in one_line(text)
+    assert "bilinear" not in text
+    assert "mirror" in text
 
 
 def test_its_first_steps_work(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -93,9 +81,3 @@ def test_hostile_texts_are_shown_unchanged(tmp_path: Path) -> None:
     assert "WARNING" not in text
     assert "\u202e" not in text
     assert "x" * 201 not in text
-
-
-def test_escaping() -> None:
-    assert escape_markdown("**bold** [x](y) $z$ ~a~ &amp;") == (
-        r"\*\*bold\*\* \[x\](y) \$z\$ \~a\~ \&amp;"
-    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -21,8 +19,8 @@ from fmnist_tf.errors import UsageError
 from fmnist_tf.reporting.page import write_comparison, write_data_page, write_report
 from fmnist_tf.reporting.record import read_complete
 from fmnist_tf.reporting.render import (
+    blend_heat_map,
     display_names,
-    encode_heat_map,
     format_probability,
     squeeze,
 )
@@ -154,12 +152,20 @@ def test_hostile_files_settings_and_commands_are_shown_as_text(tmp_path):
     page = report_of(run)
     check_harmless(page)
     assert page.text.count(script) > 4
-    assert "x" * 4000 not in page.source
-    assert "W" * 400 not in page.source
+    assert not re.search("x{4000}|W{400}", page.source)
+    attack = '"><b onclick="x">'
+    svg = inline_svg("name", attack, 2, lambda figure: figure.text(0, 0, attack))
+    (tmp_path / "chart").write_text(svg)
+    page = Page(tmp_path / "chart")
+    assert page.of("svg")[0]["aria-label"] == attack
+    assert attack in page.text
+    assert page.of("b") == []
 
 
 def test_the_result_is_accuracy_interval_and_sources(plain):
     run, page = plain
+    assert report_of(run).source == page.source
+    assert page.of("body") == [{"class": "invert"}]
     test = run.read_json("evaluation.json")["test"]
     low, high = test["interval_95"]
     for text in (
@@ -188,11 +194,6 @@ def test_caveats_are_banners(tmp_path, changes, phase, words):
         assert len([p for p in page.of("p") if p.get("class") == "banner"]) == len(words)
         assert [word for word in ("SAMPLE", "RANDOM") if word in page.text] == words
         assert "WARNING" not in page.text
-
-
-def test_the_same_run_gives_the_same_bytes(plain):
-    run, page = plain
-    assert report_of(run).source == page.source
 
 
 def test_scores_and_matrix_are_the_counts(plain):
@@ -242,7 +243,7 @@ def test_label_issues_have_the_lines_of_their_file(tmp_path):
 def test_heat_is_bright_where_the_map_is_and_grey_elsewhere():
     heat = np.zeros((28, 28), np.uint8)
     heat[:14] = 255
-    picture = decode(encode_heat_map(np.full(784, 100, np.uint8), heat)).astype(int)
+    picture = blend_heat_map(np.full(784, 100, np.uint8), heat).astype(int)
     assert (picture[14:] == 85).all()
     assert (picture[:14, :, 0] - picture[:14, :, 2] > 60).all()
 
@@ -256,23 +257,6 @@ def test_a_finetune_run_shows_both_phases(tmp_path):
     assert "head 3,456 78 0" in page.text
 
 
-def test_charts_follow_the_theme(plain):
-    drawn = "".join(re.findall(r"<svg.*?</svg>", plain[1].source, re.DOTALL))
-    assert drawn.count("var(--ink)") > 20
-    assert not re.search(r"#(222222|0072b2|d55e00|8a8a8a|e6e6e6|000000)", drawn)
-    assert "DejaVu" not in drawn
-
-
-def test_a_class_without_test_images_has_no_scores(tmp_path):
-    run = make_run(tmp_path / "a", done=False)  # a page can be written before the run is complete
-    labels, probabilities = run.read_predictions()
-    labels[labels == 4] = 3
-    write_test(run, labels, probabilities, labels, probabilities)
-    page = report_of(run)
-    assert f"{NAMES[4]} – – – 0" in page.text
-    assert "0 of 0" not in page.text
-
-
 def test_many_classes_are_limited(tmp_path):
     names = [f"letter {k}" for k in range(40)]
     page = report_of(make_run(tmp_path / "a", names=names, n=400))
@@ -284,20 +268,18 @@ def test_many_classes_are_limited(tmp_path):
     assert page.section("projection").count("letter") == 2 * 20
 
 
-def test_a_run_without_mistakes(tmp_path):
-    run = make_run(tmp_path / "a")
+def test_a_run_without_mistakes_and_a_class_without_test_images(tmp_path):
+    run = make_run(tmp_path / "a", done=False, data__background=255)  # not complete yet
     labels, _ = run.read_predictions()
+    labels[labels == 4] = 3
     perfect = np.eye(10, dtype=np.float32)[labels]
     write_test(run, labels, perfect, labels, perfect)
     page = report_of(run)
     check_accessible(page)
     assert "100.00%" in page.text
     assert page.section("pairs").count("<li>") == page.section("labels").count("<li") == 0
-
-
-def test_only_images_on_black_are_inverted(tmp_path, plain):
-    assert plain[1].of("body") == [{"class": "invert"}]
-    assert report_of(make_run(tmp_path / "a", data__background=255)).of("body") == [{}]
+    assert f"{NAMES[4]} – – – 0" in page.text  # no scores
+    assert page.of("body") == [{}]  # images on white are not inverted
 
 
 @pytest.mark.parametrize(
@@ -351,10 +333,8 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     other_names = make_run(tmp_path / "f", names=NAMES[::-1])
 
     page, said = comparison_of(*runs, other_file, held_out, other_labels, other_names)
-    assert len(said) == 15
-    assert [i for i, sentence in enumerate(said) if "not compared" not in sentence] == [0]
+    assert ["not compared" in sentence for sentence in said] == [False] + [True] * 14
     check_accessible(page)
-    assert all(sentence in page.text for sentence in said[1:5])
 
     page, _ = comparison_of(*runs)
     test = compare_runs(labels, *(run.read_predictions()[1] for run in runs))
@@ -392,46 +372,11 @@ def test_the_data_page_has_counts_duplicates_images_and_decisions(tmp_path):
     assert re.search(r"garment c , has 99 .* garment h , 0\.", Page(tmp_path / "d.html").text)
 
 
-def test_test_time_flip_is_part_of_the_runs_description(tmp_path):
-    run = make_run(tmp_path / "a")
-    assert "flip" not in read_complete(run).cells[0]
-    change_json(run.file("config.json"), test_time_flip=True)
-    assert "flip" in read_complete(run).cells[0]
-
-
-def test_display_names_are_short_unique_and_not_empty():
+def test_names_and_probabilities_are_short_and_not_misleading():
     shown = display_names(["a" * 50, "a" * 60, " ", "x\ny", "x"])
     assert shown == ("a" * 29 + "... [0]", "a" * 29 + "... [1]", "class 2", "x\\ny", "x")
     assert squeeze("class with a name 123", 14) == "class w…me 123"
     assert squeeze("short", 14) == "short"
-
-
-@pytest.mark.parametrize(
-    ("probability", "said"),
-    [(0.0, "0%"), (0.001, "<1%"), (0.5, "50%"), (0.994, "99%"), (0.999, ">99%"), (1.0, "100%")],
-)
-def test_a_rounded_probability_is_never_falsely_certain(probability, said):
-    assert format_probability(probability) == said
-
-
-def test_a_chart_escapes_its_label_and_texts(tmp_path):
-    attack = '"><b onclick="x">'
-    svg = inline_svg("name", attack, 2, lambda figure: figure.text(0, 0, attack))
-    (tmp_path / "chart").write_text(svg)
-    page = Page(tmp_path / "chart")
-    assert page.of("svg")[0]["aria-label"] == attack
-    assert attack in page.text
-    assert page.of("b") == []
-
-
-def test_importing_costs_nothing():
-    script = "import sys, fmnist_tf.reporting.%s\nprint([m for m in %r if m in sys.modules])"
-    heavy = ("matplotlib", "jinja2", "PIL", "sklearn", "scipy", "wandb", "tensorflow", "keras")
-    for module in ("page", "tracking"):
-        answer = subprocess.run(
-            [sys.executable, "-c", script % (module, heavy)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert answer.stdout.strip() == "[]"
+    probabilities = (0.0, 0.001, 0.5, 0.994, 0.999, 1.0)
+    said = [format_probability(probability) for probability in probabilities]
+    assert said == ["0%", "<1%", "50%", "99%", ">99%", "100%"]

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 
 import matplotlib
 import numpy as np
@@ -13,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fmnist_tf.reporting.curves import plot_curves, write_curves, write_lr_finder
-from fmnist_tf.reporting.plots import plot_calibration, write_confusion, write_mistakes
+from fmnist_tf.reporting.plots import write_confusion, write_mistakes
 from fmnist_tf.reporting.style import Heading
-from fmnist_tf.results.analysis import measure_calibration
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 
@@ -65,8 +63,7 @@ def test_epochs_are_whole_numbers_on_the_axis(n_epochs):
     plot_curves(figure, make_history("frozen", range(1, n_epochs + 1)), 1)
     low, high = figure.axes[1].get_xlim()
     ticks = [tick for tick in figure.axes[1].get_xticks() if low <= tick <= high]
-    assert ticks
-    assert all(tick == int(tick) for tick in ticks)
+    assert ticks == [int(tick) for tick in ticks] != []
 
 
 @pytest.mark.parametrize(
@@ -113,8 +110,13 @@ def test_confusion_shows_counts_and_fractions_by_row(tmp_path, drawn):
     assert cells == {(0, 0): "8", (1, 0): "2", (0, 2): "1", (2, 2): "3"}
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [label.get_text() for label in labels] == list(NAMES)
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true label", "prediction")
     assert any("0.7857" in text and "0.5241 to 0.9243" in text for text in texts(drawn[0]))
+    write_confusion(
+        tmp_path / "c.png", HEADING, Evaluation(np.full((12, 12), 10**11), 0.0), NAMES * 4
+    )
+    axes = drawn[1].axes[0]
+    cell = axes.get_window_extent().width / 12  # a count fits into it
+    assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
 @pytest.mark.parametrize(("k", "has_counts", "has_names"), [(30, 1, 1), (60, 0, 1), (1000, 0, 0)])
@@ -127,14 +129,6 @@ def test_confusion_of_many_classes_stays_bounded(tmp_path, drawn, k, has_counts,
     assert len(axes.get_xticks()) <= (k if has_names else 15)
     with PIL.Image.open(tmp_path / "c.png") as image:
         assert max(image.size) < 1700
-
-
-def test_a_count_fits_into_its_cell(tmp_path, drawn):
-    evaluation = Evaluation(np.full((12, 12), 10**11), 0.0)
-    write_confusion(tmp_path / "c.png", HEADING, evaluation, [str(i) for i in range(12)])
-    axes = drawn[0].axes[0]
-    cell = axes.get_window_extent().width / 12
-    assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
 def test_mistakes_come_worst_first_with_labels_and_probabilities(tmp_path, drawn):
@@ -158,17 +152,6 @@ def test_at_most_36_mistakes_are_drawn(tmp_path, drawn):
     assert [sum(bool(axes.images) for axes in figure.axes) for figure in drawn] == [36, 0]
 
 
-def test_calibration_has_a_bar_for_each_filled_bin():
-    calibration = measure_calibration(*predict(3, 60, 0))
-    figure = Figure()
-    plot_calibration(figure, calibration)
-    filled = calibration.counts > 0
-    for axes, heights in zip(
-        figure.axes, (calibration.accuracy[filled], calibration.counts[filled] / 60), strict=True
-    ):
-        assert [bar.get_height() for bar in axes.patches] == pytest.approx(heights)
-
-
 def test_any_name_can_be_drawn_within_the_figure(tmp_path, drawn, caplog):
     names = [*HOSTILE, "Wide name " * 9]
     k = len(names)
@@ -189,7 +172,8 @@ def test_any_name_can_be_drawn_within_the_figure(tmp_path, drawn, caplog):
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path):
-    rows = make_history("frozen", range(1, 4))
+    start = HistoryRow(0, "frozen", math.nan, math.nan, 0.4, 0.9, 1e-4, 1.0)
+    rows = [start, *make_history("frozen", range(1, 4))]
     write_curves(tmp_path / "a.png", HEADING, rows, 1)
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "savefig.dpi": 10}):
         write_curves(tmp_path / "b.png", HEADING, rows, 1)
@@ -197,9 +181,3 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path):
     content = (tmp_path / "a.png").read_bytes()
     assert content == (tmp_path / "b.png").read_bytes()
     assert not re.search(rb"Software|matplotlib|[Dd]ate", content)
-
-
-def test_drawing_uses_no_global_figure_and_no_training_metrics(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # to import it is an error
-    start = HistoryRow(0, "finetune", math.nan, math.nan, 0.4, 0.9, 1e-4, 1.0)
-    write_curves(tmp_path / "c.png", HEADING, [start], 0)

@@ -44,13 +44,13 @@ def test_flags_are_these_and_no_others() -> None:
     # More flags take a deliberate edit here.
     assert setting_names() == (
         "phase", "data", "test_data", "labels", "label_column", "val_fraction", "limit", "seed",
-        "backbone", "weights", "image_size", "cut", "head", "standardize", "units", "dropout",
-        "unfreeze", "train_batch_norm",
+        "backbone", "weights", "image_size", "cut", "time_budget", "head", "standardize", "units",
+        "dropout", "unfreeze", "train_batch_norm",
         "epochs", "batch_size", "optimizer", "momentum", "weight_decay", "clip_norm",
         "learning_rate", "lr_finder", "schedule", "min_learning_rate", "warmup_epochs",
         "cycle_epochs", "plateau_patience", "plateau_factor", "early_stopping", "augment",
         "label_smoothing", "class_weights", "layer_decay", "ema_decay", "test_time_flip",
-        "precision", "cache",
+        "precision", "engine", "cache",
     )  # fmt: skip
 
 

@@ -37,18 +37,14 @@ NOISE = (
 
 
 def test_noise_is_dropped_and_errors_are_printed(capfd) -> None:
+    real = "E0000 00:00:1.0 1 y.cc:1] something real"
     with holding_stderr(is_startup_noise):
-        os.write(2, NOISE + b"E0000 00:00:1.0 1 y.cc:1] something real\n")
+        os.write(2, NOISE + real.encode())
         assert capfd.readouterr().err == ""
-    os.write(2, b"after\n")
-    expected = ["E0000 00:00:1.0 1 y.cc:1] something real", "after"]
-    assert capfd.readouterr().err.splitlines() == expected
-
-
-def test_if_the_import_fails_all_lines_are_printed(capfd) -> None:
+    assert capfd.readouterr().err.splitlines() == [real]
     with pytest.raises(ImportError), holding_stderr(is_startup_noise):
         raise ImportError(os.write(2, NOISE))
-    assert capfd.readouterr().err.encode() == NOISE
+    assert capfd.readouterr().err.encode() == NOISE  # one of these lines may be the reason
 
 
 def test_frozen_objects_are_not_collected_and_later_ones_are() -> None:

@@ -121,11 +121,11 @@ def test_batches_have_at_most_the_pixels_of_32_images_at_224() -> None:
     assert [rows_per_batch(side) for side in sides] == [128, 128, 128, 64, 32, 32, 8, 1]
 
 
-def test_key_depends_on_rows_weights_precision_and_graph(
+def test_key_depends_on_rows_weights_precision_engine_and_graph(
     extractor: keras.Model, toy_classifier, toy_spec
 ) -> None:
-    def key(rows: RowSource = SOURCE, network=extractor, precision="float32") -> str:
-        return feature_key(rows, network, precision)
+    def key(rows: RowSource = SOURCE, network=extractor, precision="float32", **engine) -> str:
+        return feature_key(rows, network, precision, **engine)
 
     base = key()
     assert key(ArrayRows(PIXELS.copy())) == base
@@ -138,13 +138,14 @@ def test_key_depends_on_rows_weights_precision_and_graph(
         key(PickedRows(ArrayRows(PIXELS), ROWS[::-1])),
         key(FlippedRows(ArrayRows(PIXELS))),
         key(precision="bfloat16"),
+        *(key(engine=f"openvino {version}") for version in (1, 2)),
         key(network=deeper),
     }
     kernel = toy_classifier.get_layer("toy").get_layer("conv2_conv").kernel
     before = kernel.numpy()
     kernel.assign(before * 1.0001)
     others.add(key())
-    assert len(others | {base}) == 8
+    assert len(others | {base}) == 10
     kernel.assign(before)
     assert key() == base
 
