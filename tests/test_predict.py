@@ -110,9 +110,9 @@ def test_good_inputs_are_predicted_and_bad_ones_named(folder: Path, capsys) -> N
     found = predict("a.jpg", "bad.png", "none.csv", "bad.csv", ".", "b.jpg", code=2)
     assert [row["file"] for row in found] == ["a.jpg", "b.jpg"]
     *_, png, none, table, directory, last = capsys.readouterr().err.splitlines()
-    for line, name in ((png, "bad.png: "), (none, "none.csv: "), (directory, ".: ")):
-        assert line.startswith(name)
-    assert table.startswith("error[E020] bad.csv:1: ")
+    starts = {png: "bad.png: ", none: "error[E001] none.csv: ", directory: "error[E002] .: ",
+              table: "error[E020] bad.csv:1: "}  # fmt: skip
+    assert all(line.startswith(start) for line, start in starts.items())
     assert last.startswith("4 of 6 inputs")
 
 
