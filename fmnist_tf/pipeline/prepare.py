@@ -200,10 +200,11 @@ def prepare_network(
         image_size=network.image_size,
         unfreeze=(config.unfreeze or network.plan.stages) if config.phase == "finetune" else (),
     )
+    cut = f" up to {config.cut}" if config.cut else ""
     if network.weights.warning:
         warn(boxed(network.weights.warning))
     say(
-        f"model: {config.backbone} at {network.image_size} pixels, {config.head} head, "
+        f"model: {config.backbone}{cut} at {network.image_size} pixels, {config.head} head, "
         f"{network.plan.count('trained'):,} trainable and {network.plan.count('frozen'):,} frozen "
         f"parameters; on {', '.join(describe_devices())}"
     )

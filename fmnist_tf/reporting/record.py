@@ -91,11 +91,12 @@ def describe_run(
     stages = f", {'+'.join(config['unfreeze'])}" if config["unfreeze"] else ""
     trained = "all" if config["phase"] == "scratch" else f"head{stages}"
     flip = ", test-time flip" if config.get("test_time_flip") else ""
+    network = " up to ".join(filter(None, (config["backbone"], config.get("cut"))))
     source = weights["kind"]
     if source == "file":
         source = f"{Path(weights['path']).name} ({weights['sha256'][:8]})"
     return [
-        f"{config['phase']} {config['backbone']} at {config['image_size']}, {config['head']}{flip}",
+        f"{config['phase']} {network} at {config['image_size']}, {config['head']}{flip}",
         f"{data['name']}, {counts[0]:,} val, {counts[1]:,} test",
         source,
         f"{trained}; {data['n_train']:,} images",
