@@ -434,7 +434,7 @@ def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:
     expected = keras.saving.load_model(stopped / "model.keras").get_weights()
     found = build_saved_model(read_saved_run(RunDir(stopped))).get_weights()
     for one, other in zip(found, expected, strict=True):
-        if np.issubdtype(one.dtype, np.floating):  # not the number of batches that a normalization was adapted to
+        if np.issubdtype(one.dtype, np.floating):  # no count of batches
             np.testing.assert_array_equal(one, other)
 
 
