@@ -39,7 +39,7 @@ def describe_code() -> dict[str, Any]:
     def git(*words: str) -> str | None:
         try:
             answer = subprocess.run(
-                ["git", "-C", str(file.parents[2]), *words],
+                ["git", "--no-optional-locks", "-C", str(file.parents[2]), *words],
                 capture_output=True,
                 text=True,
                 timeout=10,

@@ -151,7 +151,7 @@ run_command(body, argparse.Namespace(quiet=False, debug=False))
         (f"{PYTHON} train --cache {LONG}", 2, "^$", "too long"),
         (f"truncate -s 6G nul.csv; {PYTHON} convert nul.csv to.csv", 2, "^$", "E009.*: .*NUL"),
         (f"unset HOME; {shlex.quote(sys.executable)} -c {shlex.quote(HOME)}", 0, "^/none", "^$"),
-        (f"{sys.executable} -c {shlex.quote(CUT)}; exit $?", 135, "^$", "Python error: Bus"),
+        (f"{shlex.quote(sys.executable)} -c {shlex.quote(CUT)}; exit $?", 135, "^$", "error: Bus"),
         (f"{PYTHON} nothing", 2, "^$", "usage: .*clean"),
     ],
     ids=lambda value: value.replace(PYTHON, "")[:40] if isinstance(value, str) else "",
