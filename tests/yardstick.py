@@ -95,11 +95,14 @@ def main() -> int:
     has_bfloat16 = cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()
     float32 = ["--precision", "float32"]
     resnet50 = ["--backbone", "resnet50", "--image-size", "32", "--weights", weights]
+    standardized = ["--phase", "frozen", "--epochs", "2", *resnet50, "--cut", "conv4"]
+    resnet50 += ["--standardize", "none"]
     runs = {
         "frozen": ["--phase", "frozen", "--epochs", "2", *resnet50, *float32],
         "finetune": ["--phase", "finetune", "--epochs", "1", "--from", "frozen", *float32],
         "resnet8": ["--recipe", "resnet8", "--epochs", "2", *float32],
         "mlp": ["--recipe", "mlp", "--epochs", "3", *float32],
+        "standardized": [*standardized, *float32],
     }
     if has_bfloat16:
         precision = ["--precision", "bfloat16"]
@@ -119,8 +122,9 @@ def main() -> int:
         flags.json.write_text(json.dumps(hashes, indent=2) + "\n")
     before = json.loads(flags.compare.read_text()) if flags.compare else hashes
     for name, found_here in hashes.items():
-        for what in (what for what in found_here if before[name][what] != found_here[what]):
-            print(f"{name}: {what} differs")
+        known = before.get(name, {})
+        for what in (what for what in found_here if known.get(what) != found_here[what]):
+            print(f"{name}: {what} " + ("differs" if what in known else "is new"))
     return int(before != hashes)
 
 
