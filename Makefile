@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: train lite test test-real test-kills bench check format-check lint types
+.PHONY: train lite test test-real test-networks test-kills bench check format-check lint types
 
 train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
@@ -19,7 +19,11 @@ test: $(READY)
 
 # The slow and the real-data checks; they skip, with a reason, what they do not find.
 test-real: $(READY)
-	$(BIN)/python -m pytest -m "slow or real" -rs -n auto --maxprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest -m "(slow or real) and not networks" -rs -n auto --maxprocesses 2 $(ARGS)
+
+# Every network of keras.applications: built, cut, folded, trained, saved; an hour and more.
+test-networks: $(READY)
+	$(BIN)/python -m pytest tests/model/test_backbones.py -n 0 -m slow $(ARGS)
 
 # 200 SIGKILLs, resumed runs too, in place of 30; half an hour and more.
 test-kills: $(READY)

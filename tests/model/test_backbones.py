@@ -1,6 +1,6 @@
 """Every backbone passes the same tests at its smallest size; tests of most networks are slow.
 
-`python -m pytest -s -m slow tests/model/test_backbones.py` prints a line for each network.
+`make test-networks ARGS=-s` prints a line for each network.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ PIXELS = draw_images(6, seed=0)
 APPLICATIONS = list_applications()
 NAMES = [*BACKBONES, *APPLICATIONS]
 QUICK = ("resnet8", "resnet6", "mlp", "efficientnet-lite0")
+SLOW = ("resnet18", "resnet50", "vgg16", "mobilenetv3small", "efficientnetv2b0", "convnexttiny")
 SMALLEST = {"inceptionresnetv2": 75, "inceptionv3": 75, "xception": 71}
 DRAWN = {"gamma": (0.8, 1.2), "beta": (-0.2, 0.2), "bias": (-0.2, 0.2)}
 
@@ -128,9 +129,13 @@ def draw_weights(network: keras.Model, spec: BackboneSpec, side: int) -> None:
 
 
 def each_network(*quick: str) -> pytest.MarkDecorator:
-    """Run a test for every network; those not named are slow."""
-    slow = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-    return pytest.mark.parametrize("built", slow, indirect=True)
+    """Run a test for every network; those not named are slow, most of them for `test-networks`."""
+
+    def mark(name: str) -> Any:
+        own = [] if name in SLOW else [pytest.mark.networks]
+        return name if name in quick else pytest.param(name, marks=[pytest.mark.slow, *own])
+
+    return pytest.mark.parametrize("built", [mark(name) for name in NAMES], indirect=True)
 
 
 def is_close(found: Any, expected: Any, tolerance: float) -> bool:
