@@ -131,7 +131,8 @@ def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
     if code:
         assert code == 74, killer.log
         *_, error, kept = killer.log.splitlines()
-        assert re.match("input/output error: (/.*/)?(runs/|tmp)", error), killer.log  # or Keras' own
+        # Keras writes a model by a temporary file.
+        assert re.match("input/output error: (/.*/)?(runs/|tmp)", error), killer.log
         n_epochs = len(re.findall("^epoch ", killer.log, re.MULTILINE))
         if (run / "config.json").exists():
             assert f"{run.relative_to(killer.folder)} keeps {n_epochs} epochs; `" in kept, (
