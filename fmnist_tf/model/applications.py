@@ -185,8 +185,7 @@ def _find_parts(operation: Any, inputs: tuple[Any, ...]) -> list[_Part]:
             raise NotImplementedError(f"{name}: groups of more than one channel")
         shared = ("kernel_size", "strides", "padding", "activation", "use_bias")
         settings = {key: config[key] for key in shared}
-        initializer = config["kernel_initializer"]
-        settings["depthwise_initializer"] = initializer
+        settings["depthwise_initializer"] = config["kernel_initializer"]
         return [_Part(layers.DepthwiseConv2D, settings, name, weights)]
     if isinstance(operation, layers.SeparableConv2D):
         shared = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")

@@ -75,9 +75,8 @@ def find_blocks(backbone: keras.Model) -> tuple[Block, ...]:
     ):
         layers = tuple(operation.name for operation in segment)
         own = layers[0].split("_")[0].lower()
-        if stage == "stem" or (name is None and own == stage):
-            own, name = "1", None
-        name = name or own
+        is_only = stage == "stem" or (name is None and own == stage)
+        name = "1" if is_only else name or own
         if blocks and (blocks[-1].stage, blocks[-1].name) == (stage, name):
             layers = blocks.pop().layers + layers
         blocks.append(Block(stage, name, layers))

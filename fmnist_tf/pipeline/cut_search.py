@@ -22,7 +22,6 @@ from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BackboneSpec, find_backbone_spec
 from fmnist_tf.model.blocks import block_output, find_blocks
-from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.precision import choose_precision
 from fmnist_tf.model.preprocessing import preprocess
 from fmnist_tf.model.weights import read_backbone
@@ -136,7 +135,8 @@ def _probe(
         raise UsageError(f"--image-size {side}: no stage of {spec.name} has few enough features")
     size = rows_per_batch(side)
     network = keras.Model(inputs, list(kept.values()))
-    features = _compute_features(network, pixels, size, precision, pools)
+    compute = build_feature_function(network, precision, pools=pools)
+    features = _compute_features(compute, pixels, size)
     candidates = []
     for (stage, tensor), of_stage in zip(kept.items(), features, strict=True):
         compute = build_feature_function(keras.Model(inputs, tensor), precision, pools=pools)
@@ -153,21 +153,14 @@ def _probe(
 
 
 def _compute_features(
-    network: keras.Model, pixels: np.ndarray, batch_size: int, precision: str, pools: bool
+    compute: Callable[[np.ndarray], list[tf.Tensor]], pixels: np.ndarray, batch_size: int
 ) -> list[np.ndarray]:
-    """Return (N, F) float32 of each output of the network, rounded to bfloat16 as if stored."""
-    folded = fold_model(network, precision, frozen=True)
-
-    @tf.function(autograph=False)
-    def compute(batch: tf.Tensor) -> list[tf.Tensor]:
-        outputs = tf.nest.flatten(folded(tf.reshape(batch, (-1, IMAGE_SIZE, IMAGE_SIZE))))
-        outputs = [tf.reduce_mean(x, (1, 2)) if pools else x for x in outputs]
-        return [tf.cast(tf.reshape(x, (tf.shape(x)[0], -1)), tf.bfloat16) for x in outputs]
-
+    """Return (N, F) bfloat16 of each output of `compute`."""
     parts = []
     for first in range(0, len(pixels), batch_size):
         signals.check()
-        parts.append([x.numpy() for x in compute(tf.constant(pixels[first : first + batch_size]))])
+        outputs = tf.nest.flatten(compute(pixels[first : first + batch_size]))
+        parts.append([x.numpy().reshape(len(x), -1) for x in outputs])
     return [np.concatenate(of_stage) for of_stage in zip(*parts, strict=True)]
 
 

@@ -60,13 +60,13 @@ def rows_per_batch(side: int) -> int:
 
 def build_feature_function(
     feature_extractor: keras.Model, precision: str, *, pools: bool = False, constant: bool = True
-) -> Callable[[Any], tf.Tensor]:
+) -> Callable[[Any], Any]:
     """Return the folded feature extractor as one graph: (B, 784) uint8 -> (B, *shape) bfloat16.
 
     It rounds as the store does, so that cached and computed features are equal.
 
     Args:
-        feature_extractor: (B, 28, 28) uint8 -> features.
+        feature_extractor: (B, 28, 28) uint8 -> features; with several outputs, so has the result.
         precision: float32 or bfloat16, the compute dtype.
         pools: return `average_feature_maps` of the output.
         constant: see `fold_model`; False for few batches.
@@ -74,15 +74,18 @@ def build_feature_function(
     folded = fold_model(feature_extractor, precision, frozen=True, constant=constant)
 
     @tf.function(input_signature=[tf.TensorSpec((None, N_PIXELS), tf.uint8)], autograph=False)
-    def compute(pixels: tf.Tensor) -> tf.Tensor:
+    def compute(pixels: tf.Tensor) -> Any:
         n_rows = tf.shape(pixels)[0]
         # oneDNN has other kernels for a single image, which round differently.
         filled = tf.pad(pixels, [[0, tf.maximum(2 - n_rows, 0)], [0, 0]])
         images = tf.reshape(filled, (-1, IMAGE_SIZE, IMAGE_SIZE))
-        return tf.cast(folded(images, training=False)[:n_rows], tf.bfloat16)
+        outputs = folded(images, training=False)
+        return tf.nest.map_structure(lambda x: tf.cast(x[:n_rows], tf.bfloat16), outputs)
 
     # Outside of the graph, as for cached maps: fused into it, it might round differently.
-    return (lambda pixels: average_feature_maps(compute(pixels))) if pools else compute
+    if not pools:
+        return compute
+    return lambda pixels: tf.nest.map_structure(average_feature_maps, compute(pixels))
 
 
 def average_feature_maps(maps: Any) -> tf.Tensor:
