@@ -36,6 +36,7 @@ class Kind:
         """Return the error E009 of a file that is of this kind and should be `expected`."""
         path = os.fspath(path)
         hint, _, code = self.hint.partition("python: ")
+        hint = hint.replace("PATH", shlex.quote(path))
         if code:
             files = {"PATH": path, "CSV": f"{path}.csv", "PNG": f"{path}.png"}
             quoted = {name: json.dumps(file, ensure_ascii=False) for name, file in files.items()}
@@ -82,8 +83,7 @@ _KINDS = {
         f"opened; if you trust it, open it with pickle.load, and {_SAVE}"),
     rb"ARROW1": _other("an Arrow file (Feather)", _PANDAS.format("pyarrow", "feather", "", "")),
     rb"RD[AX][23]\n": _other("an R data file", "in R, write.csv(x, 'my.csv', row.names = FALSE)"),
-    rb".{257}ustar": _other("a tar archive", f"{_UNPACK}; python: import tarfile; "
-        'tarfile.open(PATH).extractall(filter="data")'),
+    rb".{257}ustar": _other("a tar archive", f"{_UNPACK}: tar -xf PATH"),
     rb"Rar!\x1a\x07": _other("a RAR archive", _UNPACK),
     rb"7z\xbc\xaf\x27\x1c": _other("a 7z archive", _UNPACK),
     rb"\x28\xb5\x2f\xfd": _other("a Zstandard file", _UNPACK),
