@@ -274,7 +274,7 @@ def _read_figures(trained: RunDir) -> dict[str, Any]:
     """Return the `FIGURES` of a trial whose training is complete."""
     said, provenance = trained.read_json("evaluation.json"), trained.read_json("provenance.json")
     figures = {name: said["val"][name] for name in ("correct", "total", "loss")}
-    if "test" in said:
+    if said.get("test"):
         figures |= {f"test_{name}": said["test"][name] for name in ("correct", "total")}
     seconds = round(sum(provenance["seconds"].values()), 3)
     return {**figures, "epoch": said["chosen_epoch"], "seconds": seconds}
