@@ -110,3 +110,32 @@ def test_the_name_train_is_a_function_whatever_was_imported() -> None:
     code = "import fmnist_tf; from fmnist_tf.train import main; print(callable(fmnist_tf.train))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "True\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_resume_ends_like_an_undisturbed_run(tmp_path: Path) -> None:
+    np.save("x.npy", draw(1, 0))
+    script = """
+import os, signal, threading, time
+from pathlib import Path
+import fmnist_tf
+
+def interrupt():
+    while not Path("runs/a/history.csv").exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+settings = dict(backbone="mlp", phase="scratch", epochs=9, wandb="disabled", quiet=True)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    fmnist_tf.train("sample", run="a", **settings)
+except KeyboardInterrupt:
+    stopped = fmnist_tf.load_run("a")
+    assert 1 <= len(stopped.history) < 9
+    assert len(stopped.predict("x.npy")) == 1
+a = fmnist_tf.train(resume="a", quiet=True)
+b = fmnist_tf.train("sample", run="b", **settings)
+assert a.test.loss == b.test.loss
+assert a.history.drop(columns="seconds").equals(b.history.drop(columns="seconds"))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
