@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_every_command_parses(page: Path) -> None:
 
 @shown
 def test_every_flag_and_make_target_exists(page: Path) -> None:
-    ours = re.sub(r"^(docker|#).*(\\\n.*)*", "", page.read_text(), flags=re.MULTILINE)
+    ours = re.sub(
+        r"(^docker|--build-arg|--gpus).*(\\\n.*)*", "", page.read_text(), flags=re.MULTILINE
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= all_flags()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = "\n".join([*re.findall("`(make [^`]+)`", ours), *(text for _, text in blocks(page))])
@@ -232,3 +235,15 @@ def test_the_code_runs(page: Path, user_folder: Path) -> None:
         elif language == "sh":
             for words in commands(text):
                 run_command(*words)
+
+
+@pytest.mark.slow
+def test_the_docker_image_runs_without_root() -> None:
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"]).returncode:
+        pytest.skip("docker does not run here")
+    subprocess.run(["docker", "build", "-t", "fmnist-tf-test", str(ROOT)], check=True)
+    run = ["docker", "run", "--rm", "--network", "none", "fmnist-tf-test"]
+    words = "train --data sample --backbone mlp --phase scratch --epochs 1 --wandb disabled"
+    subprocess.run([*run, *words.split()], check=True)
+    shown = subprocess.run([*run[:-1], "--entrypoint", "id", run[-1], "-u"], capture_output=True)
+    assert int(shown.stdout) > 0
