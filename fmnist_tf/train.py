@@ -106,9 +106,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.launch import check, launch
 
-    words = vars(flags)
-    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
-    request = Request(given=pick_settings(words), **own)
+    request = read_request(flags)
     if flags.dry_run:
         config = check(request)
         say("dry run: nothing was trained; the settings would be:")
@@ -137,6 +135,13 @@ def describe_next(directory: RunDir, config: RunConfig) -> list[str]:
     for what, name, words in commands:
         lines.append(f"{what + ':':10} {name_command(name)} {shlex.join([*words, *where])}")
     return lines
+
+
+def read_request(flags: argparse.Namespace) -> Request:
+    """Return what the flags of `build_parser` ask for."""
+    words = vars(flags)
+    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    return Request(given=pick_settings(words), **own)
 
 
 class _Callable(ModuleType):
