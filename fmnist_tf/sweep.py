@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sweep",
         "Train with many settings and compare them on the validation rows. The flags "
         "of fmnist_tf.train set what the trials have in common.",
+        usage="%(prog)s [FLAG ...]",
         epilog="The same command with the same --run continues a sweep, and tries failed trials "
         "again. Several processes, on several machines with a shared disk, may run it at the same "
         "time.",

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "train",
         "Train an image classifier from CSV rows of a label and 784 grey pixels.",
+        usage="%(prog)s [FLAG ...]",
     )
     group = parser.add_argument_group("settings from a file")
     add_recipe(group)
@@ -129,6 +130,8 @@ def describe_next(directory: RunDir, config: RunConfig) -> list[str]:
     commands = [("try it", "predict", [run, "PICTURE.png"])]
     if config.limit_test is not None:
         commands.append(("test all", "evaluate", [run]))
+    if config.parent is not None:
+        commands.append(("compare", "report", [config.parent, run]))
     if config.phase == "frozen":
         commands.append(("fine-tune", "train", ["--phase", "finetune", "--from", run]))
     lines = [f"report:    {directory.file('report.html')}"]

@@ -305,7 +305,8 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
     print(sources)
-    result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
+    split, prefix = ("val", "") if best["test_correct"].isna().all() else ("test", "test_")
+    result = f"{split} accuracy {describe_accuracy(best, prefix)} (n = {len(best)})"
     if space:
         print(f"train the best and test it:  {_command_of_best(sweep, best_trial)}")
         point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)

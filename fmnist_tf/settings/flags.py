@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group = groups[extra["group"]]
         group.add_argument(flag_of(name), *_SHORT.get(name, ()), **options)
         if name == "limit_test":
-            options = {"action": "store_const", "const": 0, "dest": name, "help": "the same as 0"}
+            options = {"action": "store_const", "const": 0, "dest": name, "help": "--limit-test 0"}
             group.add_argument("--no-test", default=argparse.SUPPRESS, **options)
 
 
