@@ -85,6 +85,14 @@ def add_run_flags(group: argparse._ActionsContainer) -> None:
         default="auto",
         help="Weights & Biases mode; auto: online when logged in, else offline (default: auto)",
     )
+    group.add_argument(
+        "--wandb-system",
+        action="store_true",
+        help="Weights & Biases gets system metrics and console output too, and can stop the run",
+    )
+    group.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard event files into the run"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,13 +136,14 @@ def _run(
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.prepare import prepare_network, read_data
     from fmnist_tf.pipeline.record import start_invocation
+    from fmnist_tf.reporting.tracking import TrackingOptions
     from fmnist_tf.results.provenance import command_line
     from fmnist_tf.system.startup import import_tensorflow
 
     for line in () if flags.resume is not None else lines:
         say(line)
     command = command_line("fmnist_tf.train", naming_parent(arguments, flags, config))
-    invocation = start_invocation(command, flags.wandb, unfinished)
+    invocation = start_invocation(command, TrackingOptions.from_flags(flags), unfinished)
     cache_dir, clock = config.cache_dir(flags.runs_dir), invocation.clock
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
