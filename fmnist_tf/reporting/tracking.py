@@ -6,7 +6,6 @@ warning, and from then on it records nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +39,8 @@ class TrackingOptions:
     tensorboard: bool = False
 
     @classmethod
-    def from_flags(cls, flags: argparse.Namespace) -> TrackingOptions:
-        """Return the options that `train.add_run_flags` reads."""
+    def of(cls, flags: Any) -> TrackingOptions:
+        """Return the options among the flags of a command, or in a `Request`."""
         return cls(flags.wandb, flags.wandb_system, flags.tensorboard)
 
 
