@@ -29,7 +29,7 @@ from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import Tracker
+from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
@@ -46,7 +46,7 @@ def finish(
     directory: RunDir,
     invocation: Invocation,
     trained: Trained,
-    tracker: Tracker,
+    tracker: Trackers,
 ) -> Evaluation:
     """Test the saved model once, and write everything up to DONE.json.
 
@@ -55,7 +55,7 @@ def finish(
         directory: holds model.keras.
         invocation: how the run was started.
         trained: what training left behind.
-        tracker: the W&B mirror.
+        tracker: gets the results.
 
     Returns:
         The test evaluation.
@@ -124,11 +124,7 @@ def finish(
     with _may_fail("report.html", f"; `{command}` tries again"):
         write_report(directory, directory.file("report.html"))
 
-    # --- Mirror in W&B --------------------------------------------------------------------------
-    tracker.log_evaluations({"val": val, "test": evaluation})
-    tracker.log_predictions(test.pixels, test.labels, probabilities, names)
-    figures = ("curves.png", "confusion.png", "mistakes.png")
-    tracker.log_figures([path for path in map(directory.file, figures) if path.is_file()])
+    # --- Mirror in the trackers -----------------------------------------------------------------
     metadata = {
         "test_accuracy": evaluation.accuracy,
         "test_total": evaluation.total,
@@ -143,7 +139,20 @@ def finish(
         "sha256": file_digest(directory.file(MODEL)),
     }
     # Page and model card name paths and the machine: they stay in the run directory.
-    tracker.log_model([directory.file(name) for name in (MODEL, "labels.json")], metadata)
+    files = [directory.file(name) for name in (MODEL, "labels.json")]
+    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
+    tracker.log_results(
+        RunResults(
+            {"val": val, "test": evaluation},
+            test.pixels,
+            test.labels,
+            probabilities,
+            names,
+            figures=[path for path in figures if path.is_file()],
+            model=files,
+            metadata=metadata,
+        )
+    )
     directory.write_done()
     return evaluation
 
