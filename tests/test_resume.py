@@ -34,8 +34,9 @@ FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
 FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",
     "--train-batch-norm", "--ema-decay", "0.9", "--augment", "flip,erasing", "--unfreeze", "all",
     "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
-SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none", "--augment",
-    "flip,shift-crop", "--ema-decay", "0.9", "--schedule", "cosine"]  # fmt: skip
+SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none",
+    "--augment", "flip,shift-crop,randaugment,mixup,cutmix", "--ema-decay", "0.9",
+    "--schedule", "cosine"]  # fmt: skip
 SLOW_SIGNALS = ("INT", "HUP", "USR1", "USR2", "XCPU")
 ALWAYS = ["--checkpoint-seconds", "0"]
 KILLS = int(os.environ.get("FMNIST_TF_KILLS", "30"))  # `make test-kills` takes 200

@@ -33,6 +33,7 @@ from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
 
@@ -84,6 +85,8 @@ def finish(
     # --- Evaluate -------------------------------------------------------------------------------
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(data.val_labels, val_probabilities)
+    # model.keras and all figures stay those of the network as trained; see `SavedRun.temperature`.
+    temperature = fit_temperature(data.val_labels, val_probabilities)
     directory.write_predictions(test.labels, probabilities)
     directory.write_json(
         "evaluation.json",
@@ -94,6 +97,7 @@ def finish(
             "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
             "test": {**evaluation.to_json(), "computed_by": test_by},
+            "calibration": measure_scaling(test.labels, probabilities, temperature),
         },
     )
 
