@@ -129,13 +129,16 @@ class Run:
         """Counts, accuracy, loss and interval on the test images.
 
         Raises:
-            UsageError: the run was stopped before its test.
+            UsageError: the run was stopped before its test, or trained with `limit_test=0`.
         """
         from fmnist_tf.results.evaluation import Evaluation
 
         if not self._saved.directory.is_complete:
             raise UsageError(f"{self.path}: expected a complete run; {self._saved.caveats[-1]}")
-        return Evaluation.from_json(self._saved.directory.read_json("evaluation.json")["test"])
+        figures = self._saved.directory.read_json("evaluation.json")["test"]
+        if figures is None:
+            raise UsageError(f"{self.path} was not tested (limit_test=0); its evaluate() tests it")
+        return Evaluation.from_json(figures)
 
     @property
     def accuracy(self) -> float:
