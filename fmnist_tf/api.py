@@ -162,7 +162,11 @@ class Run:
 
     @cached_property
     def model(self) -> keras.Model:
-        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities."""
+        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities.
+
+        It is the network as trained; `predict` divides its logits by the run's temperature, which
+        changes no prediction (see `results.temperature`).
+        """
         from fmnist_tf.pipeline.saved_run import build_saved_model
         from fmnist_tf.system.startup import import_tensorflow
 
