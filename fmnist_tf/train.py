@@ -99,9 +99,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.launch import check, launch
 
-    words = vars(flags)
-    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
-    request = Request(given=pick_settings(words), **own)
+    request = read_request(flags)
     if flags.dry_run:
         config = check(request)
         say("dry run: nothing was trained; the settings would be:")
@@ -113,6 +111,13 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",
         flush=True,
     )
+
+
+def read_request(flags: argparse.Namespace) -> Request:
+    """Return what the flags of `build_parser` ask for."""
+    words = vars(flags)
+    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    return Request(given=pick_settings(words), **own)
 
 
 class _Callable(ModuleType):
