@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     """A file or folder as `--data` takes it; or images (N, 28, 28) or (N, 784) uint8, 0 the
     background, and their N labels (numbers or texts)."""
 
-_REQUEST = ("recipe", "from_run", "run", "resume", "accept_changes", "checkpoint_seconds", "wandb")
+_REQUEST = (
+    "recipe", "from_run", "run", "resume", "accept_changes", "checkpoint_seconds", "wandb",
+    "wandb_system", "tensorboard",
+)  # fmt: skip
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
         quiet: print warnings only.
         **settings: named as the flags of `python -m fmnist_tf.train`, with _ for -: `backbone`,
             `epochs`, `learning_rate`, ...; also `recipe`, `run`, `from_run`, `resume`,
-            `accept_changes`, `checkpoint_seconds` and `wandb`.
+            `accept_changes`, `checkpoint_seconds`, `wandb`, `wandb_system` and `tensorboard`.
 
     Raises:
         fmnist_tf.errors.FmnistError: a setting or the data are invalid; its text says what was

@@ -78,7 +78,8 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
-    from fmnist_tf.reporting.tracking import TrackedRun, track_comparison
+    from fmnist_tf.reporting.tracking import TrackedRun
+    from fmnist_tf.reporting.wandb_tracker import track_comparison
     from fmnist_tf.results.rundir import list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]

@@ -83,6 +83,14 @@ def add_run_flags(group: argparse._ActionsContainer) -> None:
         default="auto",
         help="Weights & Biases mode; auto: online when logged in, else offline (default: auto)",
     )
+    group.add_argument(
+        "--wandb-system",
+        action="store_true",
+        help="Weights & Biases gets system metrics and console output too, and can stop the run",
+    )
+    group.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard event files into the run"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

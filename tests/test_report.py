@@ -150,5 +150,5 @@ def test_a_comparison_is_recorded_in_wandb(
     offline = capsys.readouterr().err.split("wandb leet ")[1].split()[0]
     facts = json.loads(inspect(offline, "--summary"))
     assert (facts["name"], facts["config"]) == ("one and two", {"runs": ["one", "two"]})
-    assert facts["summary"]["runs"]["nrows"] == 2
+    assert facts["summary"]["table/runs"]["nrows"] == 2
     assert facts["summary"]["comparison"]["_type"] == "html-file"

@@ -32,9 +32,9 @@ from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
 
 FILES = {
-    "config.json", "provenance.json", "trainable.txt", "history.csv", "evaluation.json",
-    "predictions.npz", "labels.json", "model.keras", "curves.png", "confusion.png",
-    "mistakes.png", "report.npz", "report.html", "README.md", "DONE.json",
+    "config.json", "provenance.json", "trainable.txt", "history.csv", "steps.csv",
+    "evaluation.json", "predictions.npz", "labels.json", "model.keras", "curves.png",
+    "confusion.png", "mistakes.png", "report.npz", "report.html", "README.md", "DONE.json",
 }  # fmt: skip
 UNSEALED = {"DONE.json", "report.html"}
 LABELS = (3, 7, 20)  # neither from zero nor without gaps

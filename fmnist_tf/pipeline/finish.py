@@ -29,10 +29,11 @@ from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import Tracker
+from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
 
@@ -46,7 +47,7 @@ def finish(
     directory: RunDir,
     invocation: Invocation,
     trained: Trained,
-    tracker: Tracker,
+    tracker: Trackers,
 ) -> Evaluation:
     """Test the saved model once, and write everything up to DONE.json.
 
@@ -55,7 +56,7 @@ def finish(
         directory: holds model.keras.
         invocation: how the run was started.
         trained: what training left behind.
-        tracker: the W&B mirror.
+        tracker: gets the results.
 
     Returns:
         The test evaluation.
@@ -84,6 +85,8 @@ def finish(
     # --- Evaluate -------------------------------------------------------------------------------
     evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(data.val_labels, val_probabilities)
+    # model.keras and all figures stay those of the network as trained; see `SavedRun.temperature`.
+    temperature = fit_temperature(data.val_labels, val_probabilities)
     directory.write_predictions(test.labels, probabilities)
     directory.write_json(
         "evaluation.json",
@@ -94,6 +97,7 @@ def finish(
             "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
             "test": {**evaluation.to_json(), "computed_by": test_by},
+            "calibration": measure_scaling(test.labels, probabilities, temperature),
         },
     )
 
@@ -124,11 +128,7 @@ def finish(
     with _may_fail("report.html", f"; `{command}` tries again"):
         write_report(directory, directory.file("report.html"))
 
-    # --- Mirror in W&B --------------------------------------------------------------------------
-    tracker.log_evaluations({"val": val, "test": evaluation})
-    tracker.log_predictions(test.pixels, test.labels, probabilities, names)
-    figures = ("curves.png", "confusion.png", "mistakes.png")
-    tracker.log_figures([path for path in map(directory.file, figures) if path.is_file()])
+    # --- Mirror in the trackers -----------------------------------------------------------------
     metadata = {
         "test_accuracy": evaluation.accuracy,
         "test_total": evaluation.total,
@@ -143,7 +143,20 @@ def finish(
         "sha256": file_digest(directory.file(MODEL)),
     }
     # Page and model card name paths and the machine: they stay in the run directory.
-    tracker.log_model([directory.file(name) for name in (MODEL, "labels.json")], metadata)
+    files = [directory.file(name) for name in (MODEL, "labels.json")]
+    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
+    tracker.log_results(
+        RunResults(
+            {"val": val, "test": evaluation},
+            test.pixels,
+            test.labels,
+            probabilities,
+            names,
+            figures=[path for path in figures if path.is_file()],
+            model=files,
+            metadata=metadata,
+        )
+    )
     directory.write_done()
     return evaluation
 

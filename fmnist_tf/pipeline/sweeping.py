@@ -46,8 +46,9 @@ from fmnist_tf.pipeline.study import (
     show_point,
     tabulate,
 )
-from fmnist_tf.reporting.tracking import TrackedRun, track_comparison
+from fmnist_tf.reporting.tracking import TrackedRun, TrackingOptions
 from fmnist_tf.reporting.trials import describe_accuracy, plot_trials, rank, summarize
+from fmnist_tf.reporting.wandb_tracker import track_comparison
 from fmnist_tf.results.provenance import SAMPLE, command_line, describe_code, find_caveats
 from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir, check_name
 from fmnist_tf.settings.config import RunConfig, flag_of
@@ -261,7 +262,8 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
-    invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
+    tracking = TrackingOptions.of(flags)
+    invocation = Invocation(sweep.command, describe_code(), tracking, wandb_group=own.group)
     keras.backend.clear_session()
     experiment = prepare_network(config, data, sweep.settings.parent, invocation.clock)
     if sweep.space:

@@ -54,7 +54,9 @@ def write_report(run: RunDir, path: Path) -> None:
             "worst": test.tiles(selected.worst),
             "least_sure": test.tiles(selected.least_sure),
             "issues": [sections.describe_label_issues(examples) for examples in (val, test)],
-            "calibration": sections.describe_calibration(*record.predictions),
+            "calibration": sections.describe_calibration(
+                *record.predictions, record.evaluation.get("calibration")
+            ),
             "projections": sections.describe_projections(arrays, record.predictions[0], names),
             "cams": sections.describe_cams(arrays, test),
             "cam_cells": arrays["cam_cells"].tolist(),

@@ -23,6 +23,7 @@ from fmnist_tf.system.checked import ChangedFileError, CheckedFolder
 CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
+STEPS = "steps.csv"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
@@ -143,6 +144,20 @@ class RunDir(CheckedFolder):
                 HistoryRow(int(epoch), phase, *(float(number) for number in numbers))
                 for epoch, phase, *numbers in lines
             ]
+
+    def write_steps(self, losses: Sequence[float]) -> None:
+        """Write the loss of each step to `steps.csv`, numbered from 1 over all epochs."""
+        lines = (f"{step},{loss}\n" for step, loss in enumerate(losses, start=1))
+        self.write_text(STEPS, "".join(("step,loss\n", *lines)))
+
+    def read_steps(self) -> np.ndarray:
+        """Return the losses in `steps.csv`, (steps,) float64.
+
+        Raises:
+            UsageError: it is missing, a line is not a step, or it was changed.
+        """
+        with self.reading(STEPS) as file:
+            return np.loadtxt(file, delimiter=",", skiprows=1, usecols=1, ndmin=1)
 
     def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
         """Write the test predictions to `predictions.npz`.

@@ -42,12 +42,12 @@ WITH_WARMUP = ("constant", "cosine")
 Phase = Literal["frozen", "finetune", "scratch"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "triangular2", "plateau"]
-Augmentation = Literal["flip", "shift-crop", "erasing", "mixup"]
+Augmentation = Literal["flip", "shift-crop", "erasing", "mixup", "randaugment", "cutmix"]
 
 PHASES: tuple[str, ...] = get_args(Phase)
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 RANDOM_AUGMENTATIONS = AUGMENTATIONS[1:]
-"""Those with too many outcomes to store each, in the order in which they are applied."""
+"""Those with too many outcomes to store each."""
 
 
 class SettingError(UsageError):
