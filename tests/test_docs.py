@@ -96,9 +96,8 @@ def test_every_command_parses(page: Path) -> None:
 
 @shown
 def test_every_flag_and_make_target_exists(page: Path) -> None:
-    ours = re.sub(
-        r"(^docker|^tensorboard|--build-arg|--gpus).*(\\\n.*)*", "", page.read_text(), flags=re.MULTILINE
-    )
+    theirs = r"(^docker|^tensorboard|--build-arg|--gpus).*(\\\n.*)*"
+    ours = re.sub(theirs, "", page.read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= all_flags()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = "\n".join([*re.findall("`(make [^`]+)`", ours), *(text for _, text in blocks(page))])
