@@ -56,7 +56,9 @@ def anchors(page: Path) -> set[str]:
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the words of each command of this package among the lines of a shell block."""
     for line in text.replace("\\\n", " ").splitlines():
-        if match := re.match(r"(?:fmnist-tf |python -m fmnist_tf[. ])(.*)", line):
+        if match := re.match(
+            r"(?:\w+=.* |srun .*)?(?:fmnist-tf |python -m fmnist_tf[. ])(.*)", line
+        ):
             yield shlex.split(match[1], comments=True)
 
 
