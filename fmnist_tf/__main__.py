@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("train", "evaluate", "predict", "report", "export", "convert", "sweep", "clean")
+COMMANDS = ("train", "evaluate", "predict", "demo", "report", "export", "convert", "sweep", "clean")
 
 
 def main() -> int:
