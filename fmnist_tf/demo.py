@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,11 +34,10 @@ Answer = tuple["dict[str, float] | None", "Image | None", str]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.demo",
-        description="Serve a page where one drops or draws a picture and sees its 28x28 pixels "
-        "and classes; Ctrl-C ends it. Needs the package gradio.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "demo",
+        "Serve a page where one drops or draws a picture and sees its 28x28 pixels and classes; "
+        "Ctrl-C ends it. Needs the package gradio.",
     )
     add_run_arguments(parser)
     parser.add_argument(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.evaluate",
-        description="Measure a finished run on its own test data, or on labelled images.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "evaluate",
+        "Measure a finished run on its own test data, or on labelled images.",
     )
     add_run_arguments(parser)
     parser.add_argument(

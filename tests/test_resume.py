@@ -63,8 +63,8 @@ def write_data(folder: Path) -> None:
 def hash_all(run: Path) -> dict[str, str]:
     evaluation = json.loads((run / "evaluation.json").read_text())
     del evaluation["tested_at"]
-    predictions = (run / "predictions.npz").read_bytes()
-    return {**hash_run(run), "evaluation": evaluation, "bytes": predictions}
+    files = {name: (run / name).read_bytes() for name in ("predictions.npz", "steps.csv")}
+    return {**hash_run(run), "evaluation": evaluation, **files}
 
 
 def finish_killed(killer: Killer, name: str, *words: str, kills: list[dict]) -> int:

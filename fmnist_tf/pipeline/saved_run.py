@@ -107,8 +107,9 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
     Raises:
         UsageError: there is neither.
     """
-    named = runs_dir / name
-    return RunDir.open(named if os.path.lexists(named / CONFIG) else Path(name))
+    named, path = runs_dir / name, Path(name)
+    is_path = os.path.lexists(path / CONFIG) or not (path.parent == Path() or named.parent.is_dir())
+    return RunDir.open(path if is_path and not os.path.lexists(named / CONFIG) else named)
 
 
 def read_saved_run(directory: RunDir) -> SavedRun:
