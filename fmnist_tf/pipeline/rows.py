@@ -82,7 +82,8 @@ def open_rows(
 
             with clock.stage("features"):
                 stores, kept = list_stores(split.feature_extractor), []
-                if network.kept and engine == TENSORFLOW:  # OpenVINO's function has one output
+                # OpenVINO rounds the features otherwise where it computes maps below them too.
+                if network.kept and engine == TENSORFLOW:
                     kept = list_stores(build_extractor(network.classifier, network.kept))
                 cached = _cache_views(network, split, views, stores, kept, build)
             release_memory()

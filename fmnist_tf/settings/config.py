@@ -236,8 +236,9 @@ class _Settings(BaseModel):
     )
 
     keep_for_finetune: Text = _training(
-        "frozen: the lowest stage or block that finetune will train, whose input the pass over the "
-        "images caches too; auto: finetune's default, where the disk has four times the room",
+        "frozen: the lowest stage or block that finetune will train: TensorFlow's pass over the "
+        "images caches its input too, where the disk has four times the room; auto: finetune's "
+        "default",
         "auto",
         "{auto,none,STAGE}",
     )
