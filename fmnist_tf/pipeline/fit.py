@@ -31,6 +31,7 @@ from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 
 OnEpoch = Callable[[HistoryRow], None]
+OnLoss = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def fit(
     invocation: Invocation,
     on_epoch: OnEpoch,
     checkpoints: CheckpointDir | None,
+    on_loss: OnLoss = lambda step, loss: None,
 ) -> Trained:
     """Train all epochs and leave the best epoch's weights in the network and in model.keras.
 
@@ -66,11 +68,12 @@ def fit(
 
     Args:
         experiment: what is trained.
-        directory: gets history.csv and model.keras, and provenance.json with the features used.
+        directory: gets history.csv, steps.csv, model.keras and, in provenance.json, the features.
         invocation: how the run was started.
         on_epoch: called with each row of the history; what it raises ends the training.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
             model.keras.
+        on_loss: called after each step with its number, from 1 over all epochs, and its loss.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -183,7 +186,9 @@ def fit(
             with clock.stage("training"), progress_bar("training", "batch") as show:
 
                 def on_step(position: Position) -> None:
-                    state.position = position
+                    state.advance(position)
+                    if position.step:
+                        on_loss(len(state.step_losses), state.step_losses[-1])
                     counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
                     note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
                     show(position.step, plan.rates.steps_per_epoch, note, title)
@@ -220,6 +225,7 @@ def fit(
     # --- Best epoch -----------------------------------------------------------------------------
     state.use_best()
     directory.write_history(state.history)
+    directory.write_steps(state.step_losses)
     if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):
