@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
+from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline.resolve import naming_parent, read_settings
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
 
 if TYPE_CHECKING:
     from fmnist_tf.results.rundir import RunDir
+    from fmnist_tf.training.cluster import Cluster
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,18 +101,24 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         print(describe_recipes())
         return
     from fmnist_tf.pipeline.resume import find_unfinished
+    from fmnist_tf.training.cluster import Cluster
 
+    workers = Cluster.find()
     with ExitStack() as held:
         unfinished = find_unfinished(flags)
-        if unfinished is not None:
+        if unfinished is not None and workers.is_chief:
             held.enter_context(unfinished.locked())
             if unfinished.is_complete:  # by a process that has held it until now
                 find_unfinished(flags)
-        _run(flags, arguments, unfinished, held)
+        _run(flags, arguments, unfinished, held, workers)
 
 
 def _run(
-    flags: argparse.Namespace, arguments: list[str], unfinished: RunDir | None, held: ExitStack
+    flags: argparse.Namespace,
+    arguments: list[str],
+    unfinished: RunDir | None,
+    held: ExitStack,
+    workers: Cluster,
 ) -> None:
     """Begin a run, or continue an unfinished one that is locked; `held` gets the lock of a new one.
 
@@ -125,6 +133,11 @@ def _run(
             flags.recipe = str(unfinished.file(CONFIG))
     settings = read_settings(flags, default_parent=begun.get("parent"))
     (config, lines), parent = settings.complete(), settings.parent
+    if workers.workers and config.cut == "auto" and not begun:
+        raise UsageError(
+            "--cut auto: expected one process, as it measures one, found TF_CONFIG or Slurm's "
+            "variables; search with --dry-run in one process and give the cut that it prints"
+        )
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.prepare import prepare_network, read_data
     from fmnist_tf.pipeline.record import start_invocation
@@ -138,7 +151,8 @@ def _run(
     cache_dir, clock = config.cache_dir(flags.runs_dir), invocation.clock
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
-        import_tensorflow()
+        import_tensorflow(lambda: workers.start(say))
+    held.enter_context(workers.watching())
     search = None
     if config.cut == "auto":
         if begun:
@@ -150,15 +164,23 @@ def _run(
             with clock.stage("cut_search"):
                 search = search_cut(config, data)
             config = search.apply(config)
-    experiment = prepare_network(config, data, parent, clock, invocation.engine)
+    from fmnist_tf.pipeline.train_state import require_same_work
+
+    with workers.scope():
+        experiment = prepare_network(config, data, parent, clock, invocation.engine)
     config = experiment.config
+    require_same_work(experiment)
     if flags.dry_run:
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
     from fmnist_tf.pipeline.resume import open_checkpoints
-    from fmnist_tf.pipeline.run import run_phase
+    from fmnist_tf.pipeline.run import run_phase, run_worker
 
+    if not workers.is_chief:
+        run_worker(experiment, invocation, flags.runs_dir)
+        workers.wait_for_all()
+        return
     if unfinished is not None:
         directory = unfinished
     else:
@@ -174,6 +196,7 @@ def _run(
         say(f"run: {directory.path}, continued from {resumption['from']}")
         invocation.resumptions.append({**resumption, "command": command})
     test = run_phase(experiment, directory, invocation, checkpoints)
+    workers.wait_for_all()
     print(experiment.sources)
     print(
         f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",

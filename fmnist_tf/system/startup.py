@@ -15,10 +15,11 @@ _STARTUP_NOISE = re.compile(
 )
 
 
-def import_tensorflow() -> None:
+def import_tensorflow(start: Callable[[], None] = lambda: None) -> None:
     """Import TensorFlow and Keras in the one configuration that runs are made in.
 
-    Commands call this after they have checked what can be checked without TensorFlow.
+    Commands call this after they have checked what can be checked without TensorFlow. `start` is
+    called before TensorFlow computes anything, such as to join other processes.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow turns oneDNN's kernels on only for processors with vector neural-network
@@ -33,6 +34,8 @@ def import_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # logs a missing GPU as an error
+    start()
+    with holding_stderr(is_startup_noise):
         # The first cast logs, as an error and once, that a processor has no bfloat16 units. Runs
         # choose their precision accordingly (`--precision auto`), but store features in bfloat16.
         tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
