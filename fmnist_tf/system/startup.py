@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
+from fmnist_tf.errors import UsageError
+
 _STARTUP_NOISE = re.compile(
     r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|oneDNN supports DT_|^\s*$"
 )
@@ -20,6 +22,9 @@ def import_tensorflow(start: Callable[[], None] = lambda: None) -> None:
 
     Commands call this after they have checked what can be checked without TensorFlow. `start` is
     called before TensorFlow computes anything, such as to join other processes.
+
+    Raises:
+        UsageError: the program has imported Keras with another backend.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow turns oneDNN's kernels on only for processors with vector neural-network
@@ -33,12 +38,22 @@ def import_tensorflow(start: Callable[[], None] = lambda: None) -> None:
         import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # logs a missing GPU as an error
+        if is_first:
+            tf.config.list_physical_devices()  # logs a missing GPU as an error
     start()
     with holding_stderr(is_startup_noise):
-        # The first cast logs, as an error and once, that a processor has no bfloat16 units. Runs
-        # choose their precision accordingly (`--precision auto`), but store features in bfloat16.
-        tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
+        if is_first:
+            # The first cast logs, as an error and once, that a processor has no bfloat16 units.
+            # Runs choose their precision accordingly (`--precision auto`), but store features in
+            # bfloat16.
+            tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
+    if (found := keras.config.backend()) != "tensorflow":
+        raise UsageError(
+            f"expected Keras with the backend tensorflow, found {found}, with which this program "
+            "has imported it; set the environment variable KERAS_BACKEND=tensorflow before"
+        )
+    # It warns of functions that are built again and again, as by several runs of a process.
+    tf.get_logger().setLevel("ERROR")
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")

@@ -28,7 +28,10 @@ from fmnist_tf.system import signals
 JOIN_SECONDS = 600.0
 _TF_CONFIG = "TF_CONFIG"
 _EXAMPLE = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
-_LOST = ("Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "FailedPrecondition")
+_LOST = {
+    f"{reason}Error"  # of tf.errors
+    for reason in ("Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "FailedPrecondition")
+}
 
 
 class WorkerLostError(FmnistError):
@@ -130,7 +133,9 @@ class Cluster:
         global _current
         import tensorflow as tf
 
-        if self.workers:
+        if self.workers and self.workers == _current.workers:  # an earlier run of this process
+            self.strategy = _current.strategy
+        elif self.workers:
             say(
                 f"worker {self.index} of {self.n_workers}{' (chief)' * self.is_chief} at "
                 f"{self.workers[self.index]}: waiting for {', '.join(self._others)}"
@@ -196,15 +201,12 @@ class Cluster:
         Raises:
             WorkerLostError: another worker ended or cannot be reached.
         """
-        import tensorflow as tf
-
-        lost = tuple(getattr(tf.errors, f"{name}Error") for name in _LOST)
         try:
             yield
-        except lost as error:
-            if not self.workers:
+        except Exception as error:
+            if not self.workers or type(error).__name__ not in _LOST:
                 raise
-            reason = " ".join(str(error.message).split())
+            reason = " ".join(str(error).split())
             raise WorkerLostError(
                 f"worker {self.index}: another worker ended or cannot be reached; see what the "
                 "others say. The same command on every worker continues the run",
