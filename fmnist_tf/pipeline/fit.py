@@ -225,9 +225,9 @@ def fit(
     state.use_best()
     directory.write_history(state.history)
     if workers.n_replicas > 1:
-        weights = json_digest(digest_weights(network.classifier))
-        say(f"weights of epoch {state.best_epoch}: SHA-256 {weights}")
-        workers.require_same({"weights, SHA-256": weights})
+        digests = digest_weights(network.classifier)
+        say(f"weights of epoch {state.best_epoch}: SHA-256 {json_digest(digests)}")
+        workers.require_same(digests)
     if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):

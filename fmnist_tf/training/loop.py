@@ -19,7 +19,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,7 +177,6 @@ class Trainer:
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         self._changing_variables = changing_variables(classifier)
-        self._batch_norms = trained_batch_norms(classifier)
         self._averages: list[tf.Variable] = []
         optimizer.build(self._variables)
         self._train_steps: dict[TrainingPlan, Step] = {}
@@ -451,8 +449,7 @@ class Trainer:
             targets = targets * (1 - smooth) + smooth / n_classes
             features = self._features(x)
             with tf.GradientTape() as tape:
-                with self._whole_batch_statistics():
-                    logits = self.split.logits(features, training=True)
+                logits = self.split.logits(features, training=True)
                 losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
                 # The replicas' gradients are summed: each divides by the whole batch.
                 loss = tf.reduce_sum(losses) / tf.cast(about[2], tf.float32)
@@ -494,16 +491,6 @@ class Trainer:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return x[replica % n_local :: n_local]
 
-    @contextmanager
-    def _whole_batch_statistics(self) -> Iterator[None]:
-        """Let BatchNorm average over all replicas in what is traced inside."""
-        layers = self._batch_norms if self.cluster.n_replicas > 1 else []
-        for layer in layers:
-            layer.synchronized = True
-        yield
-        for layer in layers:
-            layer.synchronized = False
-
 
 def changing_variables(classifier: keras.Model) -> list[Any]:
     """Return the variables that training changes or sets: trainable ones and statistics.
@@ -514,20 +501,12 @@ def changing_variables(classifier: keras.Model) -> list[Any]:
     standardization = find_standardization(classifier)
     statistics = [
         variable
-        for layer in trained_batch_norms(classifier)
+        for layer in find_backbone(classifier).layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
     fixed = standardization.weights[:2] if standardization else []
     return [*classifier.trainable_variables, *statistics, *fixed]
-
-
-def trained_batch_norms(classifier: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Return the BatchNorm layers that train, in the order of the backbone's layers."""
-    return [
-        layer
-        for layer in find_backbone(classifier).layers
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
 
 
 def _batch_sizes(n_rows: int, batch_size: int) -> list[int]:
