@@ -23,6 +23,8 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_tf import load_run
+from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.reporting.tracking import start_tracking
 from fmnist_tf.results.rundir import RunDir
@@ -32,9 +34,9 @@ from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
 
 FILES = {
-    "config.json", "provenance.json", "trainable.txt", "history.csv", "evaluation.json",
-    "predictions.npz", "labels.json", "model.keras", "curves.png", "confusion.png",
-    "mistakes.png", "report.npz", "report.html", "README.md", "DONE.json",
+    "config.json", "provenance.json", "trainable.txt", "history.csv", "steps.csv",
+    "evaluation.json", "predictions.npz", "labels.json", "model.keras", "curves.png",
+    "confusion.png", "mistakes.png", "report.npz", "report.html", "README.md", "DONE.json",
 }  # fmt: skip
 UNSEALED = {"DONE.json", "report.html"}
 LABELS = (3, 7, 20)  # neither from zero nor without gaps
@@ -106,6 +108,36 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert read(run, "evaluation.json")["val"]["total"] == 6
     checksums = read(run, "DONE.json")["files"]
     assert set(checksums) == FILES - UNSEALED
+
+
+def test_fewer_test_images_are_said_everywhere(folder: Path, capsys) -> None:
+    run = frozen("--limit-test", "9")
+    labels, _ = RunDir(run).read_predictions()
+    assert np.bincount(labels).tolist() == [3, 3, 3]
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/9)")
+    assert read(run, "evaluation.json")["test"]["total"] == 9
+    assert "9 of the 21" in read(run, "provenance.json")["data"]["warnings"][-1]
+    for page in ("README.md", "report.html"):
+        assert "9 of the 21 test images" in (run / page).read_text()
+
+
+def test_a_run_without_a_test_does_not_pretend(folder: Path, capsys) -> None:
+    copy_frozen()
+    words = ["--phase", "finetune", "--epochs", "1", *NEXT, "--run", "second", "--no-test"]
+    assert train(*words) == 0
+    run, last = Path("runs/second"), capsys.readouterr().out.splitlines()[-1]
+    evaluation = read(run, "evaluation.json")
+    assert evaluation["test"] is None
+    assert last == f"runs/second  val accuracy {evaluation['val']['accuracy']:.4f} (" + (
+        f"{evaluation['val']['correct']}/6)"
+    )
+    untested = FILES - {"predictions.npz", "confusion.png", "mistakes.png"}
+    assert {path.name for path in run.iterdir() if path.name != ".lock"} == untested
+    assert "validation accuracy" in (run / "README.md").read_text()
+    loaded = load_run("second", quiet=True)
+    with pytest.raises(UsageError, match="not tested"):
+        _ = loaded.accuracy
+    assert loaded.evaluate().total == 21
 
 
 def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:

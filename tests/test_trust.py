@@ -35,11 +35,12 @@ COMMANDS: dict[str, Callable[[], int]] = {
          "--wandb", "disabled", "--run", "second"]
     ),
 }  # fmt: skip
-OF_MODEL = {"DONE.json", "config.json", "labels.json", "provenance.json", "history.csv"}
+OF_MODEL = {"DONE.json", "config.json", "labels.json", "provenance.json", "history.csv",
+    "evaluation.json"}  # fmt: skip
 READ = {
     "evaluate": {*OF_MODEL, "model.keras"},
     "predict": {*OF_MODEL, "model.keras", "report.npz"},
-    "report": {*OF_MODEL, "evaluation.json", "predictions.npz", "report.npz"},
+    "report": {*OF_MODEL, "predictions.npz", "report.npz"},
     "export": {*OF_MODEL, "model.keras"},
     "finetune": {*OF_MODEL, "model.keras"},
 }

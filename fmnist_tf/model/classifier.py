@@ -102,6 +102,12 @@ def use_statistics(classifier: keras.Model) -> None:
         layer.finalize_state()
 
 
+def divide_logits(classifier: keras.Model, temperature: float) -> None:
+    """Change the last layer so that its logits are divided by the temperature."""
+    layer = classifier.layers[-1]
+    layer.set_weights([weight / temperature for weight in layer.get_weights()])
+
+
 @dataclass(frozen=True)
 class SplitClassifier:
     """A classifier cut below its lowest trainable block.

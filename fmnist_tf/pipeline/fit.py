@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar, say, warn
+from fmnist_tf.cli.terminal import GREEN, progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
@@ -34,6 +34,7 @@ from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 
 OnEpoch = Callable[[HistoryRow], None]
+OnLoss = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ def fit(
     invocation: Invocation,
     on_epoch: OnEpoch,
     checkpoints: CheckpointDir | None,
+    on_loss: OnLoss = lambda step, loss: None,
 ) -> Trained:
     """Train all epochs and leave the best epoch's weights in the network and in model.keras.
 
@@ -69,11 +71,12 @@ def fit(
 
     Args:
         experiment: what is trained.
-        directory: gets history.csv and model.keras, and provenance.json with the features used.
+        directory: gets history.csv, steps.csv, model.keras and, in provenance.json, the features.
         invocation: how the run was started.
         on_epoch: called with each row of the history; what it raises ends the training.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
             model.keras. Of several workers the chief has them, and the others get its state.
+        on_loss: called after each step with its number, from 1 over all epochs, and its loss.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -160,7 +163,7 @@ def fit(
             directory.write_history(state.history)
         except OSError as error:  # the checkpoints have it too
             warn(f"{error}: history.csv is written again after the next epoch")
-        say(_describe_epoch(row, config.epochs, is_best))
+        say(_describe_epoch(row, config.epochs, is_best), GREEN if is_best else "")
         if number == 1 and network.parent is not None:
             _compare_with_start(row, state.history[0])
         on_epoch(row)
@@ -189,8 +192,12 @@ def fit(
             with clock.stage("training"), progress_bar("training", "batch") as show:
 
                 def on_step(position: Position) -> None:
-                    state.position = position
-                    show(position.step, plan.rates.steps_per_epoch)
+                    state.advance(position)
+                    if position.step:
+                        on_loss(len(state.step_losses), state.step_losses[-1])
+                    counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
+                    note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
+                    show(position.step, plan.rates.steps_per_epoch, note, title)
                     ends_epoch = position.step == 0 and position.epoch > start.epoch
                     if checkpoints and checkpoints.is_due(ends_epoch=ends_epoch):
                         state.save(checkpoints, plan)
@@ -224,6 +231,7 @@ def fit(
     # --- Best epoch -----------------------------------------------------------------------------
     state.use_best()
     directory.write_history(state.history)
+    directory.write_steps(state.step_losses)
     if workers.n_replicas > 1:
         digests = digest_weights(network.classifier)
         say(f"weights of epoch {state.best_epoch}: SHA-256 {json_digest(digests)}")
@@ -248,14 +256,17 @@ def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
-    trained = "before training"
-    if row.epoch:
-        trained = f"loss {row.loss:.4f}  accuracy {row.accuracy:.4f}"
+    """Return a line of at most 80 columns, with up to 999 epochs of up to 999 seconds."""
+    trained = _describe_figures(row.loss, row.accuracy) if row.epoch else "before training"
     return (
-        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:29}  "
-        f"val loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.4f}  {row.seconds:6.1f} s"
-        + ("  best so far" if is_best else "")
+        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:22}  "
+        f"val {_describe_figures(row.val_loss, row.val_accuracy)}  {row.seconds:5.1f} s"
+        + ("  best" if is_best else "")
     )
+
+
+def _describe_figures(loss: float, accuracy: float) -> str:
+    return f"loss {f'{loss:.4f}'[:6]} acc {accuracy:.4f}"
 
 
 def _save_model(network: Network, directory: RunDir, clock: StageClock) -> None:

@@ -13,6 +13,7 @@ from fmnist_tf.pipeline.prepare import Experiment, prepare_network, read_data
 from fmnist_tf.pipeline.record import Invocation, start_invocation
 from fmnist_tf.pipeline.resolve import Request, naming_parent, read_settings
 from fmnist_tf.pipeline.resume import find_unfinished, open_checkpoints
+from fmnist_tf.reporting.tracking import TrackingOptions
 from fmnist_tf.results.provenance import command_line
 from fmnist_tf.results.rundir import CONFIG, RunDir
 from fmnist_tf.settings.config import RunConfig
@@ -131,7 +132,7 @@ def _prepare(
     for line in () if request.resume is not None else lines:
         say(line)
     command = command_line("fmnist_tf.train", naming_parent(arguments, request.from_run, config))
-    invocation = start_invocation(command, request.wandb, unfinished)
+    invocation = start_invocation(command, TrackingOptions.of(request), unfinished)
     cache_dir, clock = config.cache_dir(request.runs_dir), invocation.clock
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
-from fmnist_tf.data.splits import Splits, plan_splits
+from fmnist_tf.data.splits import Splits, plan_splits, subset_rows
 from fmnist_tf.errors import UsageError, escape
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
@@ -121,6 +121,8 @@ def read_data(
             store_dir=cache_dir / "pixels",
             say=say,
         )
+        if config.limit_test is not None:
+            dataset = _limit_test(dataset, config.limit_test)
         splits = plan_splits(
             dataset.train.labels,
             val_fraction=config.val_fraction,
@@ -135,6 +137,18 @@ def read_data(
     if parent:
         _require_same_data(parent, dataset, splits)
     return RunData(dataset, splits)
+
+
+def _limit_test(dataset: Dataset, count: int) -> Dataset:
+    """Keep `count` test images, stratified and the same for every seed, and say so in a warning."""
+    n_all, rows = len(dataset.test.labels), subset_rows(dataset.test.labels, count)
+    if len(rows) == n_all:
+        return dataset
+    warning = "not tested (--no-test)"
+    if count:
+        warning = f"tested on {len(rows):,} of the {n_all:,} test images (--limit-test)"
+    warnings = (*dataset.warnings, warning)
+    return replace(dataset, test=dataset.test.pick(rows), warnings=warnings)
 
 
 def show_decisions(dataset: Dataset) -> None:

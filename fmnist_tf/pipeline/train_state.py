@@ -36,6 +36,7 @@ class TrainState:
 
     Attributes:
         history: one row for each epoch so far.
+        step_losses: mean loss of each step's batch so far, 6 significant digits.
         position: of the variables of the network, the optimizer, the averages and dropout.
         peak_rate: the learning rate that the schedule is scaled to; the finder's, if it chose.
         best_epoch: most correct on val, then lowest loss, then earliest; None before the first.
@@ -53,12 +54,21 @@ class TrainState:
         self._trainer, self._clock, self._rows = trainer, clock, rows
         self._conditions = describe_conditions(experiment)
         self.history: list[HistoryRow] = []
+        self.step_losses: list[float] = []
         self.position = Position()
         self.peak_rate = peak_rate
         self.best_epoch: int | None = None
         self.is_finished = False
         self._best_score: tuple[int, float] = (-1, 0.0)
         self._best_weights: list[tf.Variable] = []
+
+    def advance(self, position: Position) -> None:
+        """Take note of a step, or of the beginning of an epoch."""
+        if position.step:
+            of_step, before = position.counts, self.position.counts
+            loss = (of_step.loss_sum - before.loss_sum) / (of_step.total - before.total)
+            self.step_losses.append(float(f"{loss:.6g}"))
+        self.position = position
 
     def add_epoch(self, row: HistoryRow, val: Counts) -> bool:
         """Take note of an epoch; keep the trainer's weights if it is the best, and return whether.
@@ -95,6 +105,7 @@ class TrainState:
             "best_score": self._best_score,
             "is_finished": self.is_finished,
             "history": [asdict(row) for row in self.history],
+            "step_losses": self.step_losses,
             "seconds": self._clock.seconds,
         }
         variables = {} if self.is_finished else self._trainer.state(plan)
@@ -127,6 +138,7 @@ class TrainState:
         self.best_epoch, self._best_score = facts["best_epoch"], tuple(facts["best_score"])
         self.is_finished = facts["is_finished"]
         self.history = [HistoryRow(**row) for row in facts["history"]]
+        self.step_losses = facts["step_losses"]
         self._clock.add(facts["seconds"])
         if self.best_epoch is not None:
             self._set_best(self._trainer.snapshot())

@@ -83,7 +83,7 @@ def test_workers_read_every_row_of_each_batch_once(n_rows: int, n_workers: int) 
 
     shares = [read(slice(index, None, n_workers)) for index in range(n_workers)]
     for batch, *parts in zip(read(slice(None)), *shares, strict=True):
-        assert sorted(sum(parts, [])) == sorted(batch)
+        assert sorted(row for part in parts for row in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
