@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data.csv.cells import is_whole, label_text
+from fmnist_tf.data.csv.faults import MAX_CLASSES, fault
 from fmnist_tf.data.images import Table
 from fmnist_tf.errors import DataError, Problem, file_error, printable
 
-MAX_CLASSES = 1000
 FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -21,13 +22,46 @@ FASHION_MNIST = (
 """The class names of labels 0..9, https://github.com/zalandoresearch/fashion-mnist#labels."""
 
 
-def sort_labels(codes: dict[str, int]) -> tuple[list[str], NDArray[np.int32]]:
-    """Return K labels of codes 0..K-1 in order, and the place (K,) of each code in that order.
+class LabelCodes:
+    """Codes 0..K-1 of the distinct labels of one file, in the order of their appearance."""
 
-    By value if they are whole numbers, else by text.
-    """
-    texts = sorted(codes, key=int if all(map(is_whole, codes)) else str)
-    return texts, np.argsort([codes[text] for text in texts]).astype(np.int32)
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._lines: dict[str, int] = {}  # of the first of its kind
+        self._counts: Counter[str] = Counter()
+
+    def encode(self, cell: str, line: int) -> int | Problem:
+        """Return the code of the label in a cell; or E027, E028, E036, E037."""
+        text = label_text(cell)
+        if isinstance(text, Problem):
+            return text
+        if text not in self._codes:
+            if len(self._codes) == MAX_CLASSES:
+                return fault("E028", text)
+            self._codes[text], self._lines[text] = len(self._codes), line
+        self._counts[text] += 1
+        return self._codes[text]
+
+    def find_mixed(self) -> Iterator[tuple[int, Problem]]:
+        """Yield line and fault (E027) of names among numbers, or the reverse: of the rarer kind."""
+        wholes = {text for text in self._codes if is_whole(text)}
+        names = set(self._codes) - wholes
+        if not wholes or not names:
+            return
+        kinds = [(names, "names"), (wholes, "whole numbers")]
+        kinds.sort(key=lambda kind: sum(self._counts[text] for text in kind[0]))
+        (rarer, name), (_, name_of_others) = kinds
+        for text in self._codes:
+            if text in rarer:
+                yield self._lines[text], fault("E027 mixed", text, name_of_others, name)
+
+    def sort(self) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the K labels in order, and the place (K,) of each code in that order.
+
+        By value if they are whole numbers, else by text.
+        """
+        texts = sorted(self._codes, key=int if all(map(is_whole, self._codes)) else str)
+        return texts, np.argsort([self._codes[text] for text in texts]).astype(np.int32)
 
 
 def encode_labels(
@@ -36,25 +70,16 @@ def encode_labels(
     """Return the K distinct labels in order, and the index (N,) of each label in them.
 
     Raises:
-        DataError: E027, a label that is missing, a fraction or unprintable, or names beside
-            numbers; E028, more than 1,000 classes; E036, E037, a number in another notation.
+        DataError: the first fault: E027, a label that is missing, a fraction or unprintable, or
+            names beside numbers; E028, more than 1,000 classes; E036, E037, another notation.
     """
-    codes: dict[str, int] = {}
-    code_of: dict[str, int] = {}
-    for text in dict.fromkeys(labels):
-        value = label_text(text)
-        if isinstance(value, Problem):
-            line = first_line + labels.index(text)
-            raise DataError([replace(value, path=str(path), line=line)])
-        code_of[text] = codes.setdefault(value, len(codes))
-    if len({is_whole(text) for text in codes}) > 1:
-        found = f"labels such as {', '.join(list(codes)[:3])}"
-        raise file_error("E027", str(path), found, "numbers in every row, or names")
-    if len(codes) > MAX_CLASSES:
-        found = f"{len(codes):,} different labels"
-        raise file_error("E028", str(path), found, f"at most {MAX_CLASSES:,} classes")
-    values, place = sort_labels(codes)
-    return tuple(values), place[[code_of[text] for text in labels]]
+    known = LabelCodes()
+    codes = [known.encode(text, line) for line, text in enumerate(labels, first_line)]
+    faults = [(n, code) for n, code in enumerate(codes, first_line) if isinstance(code, Problem)]
+    for line, problem in (*faults, *known.find_mixed()):
+        raise DataError([replace(problem, path=str(path), line=line)])
+    values, place = known.sort()
+    return tuple(values), place[np.array(codes, int)]
 
 
 def index_classes(class_names: Sequence[str]) -> dict[str, int]:
