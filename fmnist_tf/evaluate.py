@@ -51,24 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import boxed, progress_bar, warn
-    from fmnist_tf.model.inference import run_all
-    from fmnist_tf.pipeline.run_data import read_labelled
-    from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
-    from fmnist_tf.results.evaluation import Evaluation
-    from fmnist_tf.system.startup import import_tensorflow
+    from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
+    from fmnist_tf.pipeline.use import evaluate_run, show_caveats
 
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
     if flags.data is None and (flags.label_column, flags.labels) != (None, None):
         raise UsageError("--label-column and --labels: expected together with --data PATH")
-    for caveat in run.caveats:
-        warn(boxed(f"WARNING, this model: {caveat}."))
-    name, images = read_labelled(run, flags.data, flags.label_column, flags.labels)
-    import_tensorflow()
-    run_batches = compile_saved_model(run)
-    with progress_bar("evaluate", "image") as show:
-        (probabilities,) = run_all(run_batches, images.pixels, show)
-    evaluation = Evaluation.from_probabilities(images.labels, probabilities)
+    show_caveats(run)
+    name, evaluation = evaluate_run(run, flags.data, flags.label_column, flags.labels)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95
     print(f"\n95 % interval of the accuracy {low:.4f} to {high:.4f}; loss {evaluation.loss:.4f}")

@@ -17,7 +17,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fmnist_tf.model.inference import RunBatches
-    from fmnist_tf.pipeline.saved_run import SavedRun
+    from fmnist_tf.pipeline.run_data import Images
 
 SHOWN_ROWS = 10
 """Rows of a CSV that are printed."""
@@ -79,41 +78,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_predict, build_parser().parse_args(argv))
 
 
-@dataclass(frozen=True)
-class Source:
-    """The images of one input.
-
-    Attributes:
-        name: the file as the user named it.
-        pixels: (N, 784) uint8.
-        first_line: line of row 0 in a CSV; None for a picture.
-        true_labels: N names of the run's classes, or labels it does not know; None without labels.
-    """
-
-    name: str
-    pixels: np.ndarray
-    first_line: int | None = None
-    true_labels: Sequence[str] | None = None
-
-
 Prediction = list[tuple[str, float]]
 """Names and probabilities of the T most probable classes of an image, the most probable first."""
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import boxed, warn
+    from fmnist_tf.pipeline.run_data import read_input
     from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
+    from fmnist_tf.pipeline.use import show_caveats
     from fmnist_tf.system.startup import import_tensorflow
 
     _check_flags(flags)
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    for caveat in run.caveats:
-        warn(boxed(f"WARNING, this model: {caveat}."))
-    sources: list[Source] = []
+    show_caveats(run)
+    sources: list[Images] = []
     errors: list[str] = []
     for path in flags.inputs:
         try:
-            sources.append(_read_source(run, path, flags.label_column))
+            sources.append(read_input(run, path, flags.label_column))
         except UsageError as error:
             errors.extend(error.args)
     if flags.save_crops is not None:
@@ -158,25 +140,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
         )
 
 
-def _read_source(run: SavedRun, path: Path, label_column: str | None) -> Source:
-    from fmnist_tf.data.files import split_member
-    from fmnist_tf.data.labels import index_classes
-    from fmnist_tf.data.photos import is_picture
-    from fmnist_tf.pipeline.run_data import read_run_picture, read_table
-
-    if not split_member(path)[1] and is_picture(path):
-        return Source(str(path), read_run_picture(run, path)[None])
-    table = read_table(run, path, label_column)
-    true_labels = None
-    if table.label_index is not None:
-        index = index_classes(run.class_names)
-        texts = table.label_values
-        names = [run.class_names[index[text]] if text in index else text for text in texts]
-        true_labels = [names[value] for value in table.label_index]
-    return Source(str(path), table.pixels, table.first_line, true_labels)
-
-
-def _save_crops(sources: Sequence[Source], folder: Path) -> None:
+def _save_crops(sources: Sequence[Images], folder: Path) -> None:
     """Write the pictures among the sources as 28x28 PNGs: `digit.jpg` as `digit-28x28.png`.
 
     A second picture of that name gets `digit-28x28-2.png`. No source is replaced.
@@ -216,7 +180,7 @@ def _run_model(
                 yield [(class_names[k], row[k]) for k in classes]
 
 
-def format_predictions(source: Source, shown: Sequence[Prediction], width: int) -> list[str]:
+def format_predictions(source: Images, shown: Sequence[Prediction], width: int) -> list[str]:
     """Return lines, at most `width` characters wide, for the first images of a source.
 
     A picture gets one line per class. A CSV gets one line per image with as many classes as fit,
@@ -256,7 +220,7 @@ def _header(top: int, is_labelled: bool) -> list[str]:
 
 
 def _csv_row(
-    source: Source, row: int, prediction: Prediction, is_labelled: bool
+    source: Images, row: int, prediction: Prediction, is_labelled: bool
 ) -> list[str | int]:
     line = "" if source.first_line is None else source.first_line + row
     cells = [safe_cell(source.name), line]

@@ -6,16 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from types import ModuleType
 
+import fmnist_tf.api
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
-from fmnist_tf.pipeline.resolve import naming_parent, read_settings
+from fmnist_tf.pipeline.resolve import Request, pick_settings
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
-
-if TYPE_CHECKING:
-    from fmnist_tf.results.rundir import RunDir
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,87 +96,37 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     if flags.list_recipes:
         print(describe_recipes())
         return
-    from fmnist_tf.pipeline.resume import find_unfinished
-
-    with ExitStack() as held:
-        unfinished = find_unfinished(flags)
-        if unfinished is not None:
-            held.enter_context(unfinished.locked())
-            if unfinished.is_complete:  # by a process that has held it until now
-                find_unfinished(flags)
-        _run(flags, arguments, unfinished, held)
-
-
-def _run(
-    flags: argparse.Namespace, arguments: list[str], unfinished: RunDir | None, held: ExitStack
-) -> None:
-    """Begin a run, or continue an unfinished one that is locked; `held` gets the lock of a new one.
-
-    Cheap checks come first; importing TensorFlow takes seconds and comes last.
-    """
-    from fmnist_tf.results.rundir import CONFIG, RunDir
-
-    begun: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(CONFIG).exists():
-        begun = unfinished.read_json(CONFIG)
-        if flags.resume is not None:
-            flags.recipe = str(unfinished.file(CONFIG))
-    settings = read_settings(flags, default_parent=begun.get("parent"))
-    (config, lines), parent = settings.complete(), settings.parent
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.prepare import prepare_network, read_data
-    from fmnist_tf.pipeline.record import start_invocation
-    from fmnist_tf.results.provenance import command_line
-    from fmnist_tf.system.startup import import_tensorflow
+    from fmnist_tf.pipeline.launch import check, launch
 
-    for line in () if flags.resume is not None else lines:
-        say(line)
-    command = command_line("fmnist_tf.train", naming_parent(arguments, flags, config))
-    invocation = start_invocation(command, flags.wandb, unfinished)
-    cache_dir, clock = config.cache_dir(flags.runs_dir), invocation.clock
-    data = read_data(config, parent, cache_dir, clock)
-    with clock.stage("import_tensorflow"):
-        import_tensorflow()
-    search = None
-    if config.cut == "auto":
-        if begun:
-            found = {name: begun.get(name) for name in ("cut", "image_size")}
-            config = config.replace(**found, time_budget=None)
-        else:
-            from fmnist_tf.pipeline.cut_search import search_cut
-
-            with clock.stage("cut_search"):
-                search = search_cut(config, data)
-            config = search.apply(config)
-    experiment = prepare_network(config, data, parent, clock, invocation.engine)
-    config = experiment.config
+    request = read_request(flags)
     if flags.dry_run:
+        config = check(request)
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
-    from fmnist_tf.pipeline.resume import open_checkpoints
-    from fmnist_tf.pipeline.run import run_phase
-
-    if unfinished is not None:
-        directory = unfinished
-    else:
-        directory = RunDir.create(flags.runs_dir, flags.run, config.phase, data.dataset.name)
-        held.enter_context(directory.locked())
-        say(f"run: {directory.path}")
-    if search is not None:
-        search.write(directory, experiment.heading)
-    checkpoints, resumption = open_checkpoints(
-        directory, experiment, flags.checkpoint_seconds, accepts_changes=flags.accept_changes
-    )
-    if unfinished is not None:
-        say(f"run: {directory.path}, continued from {resumption['from']}")
-        invocation.resumptions.append({**resumption, "command": command})
-    test = run_phase(experiment, directory, invocation, checkpoints)
-    print(experiment.sources)
+    directory, test, sources = launch(request, arguments)
+    print(sources)
     print(
         f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",
         flush=True,
     )
+
+
+def read_request(flags: argparse.Namespace) -> Request:
+    """Return what the flags of `build_parser` ask for."""
+    words = vars(flags)
+    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    return Request(given=pick_settings(words), **own)
+
+
+class _Callable(ModuleType):
+    """Importing this module binds it to the name `fmnist_tf.train`, which must stay a function."""
+
+    __call__ = staticmethod(fmnist_tf.api.train)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@ Formats: http://yann.lecun.com/exdb/mnist/, "the IDX file format", and `numpy.li
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.files import read_bytes
 from fmnist_tf.errors import file_error
+from fmnist_tf.system.files import replacing
 
 MAX_SIDE = 1024
 _SIDES = (8, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)
@@ -71,25 +73,57 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def read_images(path: Path) -> Parsed:
-    """Return the images of an IDX or NPY file, without labels.
+    """Return the images of an IDX or NPY file, without labels; raises as `as_pixels`."""
+    pixels, notes = as_pixels(str(path), read_array(path))
+    return pixels, None, notes
+
+
+def as_pixels(name: str, array: NDArray[Any]) -> tuple[NDArray[np.uint8], list[str]]:
+    """Return an array of images as (N, 784) uint8, and notes; `name` is for messages.
 
     Raises:
-        DataError: E005, no image; E034, not whole numbers of 0..255; E045, no square images; those
-            of `read_array`.
+        DataError: E005, no image; E034, not whole numbers of 0..255; E045, no square images.
     """
-    array = read_array(path)
     if array.ndim == 0 or array.size == 0:
-        raise file_error("E005", str(path), f"an array of shape {array.shape}", "images")
+        raise file_error("E005", name, f"an array of shape {array.shape}", "images")
     is_number = array.dtype.kind in "biuf"
     if not is_number or not (array.min() >= 0 and array.max() <= 255 and (array % 1 == 0).all()):
         found = f"{array.dtype} values that are not all whole numbers of 0..255"
         hint = "scaled to 0..1? save numpy.rint(x * 255).astype('uint8')"
-        raise file_error("E034", str(path), found, "grey levels", hint)
-    pixels, notes = to_rows(path, array.astype(np.uint8, copy=False))
-    return pixels, None, notes
+        raise file_error("E034", name, found, "grey levels", hint)
+    return to_rows(name, array.astype(np.uint8, copy=False))
 
 
-def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str]]:
+def save_labelled(
+    folder: Path, part: str, images: ArrayLike, labels: ArrayLike
+) -> tuple[Path, Path]:
+    """Write images and labels as NPY files in FOLDER/DIGEST, and return their paths.
+
+    Files of these arrays that are there already are kept.
+
+    Raises:
+        DataError: E045, not a label for each image.
+    """
+    arrays = np.asarray(images), np.asarray(labels)
+    if arrays[1].dtype == object:
+        arrays = arrays[0], arrays[1].astype(str)
+    if arrays[1].shape != arrays[0].shape[:1]:
+        found = f"images {arrays[0].shape} and labels {arrays[1].shape}"
+        raise file_error("E045", f"{part} arrays", found, "(N, 28, 28) and (N,)")
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    place = folder / digest.hexdigest()[:16]
+    paths = place / f"arrays-{part}-images.npy", place / f"arrays-{part}-labels.npy"
+    if not place.is_dir():
+        with replacing(place) as made:
+            made.mkdir(parents=True)
+            for path, array in zip(paths, arrays, strict=True):
+                np.save(made / path.name, array, allow_pickle=False)
+    return paths
+
+
+def to_rows(name: str, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str]]:
     """Return images (N, S, S), (N, S, S, C), (N, C, S, S) or (N, S * S * C) as (N, 784), and notes.
 
     E045, another shape.
@@ -108,7 +142,7 @@ def to_rows(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], l
             width = side
     if not 0 < side == width <= MAX_SIDE or channels not in (1, 3):
         expected = f"square images, (N, 28, 28), of at most {MAX_SIDE} pixels"
-        raise file_error("E045", str(path), f"an array of shape {images.shape}", expected)
+        raise file_error("E045", name, f"an array of shape {images.shape}", expected)
     rows = images.reshape(len(images), -1)
     if (side, channels) == (IMAGE_SIZE, 1):
         return rows, []

@@ -64,7 +64,7 @@ def _read_pictures(path: Path, table: Any, column: str, label_column: str | None
         except ValueError as error:
             found = f"row {number} holds no readable picture ({error})"
             raise file_error("E045", str(path), found, "a PNG or JPEG in each row") from None
-        pixels, found_notes = to_rows(path, image[np.newaxis])
+        pixels, found_notes = to_rows(str(path), image[np.newaxis])
         rows.append(pixels)
         notes |= dict.fromkeys(found_notes)
     if not rows:

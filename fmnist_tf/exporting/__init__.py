@@ -1,1 +1,3 @@
 """SavedModel, LiteRT and ONNX."""
+
+FORMATS = ("saved_model", "litert", "onnx")

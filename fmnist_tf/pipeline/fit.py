@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar, say, warn
+from fmnist_tf.cli.terminal import GREEN, progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
@@ -156,7 +156,7 @@ def fit(
             directory.write_history(state.history)
         except OSError as error:  # the checkpoints have it too
             warn(f"{error}: history.csv is written again after the next epoch")
-        say(_describe_epoch(row, config.epochs, is_best))
+        say(_describe_epoch(row, config.epochs, is_best), GREEN if is_best else "")
         if number == 1 and network.parent is not None:
             _compare_with_start(row, state.history[0])
         on_epoch(row)
@@ -185,7 +185,9 @@ def fit(
 
                 def on_step(position: Position) -> None:
                     state.position = position
-                    show(position.step, plan.rates.steps_per_epoch)
+                    counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
+                    note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
+                    show(position.step, plan.rates.steps_per_epoch, note, title)
                     ends_epoch = position.step == 0 and position.epoch > start.epoch
                     if checkpoints and checkpoints.is_due(ends_epoch=ends_epoch):
                         state.save(checkpoints, plan)
@@ -239,14 +241,17 @@ def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
-    trained = "before training"
-    if row.epoch:
-        trained = f"loss {row.loss:.4f}  accuracy {row.accuracy:.4f}"
+    """Return a line of at most 80 columns, with up to 999 epochs of up to 999 seconds."""
+    trained = _describe_figures(row.loss, row.accuracy) if row.epoch else "before training"
     return (
-        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:29}  "
-        f"val loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.4f}  {row.seconds:6.1f} s"
-        + ("  best so far" if is_best else "")
+        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:22}  "
+        f"val {_describe_figures(row.val_loss, row.val_accuracy)}  {row.seconds:5.1f} s"
+        + ("  best" if is_best else "")
     )
+
+
+def _describe_figures(loss: float, accuracy: float) -> str:
+    return f"loss {f'{loss:.4f}'[:6]} acc {accuracy:.4f}"
 
 
 def _save_model(network: Network, directory: RunDir, clock: StageClock) -> None:

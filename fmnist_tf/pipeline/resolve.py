@@ -1,9 +1,8 @@
-"""Flags, a recipe and the frozen run to continue -> the settings of a run."""
+"""What was asked for, a recipe and the frozen run to continue -> the settings of a run."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,43 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the flags ask for, by source.
+class Request:
+    """What a command line or a Python program asks `train` for.
 
     Attributes:
-        given: settings given as flags.
+        given: settings, by name; the others are the recipe's, the parent's or the defaults.
+        runs_dir: the folder of runs.
+        recipe: name or file of a recipe; None for none.
+        from_run: the frozen run that finetune continues; None: the newest complete one.
+        run: name of the run; None: time and phase. An unfinished run of this name is continued.
+        resume: name or folder of the unfinished run to continue, with its settings.
+        accept_changes: continue a run although what it depends on has changed.
+        checkpoint_seconds: time between two checkpoints within an epoch.
+        wandb: auto, online, offline or disabled.
+    """
+
+    given: dict[str, Any]
+    runs_dir: Path = Path("runs")
+    recipe: str | None = None
+    from_run: str | None = None
+    run: str | None = None
+    resume: str | None = None
+    accept_changes: bool = False
+    checkpoint_seconds: float = 120.0
+    wandb: str = "auto"
+
+
+def pick_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run among the flags of a command."""
+    return {name: value for name, value in values.items() if name in RunConfig.model_fields}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for, by source.
+
+    Attributes:
+        given: settings given as flags or arguments.
         recipe: settings of the recipe.
         source: what messages call the recipe.
         parent: the frozen run that a finetune run continues.
@@ -57,29 +88,29 @@ class Settings:
         )
 
 
-def read_settings(flags: argparse.Namespace, *, default_parent: str | None = None) -> Settings:
-    """Return what the flags, the recipe and the frozen run to continue ask for.
+def read_settings(request: Request, *, default_parent: str | None = None) -> Settings:
+    """Return what the request, its recipe and the frozen run to continue ask for.
 
     Args:
-        flags: of the command.
-        default_parent: the run that finetune continues where neither flag nor recipe names one;
+        request: gives settings, recipe, parent and the folder of runs.
+        default_parent: the run that finetune continues where neither request nor recipe names one;
             None: the newest complete frozen run.
 
     Raises:
         UsageError: the recipe is invalid, or the run to continue is incomplete, of another phase,
             or damaged.
     """
-    given = {name: value for name, value in vars(flags).items() if name in RunConfig.model_fields}
+    given = request.given
     recipe, source = {}, ""
-    if flags.recipe is not None:
-        read = read_recipe(flags.recipe)
+    if request.recipe is not None:
+        read = read_recipe(request.recipe)
         recipe, source = read.settings_of(given.get("phase")), read.name
     parent = None
     if {**recipe, **given}.get("phase") == "finetune":
         from fmnist_tf.cli.terminal import boxed, warn
         from fmnist_tf.pipeline.saved_run import read_saved_run
 
-        parent = read_saved_run(_find_parent(flags, recipe.get("parent"), source, default_parent))
+        parent = read_saved_run(_find_parent(request, recipe.get("parent"), source, default_parent))
         for caveat in parent.caveats if parent.checkpoint else ():
             warn(boxed(f"WARNING, {parent.directory.path}: {caveat}."))
         if parent.config.phase != "frozen":
@@ -87,35 +118,31 @@ def read_settings(flags: argparse.Namespace, *, default_parent: str | None = Non
                 f"{parent.directory.path}: expected a frozen run, found one of phase "
                 f"{parent.config.phase}; name another with --from"
             )
-    elif flags.from_run:
+    elif request.from_run:
         raise UsageError("--from RUN: expected only with --phase finetune")
-    return Settings(given, recipe, source, parent, flags.runs_dir)
+    return Settings(given, recipe, source, parent, request.runs_dir)
 
 
-def naming_parent(
-    arguments: Sequence[str], flags: argparse.Namespace, config: RunConfig
-) -> list[str]:
+def naming_parent(arguments: Sequence[str], from_run: str | None, config: RunConfig) -> list[str]:
     """Return the words of a command, with --from added where the newest run was continued.
 
     Another run may be the newest when the command is repeated.
     """
-    is_implicit = config.parent and not flags.from_run
+    is_implicit = config.parent and not from_run
     return [*arguments, "--from", str(config.parent)] if is_implicit else list(arguments)
 
 
-def _find_parent(
-    flags: argparse.Namespace, named: str | None, source: str, default: str | None
-) -> RunDir:
+def _find_parent(request: Request, named: str | None, source: str, default: str | None) -> RunDir:
     """Return the run that finetune continues: of --from, the recipe, the default, or the newest."""
     from fmnist_tf.cli.terminal import say
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.results.rundir import find_newest_complete_run
 
-    if flags.from_run:
-        return find_run(flags.from_run, flags.runs_dir)
+    if request.from_run:
+        return find_run(request.from_run, request.runs_dir)
     if named is not None:
         try:
-            directory = find_run(named, flags.runs_dir)
+            directory = find_run(named, request.runs_dir)
         except UsageError as error:
             hint = f"{source} names it as the parent; --from names another"
             raise UsageError(f"{error}. {hint}") from error
@@ -123,11 +150,11 @@ def _find_parent(
         return directory
     if default is not None:
         say(f"finetune continues {default}, as before")
-        return find_run(default, flags.runs_dir)
-    newest = find_newest_complete_run(flags.runs_dir, "frozen")
+        return find_run(default, request.runs_dir)
+    newest = find_newest_complete_run(request.runs_dir, "frozen")
     if newest is None:
         raise UsageError(
-            f"--phase finetune continues a complete frozen run, and {flags.runs_dir} holds none; "
+            f"--phase finetune continues a complete frozen run, and {request.runs_dir} holds none; "
             "run `python -m fmnist_tf.train --phase frozen` first, or name one with --from"
         )
     say(f"finetune continues {newest.path}, the newest complete frozen run")

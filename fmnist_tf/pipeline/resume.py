@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.terminal import warn
 from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.pipeline.resolve import Request
 from fmnist_tf.pipeline.saved_run import find_run, resume_command
 from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir, check_name, check_plain
 from fmnist_tf.settings.config import RunConfig
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from fmnist_tf.training.checkpoint import CheckpointDir
 
 
-def find_unfinished(flags: argparse.Namespace) -> RunDir | None:
-    """Return the run that the command continues: of --resume, or of --run if it was begun.
+def find_unfinished(request: Request) -> RunDir | None:
+    """Return the run that the request continues: of --resume, or of --run if it was begun.
 
     Raises:
         UsageError: --resume names no run, or goes with --run or --recipe.
         RunExistsError: the run is finished, or --run names something else.
     """
-    if not flags.checkpoint_seconds >= 0:
+    if not request.checkpoint_seconds >= 0:
         raise UsageError(
-            f"--checkpoint-seconds {flags.checkpoint_seconds}: expected a number from 0"
+            f"--checkpoint-seconds {request.checkpoint_seconds}: expected a number from 0"
         )
-    if flags.resume is not None:
-        if flags.run is not None or flags.recipe is not None:
+    if request.resume is not None:
+        if request.run is not None or request.recipe is not None:
             raise UsageError("--resume RUN: expected without --run and --recipe, as RUN has both")
-        directory = find_run(flags.resume, flags.runs_dir)
+        directory = find_run(request.resume, request.runs_dir)
         if directory.is_complete:
             _tidy(directory)
             raise RunExistsError(f"{directory.path}: the run is finished; nothing is left to do")
         return directory
-    if flags.run is None:
+    if request.run is None:
         return None
-    check_plain(flags.run)
-    directory = RunDir(flags.runs_dir / flags.run)
+    check_plain(request.run)
+    directory = RunDir(request.runs_dir / request.run)
     if not directory.is_unfinished:
         if directory.is_complete:
             _tidy(directory)
-        check_name(flags.runs_dir, flags.run)
+        check_name(request.runs_dir, request.run)
         return None
     return directory
 

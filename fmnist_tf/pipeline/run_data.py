@@ -6,8 +6,8 @@ How the data were read goes to stderr; so do warnings if they look unlike the tr
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,17 +18,34 @@ from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data import tables
 from fmnist_tf.data.compare import compare
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.files import is_there
+from fmnist_tf.data.files import is_there, split_member
 from fmnist_tf.data.images import Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
 from fmnist_tf.data.locate import expand_path, pick_table
-from fmnist_tf.data.photos import read_picture
+from fmnist_tf.data.photos import is_picture, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import DataError, UsageError, printable
 from fmnist_tf.pipeline.saved_run import SavedRun
 
 _Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one file to classify, N of them.
+
+    Attributes:
+        name: the file as the user named it.
+        pixels: (N, 784) uint8.
+        first_line: line of row 0 in a CSV; None for a picture.
+        true_labels: N names of the run's classes, or labels it does not know; None without labels.
+    """
+
+    name: str
+    pixels: np.ndarray
+    first_line: int | None = None
+    true_labels: Sequence[str] | None = None
 
 
 def read_own_dataset(run: SavedRun) -> Dataset:
@@ -108,6 +125,20 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     for warning in warnings:
         warn(f"{path}: {warning}")
     return pixels
+
+
+def read_input(run: SavedRun, path: Path, label_column: str | None = None) -> Images:
+    """Read a picture, or a table as `read_table` does, with or without labels."""
+    if not split_member(path)[1] and is_picture(path):
+        return Images(str(path), read_run_picture(run, path)[None])
+    table = read_table(run, path, label_column)
+    true_labels = None
+    if table.label_index is not None:
+        index = index_classes(run.class_names)
+        texts = table.label_values
+        names = [run.class_names[index[text]] if text in index else text for text in texts]
+        true_labels = [names[value] for value in table.label_index]
+    return Images(str(path), table.pixels, table.first_line, true_labels)
 
 
 def _find_convention(run: SavedRun, path: Path) -> Convention:

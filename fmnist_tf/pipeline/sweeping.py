@@ -8,7 +8,6 @@ run, tested once.
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import time
 import traceback
@@ -27,7 +26,13 @@ from fmnist_tf.data.sources import Dataset
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
 from fmnist_tf.pipeline.prepare import RunData, build_network, prepare_network, read_data
 from fmnist_tf.pipeline.record import Invocation
-from fmnist_tf.pipeline.resolve import Settings, naming_parent, read_settings
+from fmnist_tf.pipeline.resolve import (
+    Request,
+    Settings,
+    naming_parent,
+    pick_settings,
+    read_settings,
+)
 from fmnist_tf.pipeline.study import (
     Claim,
     Space,
@@ -86,7 +91,8 @@ def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     """
     begun = _read_begun(flags)
     # Another run may be the newest by now.
-    settings = read_settings(flags, default_parent=begun.get("parent"))
+    request = Request(pick_settings(vars(flags)), flags.runs_dir, flags.recipe, flags.from_run)
+    settings = read_settings(request, default_parent=begun.get("parent"))
     sweep = _plan(flags, settings, arguments)
     cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
     data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
@@ -103,8 +109,6 @@ def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     say(f"sweep: {directory.path}, {n_trials} trials, {n_finished} finished before")
     if is_new := n_finished < n_trials:
         import_tensorflow()
-        # It warns of functions that are built again and again, as trials do.
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with closing(study.claims()) as claims:
         for claim in claims:
             say(sweep.describe(claim.trial))
@@ -159,7 +163,7 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
     for line in lines:
         if line.split(" = ")[0] not in space:
             say(line)
-    command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags, configs[0]))
+    command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags.from_run, configs[0]))
     return Sweep(flags, settings, space, sampler, trials, configs, command)
 
 

@@ -6,6 +6,7 @@ N examples, K classes. The prediction is the most probable class, the first of e
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,13 @@ class Evaluation:
         confusion.setflags(write=False)
         # fsum is exact, so the order of the examples cannot change the last digit.
         return cls(confusion, math.fsum(losses(labels, probabilities)))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Evaluation:
+        """Return what `to_json` made the record from."""
+        confusion = np.array(record["confusion"], np.int64)
+        confusion.setflags(write=False)
+        return cls(confusion, record["loss"] * record["total"])
 
     @property
     def total(self) -> int:

@@ -121,7 +121,7 @@ class _Settings(BaseModel):
     )
     seed: CountFrom0 = _data("seed of split, order, initial weights and dropout", 0)
 
-    backbone: Text = _model("network under the head", "resnet50", "NAME")
+    backbone: Text = _model("network under the head", "resnet50", "{NAME,hub:PRESET}")
     weights: Text = _model(
         "pretrained weights of the backbone; a file is in Keras' layout without top",
         "auto",

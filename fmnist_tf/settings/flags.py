@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from fmnist_tf.settings.config import (
@@ -58,6 +58,20 @@ def read_value(name: str, text: str) -> Any:
     except (KeyError, ValueError):
         value = text  # which is refused with the right words
     return check_value(name, value)
+
+
+def to_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that sets these values; False leaves a plain flag out."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = "--from" if name == "from_run" else flag_of(name)
+        if isinstance(value, bool):
+            is_setting = name in RunConfig.model_fields
+            words += [flag] if value else [flag_of(f"no_{name}")] if is_setting else []
+        else:
+            parts = value if isinstance(value, tuple) else (value,)
+            words += [flag, ",".join(map(str, parts)) or "none"]
+    return words
 
 
 def _type_of(name: str) -> tuple[Any, bool]:

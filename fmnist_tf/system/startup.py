@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
+from fmnist_tf.errors import UsageError
+
 _STARTUP_NOISE = re.compile(
     r"^[IW]\d{4} |^\d{4}-.*: [IW] |^WARNING: All log|cuInit|oneDNN supports DT_|^\s*$"
 )
@@ -19,6 +21,9 @@ def import_tensorflow() -> None:
     """Import TensorFlow and Keras in the one configuration that runs are made in.
 
     Commands call this after they have checked what can be checked without TensorFlow.
+
+    Raises:
+        UsageError: the program has imported Keras with another backend.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow turns oneDNN's kernels on only for processors with vector neural-network
@@ -32,10 +37,19 @@ def import_tensorflow() -> None:
         import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # logs a missing GPU as an error
-        # The first cast logs, as an error and once, that a processor has no bfloat16 units. Runs
-        # choose their precision accordingly (`--precision auto`), but store features in bfloat16.
-        tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
+        if is_first:
+            tf.config.list_physical_devices()  # logs a missing GPU as an error
+            # The first cast logs, as an error and once, that a processor has no bfloat16 units.
+            # Runs choose their precision accordingly (`--precision auto`), but store features in
+            # bfloat16.
+            tf.function(lambda x: tf.cast(x, tf.bfloat16), autograph=False)(tf.zeros((1, 8)))
+    if (found := keras.config.backend()) != "tensorflow":
+        raise UsageError(
+            f"expected Keras with the backend tensorflow, found {found}, with which this program "
+            "has imported it; set the environment variable KERAS_BACKEND=tensorflow before"
+        )
+    # It warns of functions that are built again and again, as by several runs of a process.
+    tf.get_logger().setLevel("ERROR")
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
