@@ -1,7 +1,8 @@
-"""Labels as text -> class indices; N images, K classes."""
+"""Labels as text, in a column or a file of their own -> class indices; N images, K classes."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tf.data.arrays import read_array
 from fmnist_tf.data.csv.cells import is_whole, label_text
 from fmnist_tf.data.csv.faults import MAX_CLASSES, fault
+from fmnist_tf.data.files import find_kind, read_bytes
 from fmnist_tf.data.images import Table
 from fmnist_tf.errors import DataError, Problem, file_error, printable
 
@@ -44,16 +47,13 @@ class LabelCodes:
 
     def find_mixed(self) -> Iterator[tuple[int, Problem]]:
         """Yield line and fault (E027) of names among numbers, or the reverse: of the rarer kind."""
-        wholes = {text for text in self._codes if is_whole(text)}
-        names = set(self._codes) - wholes
-        if not wholes or not names:
-            return
-        kinds = [(names, "names"), (wholes, "whole numbers")]
-        kinds.sort(key=lambda kind: sum(self._counts[text] for text in kind[0]))
-        (rarer, name), (_, name_of_others) = kinds
-        for text in self._codes:
-            if text in rarer:
-                yield self._lines[text], fault("E027 mixed", text, name_of_others, name)
+        n_whole = sum(n for text, n in self._counts.items() if is_whole(text))
+        if 0 < n_whole < self._counts.total():
+            is_rarer = 2 * n_whole < self._counts.total()
+            kinds = ("names", "whole numbers") if is_rarer else ("whole numbers", "names")
+            for text, line in self._lines.items():
+                if is_whole(text) == is_rarer:
+                    yield line, fault("E027 mixed", text, *kinds)
 
     def sort(self) -> tuple[list[str], NDArray[np.int32]]:
         """Return the K labels in order, and the place (K,) of each code in that order.
@@ -80,6 +80,61 @@ def encode_labels(
         raise DataError([replace(problem, path=str(path), line=line)])
     values, place = known.sort()
     return tuple(values), place[np.array(codes, int)]
+
+
+def read_labels(
+    path: Path, n_images: int, images: str
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the distinct labels and their index, as `encode_labels`, from a file of labels alone.
+
+    That is an IDX or NPY file, or a column of text, perhaps with a header, and perhaps a column of
+    row numbers before it. `images` is the file of the images, for messages.
+
+    Raises:
+        DataError: E009, another format; E011, not UTF-8; E045, another number of labels than
+            images, or more columns; those of `read_array` and of `encode_labels`.
+    """
+    kind = find_kind(path)
+    has_header = False
+    if kind.form in ("npy", "idx labels"):
+        array = read_array(path)
+        array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        if array.ndim != 1 or array.dtype.kind not in "iufU":
+            found = f"an array {array.shape} {array.dtype}"
+            raise file_error("E045", str(path), found, "labels, (N,) whole numbers or texts")
+        labels = array.astype(str).tolist()
+    elif kind.form == "text":
+        labels = _read_column(path)
+        has_header = len(labels) == n_images + 1 and not all(map(is_whole, (labels[0], labels[-1])))
+    else:
+        raise kind.refuse(path, "a file of labels: a column of text, IDX or NPY")
+    labels = labels[has_header:]
+    if len(labels) != n_images:
+        found, expected = f"{len(labels):,} labels", f"{n_images:,}, one for each image of {images}"
+        raise file_error("E045", str(path), found, expected, "is it the file of these images?")
+    return encode_labels(path, labels, 1 + has_header)
+
+
+def _read_column(path: Path) -> list[str]:
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        delimiter = max(",;\t", key=lines[0].count) if lines else ","
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    except UnicodeDecodeError:
+        raise file_error("E011", str(path), "text that is not UTF-8", "UTF-8") from None
+    except csv.Error as error:
+        raise file_error("E045", str(path), str(error), "one label a line") from None
+    widths = sorted({len(row) for row in rows})
+    numbers = [row[0] for row in rows[1:]]  # the first may be in a header
+    is_numbered = False
+    if widths == [2] and numbers and is_whole(numbers[0]) and len(numbers[0]) < 20:
+        first = int(numbers[0])
+        is_numbered = numbers == [str(k) for k in range(first, first + len(numbers))]
+    if widths != [1] and not is_numbered:
+        found = f"lines of {' and '.join(map(str, widths[:3])) or 'no'} columns"
+        expected = "one column of labels, perhaps after row numbers"
+        raise file_error("E045", str(path), found, expected)
+    return [row[-1].strip() for row in rows]
 
 
 def index_classes(class_names: Sequence[str]) -> dict[str, int]:
