@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.arrays import SHAPES, describe_resize
@@ -69,83 +69,106 @@ def plan_layout(
     if len(lines) > 1:
         lines.pop()  # empty, or the start of a line that the head cuts
     try:
-        return _plan(read_top(lines, label_column), label_column, sample_lines)
+        top = read_top(lines, label_column)
+        columns = _Columns(top, sample_lines)
+        labels, classes, why = columns.choose_labels(label_column)
+        pixels, decisions = columns.arrange_pixels(labels, is_chosen=label_column is not None)
     except DataError as error:
         line = 2 if find_separator_line(lines) else 1
         raise DataError([replace(p, path=path, line=line) for p in error.problems]) from None
-
-
-def _plan(top: Top, label_column: str | None, sample_lines: Callable[[int], list[bytes]]) -> Layout:
-    names = top.names or _make_names(top.rows)
-    width, norms = len(names), [name.casefold() for name in names]
-    if top.rows and all(len(row) > width for row in top.rows) and top.rows[0][-1].strip():
-        raise refuse("E020 short", width, len(top.rows[0]))
-    if width > 1 and not norms[-1]:
-        raise refuse("E020 comma", column=width)
-
-    @cache
-    def sample() -> list[list[str]]:
-        rows = split_rows(sample_lines(top.n_lines), top.separator)
-        return [row for row in rows if len(row) == width]
-
-    pixels, n_numbered = _find_pixels(norms)
-    numbered = [column for found in pixels.values() for column in found]
-    indexes = {c for c, n in enumerate(norms) if _INDEX_NAME.fullmatch(n) or (c == 0 and not n)}
-    others = [c for c in range(width) if c not in {*numbered, *indexes}]
-    ends = (numbered[0], numbered[-1]) if len(pixels) - 1 in SHAPES else ()  # one may be the label
-    like = [c for c in others if norms[c] in LABEL_NAMES]
-    like = like or (others if len(others) == 1 and norms[others[0]] else [])
-    labels: tuple[int, ...] = ()
-    classes: tuple[str, ...] = ()
-    why = "no label column: the images are unlabelled"
-    if label_column is not None:
-        labels = (_find_named(label_column, top.names, width),)
-        if labels[0] not in (*others, *ends):
-            have = ", ".join(printable(names[c]) for c in others[:5]) or "none"
-            raise refuse("E026", label_column, have)
-    elif ends and not others:
-        labels, why = _choose_end(sample(), ends, (numbered[1], numbered[-2]))
-    elif like:
-        labels = (like[0],)
-    elif len(others) > 1 and is_one_hot(sample(), others):
-        labels, classes = tuple(others), _name_classes([names[c] for c in others])
-        why = f"columns {others[0] + 1}..{others[-1] + 1} are one-hot labels"
-    if labels and (label_column is not None or like):
-        why = f"the label is column {labels[0] + 1}, {printable(names[labels[0]])}"
-
-    decisions = [*top.decisions, why]
-    pixels = {name: found for name, found in pixels.items() if not set(found) & set(labels)}
-    if len(pixels) not in SHAPES:
-        pixels = dict(list(pixels.items())[:N_PIXELS])
-    columns = [found[0] for found in pixels.values() if found]
-    first: dict[str, int] = {}
-    repeats = {c for c, norm in enumerate(norms) if norm and first.setdefault(norm, c) != c}
-    repeats |= {c for found in pixels.values() for c in found[1:]}
-    faults = [fault("E022", names[c], column=c + 1, name=names[c]) for c in sorted(repeats)]
-    if len(columns) < len(pixels) and not N_PIXELS // 2 <= n_numbered < 2 * N_PIXELS:
-        raise DataError([fault("E020", width, n_numbered), *faults])
-    for column in sorted(set(range(width)) - {*columns, *labels, *repeats}):
-        is_like = norms[column] in LABEL_NAMES
-        if column in indexes or (is_like and label_column is not None):
-            name = printable(names[column]) or "''"
-            decisions.append(f"column {column + 1}, {name}, was dropped")
-        else:
-            key = "E025 label" if is_like and labels else "E025"
-            faults.append(fault(key, column=column + 1, name=names[column]))
-    faults.sort(key=lambda problem: problem.column or 0)
-    every = list(pixels)
-    missing = (name for name, found in pixels.items() if not found)
-    faults += [fault("E023", name, every[0], every[-1]) for name in missing]
-    if faults:
-        raise DataError(faults)
-    if columns != sorted(columns):
-        decisions.append("the pixel columns were put in order by their names (E024)")
-    side, channels = SHAPES[len(columns)]
-    if channels == 3 and is_planar(sample(), columns):
-        columns = [columns[plane * side**2 + i] for i in range(side**2) for plane in range(3)]
+    decisions = [*top.decisions, why, *decisions]
+    side, channels = SHAPES[len(pixels)]
+    if channels == 3 and is_planar(columns.sample, pixels):
+        pixels = [pixels[plane * side**2 + i] for i in range(side**2) for plane in range(3)]
     if (side, channels) != (IMAGE_SIZE, 1):
         decisions.append(describe_resize(side, channels))
-    return Layout(top, width, labels, classes, tuple(columns), tuple(decisions))
+    return Layout(top, len(columns.names), labels, classes, tuple(pixels), tuple(decisions))
+
+
+class _Columns:
+    """The columns of a file, by their names; those of a file without header get numbers."""
+
+    def __init__(self, top: Top, sample_lines: Callable[[int], list[bytes]]) -> None:
+        self._top, self._sample_lines = top, sample_lines
+        self.names = names = top.names or _make_names(top.rows)
+        if top.rows and all(len(row) > len(names) for row in top.rows) and top.rows[0][-1].strip():
+            raise refuse("E020 short", len(names), len(top.rows[0]))
+        if len(names) > 1 and not names[-1]:
+            raise refuse("E020 comma", column=len(names))
+        self._norms = norms = [name.casefold() for name in names]
+        self._pixels, self._n_numbered = _find_pixels(norms)
+        self._numbered = [column for found in self._pixels.values() for column in found]
+        index = (c for c, n in enumerate(norms) if _INDEX_NAME.fullmatch(n) or (c == 0 and not n))
+        self._index = set(index)
+        known = {*self._numbered, *self._index}
+        self._others = [c for c in range(len(names)) if c not in known]
+
+    @cached_property
+    def sample(self) -> list[list[str]]:
+        """Rows from all over the file."""
+        rows = split_rows(self._sample_lines(self._top.n_lines), self._top.separator)
+        return [row for row in rows if len(row) == len(self.names)]
+
+    def choose_labels(
+        self, label_column: str | None
+    ) -> tuple[tuple[int, ...], tuple[str, ...], str]:
+        """Return the label columns, what each of several stands for, and why; E021, E026."""
+        names, others, run = self.names, self._others, self._numbered
+        # One end of a run that is longer than an image may be the label.
+        ends = (run[0], run[-1]) if len(self._pixels) - 1 in SHAPES else ()
+        like = [c for c in others if self._norms[c] in LABEL_NAMES]
+        like = like or (others if len(others) == 1 and names[others[0]] else [])
+        if label_column is not None:
+            like = [_find_named(label_column, self._top.names, len(names))]
+            if like[0] not in (*others, *ends):
+                have = ", ".join(printable(names[c]) for c in others[:5]) or "none"
+                raise refuse("E026", label_column, have)
+        elif ends and not others:
+            return _choose_end(self.sample, ends, (run[1], run[-2]))
+        if like:
+            what = printable(names[like[0]])
+            return (like[0],), (), f"the label is column {like[0] + 1}, {what}"
+        if len(others) > 1 and is_one_hot(self.sample, others):
+            what = f"columns {others[0] + 1}..{others[-1] + 1} are one-hot labels"
+            return tuple(others), _name_classes([names[c] for c in others]), what
+        return (), (), "no label column: the images are unlabelled"
+
+    def arrange_pixels(
+        self, labels: tuple[int, ...], *, is_chosen: bool
+    ) -> tuple[list[int], list[str]]:
+        """Return the pixel columns in order, and decisions; E020, E022, E023, E025.
+
+        `is_chosen`: the user chose the label.
+        """
+        names, norms = self.names, self._norms
+        pixels = {name: c for name, c in self._pixels.items() if not set(c) & set(labels)}
+        if len(pixels) not in SHAPES:
+            pixels = dict(list(pixels.items())[:N_PIXELS])
+        columns = [found[0] for found in pixels.values() if found]
+        first: dict[str, int] = {}
+        repeats = {c for c, norm in enumerate(norms) if norm and first.setdefault(norm, c) != c}
+        repeats |= {c for found in pixels.values() for c in found[1:]}
+        faults = [fault("E022", names[c], column=c + 1, name=names[c]) for c in sorted(repeats)]
+        if len(columns) < len(pixels) and not N_PIXELS // 2 <= self._n_numbered < 2 * N_PIXELS:
+            raise DataError([fault("E020", len(names), self._n_numbered), *faults])
+        decisions = []
+        for column in sorted(set(range(len(names))) - {*columns, *labels, *repeats}):
+            is_like = norms[column] in LABEL_NAMES
+            if column in self._index or (is_like and is_chosen):
+                name = printable(names[column]) or "''"
+                decisions.append(f"column {column + 1}, {name}, was dropped")
+            else:
+                key = "E025 label" if is_like and labels else "E025"
+                faults.append(fault(key, column=column + 1, name=names[column]))
+        faults.sort(key=lambda problem: problem.column or 0)
+        every = list(pixels)
+        missing = (name for name, found in pixels.items() if not found)
+        faults += [fault("E023", name, every[0], every[-1]) for name in missing]
+        if faults:
+            raise DataError(faults)
+        if columns != sorted(columns):
+            decisions.append("the pixel columns were put in order by their names (E024)")
+        return columns, decisions
 
 
 def _make_names(rows: list[list[str]]) -> list[str]:
@@ -198,14 +221,14 @@ def _find_pixels(norms: list[str]) -> tuple[dict[str, list[int]], int]:
 
 def _choose_end(
     rows: list[list[str]], ends: tuple[int, ...], beside: tuple[int, ...]
-) -> tuple[tuple[int], str]:
+) -> tuple[tuple[int], tuple[()], str]:
     """Return the end of a run of columns that holds labels, and why; E026, it is not clear."""
     if (column := choose_label(rows, ends, beside)) is None:
         first, last = (", ".join(row[end].strip() for row in rows[:8]) for end in ends)
         raise refuse("E026 unclear", ends[0] + 1, first, ends[1] + 1, last)
     why = f"{len({row[column] for row in rows})} values in {len(rows)} rows"
     why = f"the label is column {column + 1}, by what it holds: {why}, unlike the pixel beside it"
-    return (column,), why
+    return (column,), (), why
 
 
 def _name_classes(names: list[str]) -> tuple[str, ...]:
