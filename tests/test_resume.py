@@ -372,7 +372,7 @@ def test_a_full_disk_after_training_costs_no_epoch(
 def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> None:
     usage = shutil.disk_usage(stopped)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda stores: True)
+    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda *_: True)
     assert main(["--resume", "copy", "--wandb", "disabled"]) == 74
     assert "runs/copy/checkpoints" in capsys.readouterr().err
 

@@ -368,6 +368,44 @@ def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     assert read_shards() == own | maps
 
 
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+def test_finetune_finds_the_maps_that_the_frozen_pass_kept(
+    folder: Path, monkeypatch, head: str
+) -> None:
+    def train_both(keep: str) -> dict[str, object]:
+        words = ["--augment", "flip", "--keep-for-finetune", keep]
+        frozen("--epochs", "1", "--head", head, *words)
+        run = read(Path("runs/first"), "provenance.json")["features"]
+        with monkeypatch.context() as patch:
+            if keep != "none":
+                patch.setattr(features, "build_feature_function", None)
+            assert (
+                train("--phase", "finetune", *NEXT, *words[:2], "--epochs", "1", "--run", "f") == 0
+            )
+        shards = {path: path.read_bytes() for path in Path("runs/.cache/features").glob("*/s*")}
+        used = read(Path("runs/f"), "provenance.json")["features"]
+        assert len(shards) == 4
+        assert set(used) <= set(run) if keep != "none" else not set(used) & set(run)
+        histories = [
+            [repr(astuple(row)[:7]) for row in RunDir(Path("runs", name)).read_history()]
+            for name in ("first", "f")
+        ]
+        shutil.rmtree("runs")
+        return {"shards": shards, "histories": histories}
+
+    assert train_both("none") == train_both("auto") == train_both("conv2")
+
+
+def test_a_disk_too_small_to_keep_maps_for_finetune_keeps_the_features(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    usage = type("Usage", (), {"free": 3 * 60 * 640 + 10**9})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    run = frozen("--epochs", "1")
+    assert len(read(run, "provenance.json")["features"]) == 1
+    assert "conv2" in capsys.readouterr().err
+
+
 def test_the_feature_extractor_is_freed_before_training(folder: Path, monkeypatch) -> None:
     made, alive = [], []
 

@@ -28,7 +28,6 @@ from fmnist_tf.system.files import json_digest
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import CheckpointDir
-from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
@@ -101,9 +100,9 @@ def fit(
     split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
-    source, compute_features, engine = open_rows(experiment, pixels, split, plan, cache_dir, clock)
-    stores = [view for view in source.sources if isinstance(view, FeatureStore)]
-    invocation.features[:] = [store.path.name for store in stores]
+    source, compute_features, engine, invocation.features[:] = open_rows(
+        experiment, pixels, split, plan, cache_dir, clock
+    )
     write_provenance(experiment, directory, invocation, None)
 
     # --- Optimizer and trainer ------------------------------------------------------------------

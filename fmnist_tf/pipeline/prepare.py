@@ -54,6 +54,7 @@ class Network:
         precision: compute dtype while training, and the reason for it.
         engine: computes the backbone features; see `engine.choose_engine`.
         parent: the frozen run whose weights it starts from, or None.
+        kept: the label of the block whose input the frozen phase keeps for finetune, or None.
     """
 
     classifier: keras.Model
@@ -64,6 +65,7 @@ class Network:
     precision: tuple[str, str]
     engine: str
     parent: SavedRun | None
+    kept: str | None
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def build_network(
     import keras
 
     from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
-    from fmnist_tf.model.phases import apply_plan, plan_phase
+    from fmnist_tf.model.phases import apply_plan, find_kept_block, plan_phase
     from fmnist_tf.model.precision import choose_precision
     from fmnist_tf.model.weights import WeightsSource, read_backbone
     from fmnist_tf.training.engine import choose_engine
@@ -273,4 +275,6 @@ def build_network(
         classifier, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
     )
     apply_plan(classifier, plan)
-    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent)
+    keeps = config.phase == "frozen" and config.keep_for_finetune != "none"
+    kept = find_kept_block(classifier, config.keep_for_finetune) if keeps else None
+    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent, kept)

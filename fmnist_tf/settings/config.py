@@ -238,6 +238,14 @@ class _Settings(BaseModel):
         "{auto,off,DIR}",
     )
 
+    keep_for_finetune: Text = _training(
+        "frozen: the lowest stage or block that finetune will train: TensorFlow's pass over the "
+        "images caches its input too, where the disk has four times the room; auto: finetune's "
+        "default",
+        "auto",
+        "{auto,none,STAGE}",
+    )
+
     # Without flags: what a run's config.json holds besides.
     parent: Text | None = None
     split_seed: CountFrom0 | None = None
@@ -287,6 +295,9 @@ class RunConfig(_Settings):
         expected = f"only with --phase finetune, and the phase is {self.phase}"
         require(finetune or self.layer_decay == 1, "layer_decay", expected)
         require(finetune or not self.unfreeze, "unfreeze", expected)
+        expected = f"only with --phase frozen, and the phase is {self.phase}"
+        frozen = self.phase == "frozen"
+        require(frozen or self.keep_for_finetune == "auto", "keep_for_finetune", expected)
         require(finetune or not self.train_batch_norm, "train_batch_norm", expected)
         require(finetune or self.parent is None, "parent", expected)
         require(not scratch or self.cut != "auto", "cut", "a stage with --phase scratch")

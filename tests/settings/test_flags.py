@@ -55,7 +55,7 @@ def test_flags_are_these_and_no_others() -> None:
         "learning_rate", "lr_finder", "schedule", "min_learning_rate", "warmup_epochs",
         "cycle_epochs", "plateau_patience", "plateau_factor", "early_stopping", "augment",
         "label_smoothing", "class_weights", "layer_decay", "ema_decay", "test_time_flip",
-        "precision", "engine", "cache",
+        "precision", "engine", "cache", "keep_for_finetune",
     )  # fmt: skip
 
 
