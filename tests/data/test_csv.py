@@ -139,10 +139,7 @@ ACCEPTED: dict[str, tuple[bytes | Cells, str]] = {
         text([HEADER, *([f"{row[0]}.0", *(f"{v}.0" for v in row[1:])] for row in rows())]),
         "column 1, label",
     ),
-    "quotes": (
-        text([[f'"{cell}"' for cell in row] for row in kaggle()]),
-        "column 1, label",
-    ),
+    "quotes": (text([[f'"{cell}"' for cell in row] for row in kaggle()]), "column 1, label"),
     "spaces and signs": (
         text([[f" {cell}\t" for cell in HEADER], *([f" +0{c} " for c in row] for row in rows())]),
         "column 1, label",
