@@ -113,7 +113,8 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         print(describe_recipes())
         return
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.launch import check, launch
+    from fmnist_tf.pipeline.launch import check, launch, work
+    from fmnist_tf.training.cluster import Cluster
 
     request = read_request(flags)
     if flags.dry_run:
@@ -121,7 +122,11 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
-    directory, measured, sources = launch(request, arguments)
+    workers = Cluster.find()
+    if not workers.is_chief:
+        work(request, arguments, workers)
+        return
+    directory, measured, sources = launch(request, arguments, workers)
     config = RunConfig.from_json(directory.read_json("config.json"))
     for line in describe_next(directory, config):
         say(line)

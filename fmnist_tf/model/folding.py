@@ -373,12 +373,34 @@ class _TrainableNorm(_Folded):
             return tf.compat.v1.nn.fused_batch_norm(
                 inputs, gamma, beta, mean, variance, source.epsilon, is_training=False
             )[0]
-        outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, gamma, beta, epsilon=source.epsilon, is_training=True
-        )
-        # The operation returns the unbiased variance; Keras keeps the biased one.
-        n = tf.cast(tf.size(inputs) // n_channels, tf.float32)
-        batch_variance *= (n - 1) / n
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            images = tf.cast(inputs, tf.float32)
+            batch_mean, batch_variance = _moments_of_all(images)
+            outputs = tf.nn.batch_normalization(
+                images, batch_mean, batch_variance, beta, gamma, source.epsilon
+            )
+            outputs = tf.cast(outputs, inputs.dtype)
+        else:
+            outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
+                inputs, gamma, beta, epsilon=source.epsilon, is_training=True
+            )
+            # The operation returns the unbiased variance; Keras keeps the biased one.
+            n = tf.cast(tf.size(inputs) // n_channels, tf.float32)
+            batch_variance *= (n - 1) / n
         for statistic, new in ((mean, batch_mean), (variance, batch_variance)):
             statistic.assign_sub((statistic - new) * (1 - source.momentum))
         return outputs
+
+
+def _moments_of_all(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean and biased variance of each channel over the images of all replicas.
+
+    A replica may have none.
+    """
+    replica, add = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.SUM
+    axes = list(range(len(x.shape) - 1))
+    n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    totals = replica.all_reduce(add, tf.concat([tf.reduce_sum(x, axes), [n]], axis=0))
+    mean = totals[:-1] / totals[-1]
+    squares = replica.all_reduce(add, tf.reduce_sum((x - mean) ** 2, axes))
+    return mean, squares / totals[-1]

@@ -27,9 +27,13 @@ def read_table() -> dict[str, dict[str, list[str]]]:
 def find_name(name: str) -> str:
     """Return the name of a backbone as the table has it: in any case, with or without hyphens.
 
+    One of KerasHub is returned as it is.
+
     Raises:
         SettingError: there is no such backbone.
     """
+    if name.startswith("hub:"):  # whose names only KerasHub knows
+        return name
     key = name if name in read_table() else name.lower().replace("-", "").replace("_", "")
     if key not in read_table():
         hint = suggest(key, read_table()).removeprefix("expected ")
@@ -48,9 +52,9 @@ def check_words(config: RunConfig) -> None:
         hint = "" if value in words else did_you_mean(value, words)
         if hint and not os.path.lexists(value):
             raise SettingError(name, value, f"{', '.join(words)}, or a path that exists; {hint}")
-    if config.backbone.startswith("hub:"):  # whose names only KerasHub knows
+    table = read_table().get(find_name(config.backbone))
+    if table is None:
         return
-    table = read_table()[find_name(config.backbone)]
     labels = [f"{stage}/{block}" for stage, blocks in table.items() for block in blocks]
     cut = config.cut if config.cut not in (None, "auto") else None
     if cut is not None:

@@ -43,6 +43,8 @@ TYPOS = {
     "report first --runs-dir rnus": "there is no folder rnus in",
     "export first --format litrt": "did you mean litert?",
     "export first": "required: --format",
+    "sweep --seeds 2 --backbone resnet5O": "did you mean resnet50",
+    "sweep --seeds 2 --augment flp": "did you mean flip",
     "clean --ye": "did you mean --yes",
 }
 SCRIPT = """
