@@ -92,13 +92,13 @@ def test_every_command_parses(page: Path) -> None:
         words for language, text in blocks(page) if language == "sh" for words in commands(text)
     ]
     for name, *words in [*found, *inline_commands(page)]:
-        if words != ["--help"]:
+        if words not in (["--help"], ["..."]):
             MODULES[name].build_parser().parse_args(words)
 
 
 @shown
 def test_every_flag_and_make_target_exists(page: Path) -> None:
-    theirs = r"(^docker|^tensorboard|--build-arg|--gpus).*(\\\n.*)*"
+    theirs = r"(^(docker|tensorboard|srun|#SBATCH)|--build-arg|--gpus).*(\\\n.*)*"
     ours = re.sub(theirs, "", page.read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= all_flags()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -114,7 +114,7 @@ def test_readme_is_short_and_maps_the_package() -> None:
     package = ROOT / "fmnist_tf"
     expected = {path.name for path in package.glob("*.py")} - {"__init__.py"}
     assert named == expected | {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(COMMANDS)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(COMMANDS)
 
 
 def test_every_page_is_on_the_site() -> None:
@@ -227,7 +227,7 @@ def test_the_code_runs(page: Path, user_folder: Path) -> None:
     images = np.zeros((2, 28, 28), np.uint8)
     found: dict[str, Any] = {"images": images, "image": images[0]}
     for language, text in blocks(page):
-        if language == "python":
+        if language == "python" and "from ray" not in text:
             toy = 'epochs=1, backbone="toy", weights="random", wandb="disabled"'
             for shown, run in (("<run>", "first"), ("epochs=3", toy), ("conv5", "conv2")):
                 text = text.replace(shown, run)
@@ -237,7 +237,8 @@ def test_the_code_runs(page: Path, user_folder: Path) -> None:
             run_command("train", "--recipe", "my.toml")
         elif language == "sh":
             for words in commands(text):
-                run_command(*words)
+                if words[0] != "demo":  # it serves until Ctrl-C
+                    run_command(*words)
 
 
 @pytest.mark.slow
