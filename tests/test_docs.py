@@ -164,27 +164,17 @@ def test_versions_agree() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-class Answers:
-    """In place of TensorFlow Serving: what an exported signature says to a request."""
+def answer_as_a_server(body: bytes) -> Any:
+    """Return what TensorFlow Serving's answer would hold, of the signature exported here."""
+    import tensorflow as tf
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def __call__(self, body: bytes) -> Any:
-        import tensorflow as tf
-
-        images = np.array(json.loads(body)["instances"], np.uint8)
-        signature = tf.saved_model.load(self.folder).signatures["serving_default"]
-        said = {name: value.numpy() for name, value in signature(tf.constant(images)).items()}
-        assert len(said["probability"]) == len(images)
-        rows = [{name: v[i] for name, v in said.items()} for i in range(len(images))]
-        return contextlib.nullcontext(
-            io.StringIO(json.dumps({"predictions": rows}, default=_plain))
-        )
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value.tolist()
+    model = tf.saved_model.load("runs/first/export/saved_model/1")
+    images = tf.constant(json.loads(body)["instances"], tf.uint8)
+    said = model.signatures["serving_default"](images)
+    rows = [{"name": name.decode()} for name in said["name"].numpy()]
+    for row, probability in zip(rows, said["probability"].numpy(), strict=True):
+        row["probability"] = float(probability)
+    return contextlib.nullcontext(io.StringIO(json.dumps({"predictions": rows})))
 
 
 @pytest.fixture
@@ -193,8 +183,7 @@ def user_folder(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from PIL import Image
 
     monkeypatch.setattr("urllib.request.Request", lambda url, body: body)
-    answers = Answers("runs/first/export/saved_model/1")
-    monkeypatch.setattr("urllib.request.urlopen", answers)
+    monkeypatch.setattr("urllib.request.urlopen", answer_as_a_server)
     shutil.copy("runs/first/model.keras", "model.keras")
     Path("data").mkdir()
     for name in ("my", "my_train", "data/fashion-mnist_train"):
@@ -229,8 +218,8 @@ def test_the_code_runs(page: Path, user_folder: Path) -> None:
     for language, text in blocks(page):
         if language == "python" and "from ray" not in text:
             toy = 'epochs=1, backbone="toy", weights="random", wandb="disabled"'
-            for shown, run in (("<run>", "first"), ("epochs=3", toy), ("conv5", "conv2")):
-                text = text.replace(shown, run)
+            for large, small in (("<run>", "first"), ("epochs=3", toy), ("conv5", "conv2")):
+                text = text.replace(large, small)
             exec(text, found)
         elif language == "toml":
             Path("my.toml").write_text(text)
