@@ -67,7 +67,7 @@ def inline_commands(page: Path) -> Iterator[list[str]]:
     for text in re.findall(
         rf"`(?:fmnist-tf |python -m fmnist_tf[. ])?((?:{named}) [^`]+)`", prose(page)
     ):
-        yield shlex.split(text)
+        yield shlex.split(text.removesuffix(" ..."))
 
 
 def all_flags() -> set[str]:

@@ -515,6 +515,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "--from nothing": (["--phase", "finetune", "--from", "x"], "x"),
     "backbone": ([*TOY, "--backbone", "vgg"], "vgg16"),
     "unfreeze": ([*TOY, "--unfreeze", "conv2"], "--unfreeze conv2"),
+    "keep": ([*TOY, "--keep-for-finetune", "conv9"], "--keep-for-finetune conv9"),
     "weights": ([*TOY, "--weights", "none.h5"], "--weights none.h5"),
     "data": ([*TOY, "--data", "none.csv"], "error[E001] none.csv"),
     "range": (["--epochs", "0"], "--epochs 0"),
