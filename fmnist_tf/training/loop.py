@@ -38,11 +38,10 @@ from fmnist_tf.training.lr_finder import has_diverged
 from fmnist_tf.training.optimizers import update_averages
 from fmnist_tf.training.schedules import RatePlan, rate_at
 
-Sums = tuple[tf.Tensor, tf.Tensor]
-"""Of a batch: cross entropy in nats, and correct predictions."""
-Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """This worker's rows, labels (B,) and (seed, number of the step, size of the whole batch, whether
-to stop) -> sums, and how many replicas are to stop; changes the network."""
+to stop) -> (3,) float64 of the whole batch: cross entropy in nats, correct predictions, and how
+many replicas are to stop; changes the network."""
 _LABELS = tf.TensorSpec((None,), tf.int64)
 _NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
@@ -204,7 +203,8 @@ class Trainer:
         counts = Counts()
         for x, y in make_batches(source, labels, rows, batch_size, self._own):
             signals.check()
-            counts += _to_counts(self._eval_step(x, y), len(y))
+            loss_sum, correct, _ = self._eval_step(x, y).numpy()
+            counts += Counts(float(loss_sum), int(correct), len(y))
         if self.cluster.n_workers == 1:
             return counts
         stopped = signals.take()
@@ -291,8 +291,8 @@ class Trainer:
                 self.optimizer.learning_rate.assign(rate_at(plan.rates, done, val_losses))
                 stopped = signals.take() if self.cluster.n_workers > 1 else None
                 about = tf.constant([plan.seed, done, size, stopped is not None], tf.int32)
-                loss_sum, correct, n_stopped = train_step(x, y, about)
-                counts = position.counts + _to_counts((loss_sum, correct), size)
+                loss_sum, correct, n_stopped = train_step(x, y, about).numpy()
+                counts = position.counts + Counts(float(loss_sum), int(correct), size)
                 step = position.step + 1
                 if not math.isfinite(counts.loss_sum):
                     raise _non_finite(counts, number, f"step {step} of {steps}", peak)
@@ -381,11 +381,10 @@ class Trainer:
         for step, (x, y) in enumerate(batches):
             self.optimizer.learning_rate.assign(rates[step])
             about = tf.constant([plan.seed, step, plan.batch_size, 0], tf.int32)
-            loss_sum, correct, _ = train_step(x, y, about)
-            counts = _to_counts((loss_sum, correct), plan.batch_size)
-            if has_diverged([*losses, counts.loss]):
+            loss = float(train_step(x, y, about)[0]) / plan.batch_size
+            if has_diverged([*losses, loss]):
                 break
-            losses.append(counts.loss)
+            losses.append(loss)
         _assign(kept, values)
         return losses
 
@@ -435,7 +434,7 @@ class Trainer:
         n_classes = self.split.output_layer.units
         class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
 
-        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
             x, y, seed = self._own_rows(x), self._own_rows(y), about[:2]
             if self.cluster.n_replicas > 1:
                 replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -454,14 +453,13 @@ class Trainer:
                 # The replicas' gradients are summed: each divides by the whole batch.
                 loss = tf.reduce_sum(losses) / tf.cast(about[2], tf.float32)
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            return tf.reduce_sum(losses), _n_correct(y, logits), about[3]
+            return _add_up(losses, y, logits, about[3])
 
-        def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
             sums = self.strategy.run(step, (x, y, about))
             if averages:
                 update_averages(averages, self._changing_variables, plan.ema_decay, about[1])
-            add = tf.distribute.ReduceOp.SUM
-            return tuple(self.strategy.reduce(add, part, axis=None) for part in sums)
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
         # The signature allows any batch size, so the step is traced once.
         return tf.function(
@@ -470,18 +468,16 @@ class Trainer:
             input_signature=[self._rows, _LABELS, tf.TensorSpec((4,), tf.int32)],
         )
 
-    def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor) -> Sums:
-        """Return the sums of this worker."""
+    def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """Return the sums of this worker, as those of a `Step`."""
 
-        def step(x: tf.Tensor, y: tf.Tensor) -> Sums:
+        def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
             x, y = self._own_rows(x), self._own_rows(y)
             logits = self.split.logits(self._features(x), training=False)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            return tf.reduce_sum(losses), _n_correct(y, logits)
+            return _add_up(losses, y, logits, 0)
 
-        loss_sum, correct = self.strategy.run(step, (x, y))
-        results = self.strategy.experimental_local_results
-        return tf.add_n(results(loss_sum)), tf.add_n(results(correct))
+        return tf.add_n(self.strategy.experimental_local_results(self.strategy.run(step, (x, y))))
 
     def _own_rows(self, x: tf.Tensor) -> tf.Tensor:
         """Return this replica's share of the worker's rows."""
@@ -519,7 +515,7 @@ def _draw_dropout(seed: int, epoch: int, number: int, replica: int) -> np.ndarra
     return np.random.SeedSequence([seed, epoch, number], spawn_key=key).generate_state(2)
 
 
-def _stop_together(own: signals.StoppedError | None, n_stopped: tf.Tensor | float) -> None:
+def _stop_together(own: signals.StoppedError | None, n_stopped: float) -> None:
     """Stop if a signal asked any worker to, even if not this one."""
     if n_stopped:
         raise own or signals.StoppedError(signal.SIGTERM)
@@ -554,10 +550,9 @@ def _non_finite(counts: Counts, epoch: int, where: str, rate: float) -> NonFinit
     )
 
 
-def _n_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    return tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
-
-
-def _to_counts(sums: Sums, total: int) -> Counts:
-    loss_sum, correct = sums
-    return Counts(float(loss_sum), int(correct), total)
+def _add_up(
+    losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, stops: tf.Tensor | int
+) -> tf.Tensor:
+    """Return what a `Step` returns."""
+    n_correct = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
+    return tf.stack([tf.cast(x, tf.float64) for x in (tf.reduce_sum(losses), n_correct, stops)])
