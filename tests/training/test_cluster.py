@@ -54,7 +54,7 @@ def test_one_worker_or_none_is_this_process_alone(text: str) -> None:
     "text",
     ["x", "[]", '{"cluster": {"worker": ["a:1", "b:2"]}}', tf_config("a:1", "b:2", index=2),
      tf_config("a:1", "b:2", kind="ps", ps=["c:3"]), tf_config("a:1", "a:1"),
-     tf_config("a:1", "b:2", index="one")],
+     tf_config("a:1", "b:2", index="one"), tf_config("a:1", "b")],
 )  # fmt: skip
 def test_other_tf_configs_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="TF_CONFIG: expected JSON"):
