@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+EXTRAS := pretrained,openvino,hub,onnx,parquet,test,docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
 
-.PHONY: train lite test test-real test-networks test-kills bench docs check format-check lint types
+.PHONY: train lite test test-real test-networks test-kills bench docs constraints check format-check lint types
 
 train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
@@ -49,6 +50,14 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# constraints.txt anew: old versions where they fit, else the newest.
+constraints:
+	$(PYTHON) -m venv build/versions
+	build/versions/bin/python -m pip install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
+	head -n 2 constraints.txt > build/constraints.txt
+	build/versions/bin/python -m pip freeze --exclude-editable >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     """A file or folder as `--data` takes it; or images (N, 28, 28) or (N, 784) uint8, 0 the
     background, and their N labels (numbers or texts)."""
 
-_REQUEST = ("recipe", "from_run", "run", "resume", "accept_changes", "checkpoint_seconds", "wandb")
+_REQUEST = (
+    "recipe", "from_run", "run", "resume", "accept_changes", "checkpoint_seconds", "wandb",
+    "wandb_system", "tensorboard",
+)  # fmt: skip
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
         quiet: print warnings only.
         **settings: named as the flags of `python -m fmnist_tf.train`, with _ for -: `backbone`,
             `epochs`, `learning_rate`, ...; also `recipe`, `run`, `from_run`, `resume`,
-            `accept_changes`, `checkpoint_seconds` and `wandb`.
+            `accept_changes`, `checkpoint_seconds`, `wandb`, `wandb_system` and `tensorboard`.
 
     Raises:
         fmnist_tf.errors.FmnistError: a setting or the data are invalid; its text says what was
@@ -126,13 +129,16 @@ class Run:
         """Counts, accuracy, loss and interval on the test images.
 
         Raises:
-            UsageError: the run was stopped before its test.
+            UsageError: the run was stopped before its test, or trained with `limit_test=0`.
         """
         from fmnist_tf.results.evaluation import Evaluation
 
         if not self._saved.directory.is_complete:
             raise UsageError(f"{self.path}: expected a complete run; {self._saved.caveats[-1]}")
-        return Evaluation.from_json(self._saved.directory.read_json("evaluation.json")["test"])
+        figures = self._saved.directory.read_json("evaluation.json")["test"]
+        if figures is None:
+            raise UsageError(f"{self.path} was not tested (limit_test=0); its evaluate() tests it")
+        return Evaluation.from_json(figures)
 
     @property
     def accuracy(self) -> float:
@@ -156,7 +162,11 @@ class Run:
 
     @cached_property
     def model(self) -> keras.Model:
-        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities."""
+        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities.
+
+        It is the network as trained; `predict` divides its logits by the run's temperature, which
+        changes no prediction (see `results.temperature`).
+        """
         from fmnist_tf.pipeline.saved_run import build_saved_model
         from fmnist_tf.system.startup import import_tensorflow
 

@@ -497,7 +497,7 @@ def test_wandb_gets_a_group_of_trials_and_the_table(folder) -> None:
     assert jobs == ["sweep", "frozen", "frozen"]
     assert names == ["s", "s-trial-001", "s-trial-002"]
     summary = json.loads(inspect(str(next(Path("runs/s/wandb").glob("off*"))), "--summary"))
-    assert summary["summary"]["runs"]["nrows"] == 2
+    assert summary["summary"]["table/runs"]["nrows"] == 2
     assert summary["summary"]["comparison"]["_type"] == "image-file"
 
 

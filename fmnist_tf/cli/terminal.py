@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -86,15 +87,19 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.
 
     It takes a note, which stands in place of the rate, and another title too. Nothing is drawn if
-    quiet, or if stderr is no terminal. The function also raises the
+    quiet, or if stderr is neither a terminal nor a notebook's. The function also raises the
     `StoppedError` of a signal that has not ended the command yet.
     """
-    with tqdm(
+    bar_class, in_notebook = tqdm, "ipykernel" in sys.modules
+    if in_notebook:
+        with warnings.catch_warnings(action="ignore"):  # without ipywidgets the bar is of text
+            from tqdm.auto import tqdm as bar_class
+    with bar_class(
         desc=title,
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=_quiet or not sys.stderr.isatty(),
+        disable=_quiet or not (in_notebook or sys.stderr.isatty()),
         dynamic_ncols=True,
     ) as bar:
 

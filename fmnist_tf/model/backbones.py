@@ -30,7 +30,7 @@ from fmnist_tf.model.networks import (
 )
 from fmnist_tf.model.preprocessing import UNIT, ValueRange
 from fmnist_tf.model.pretrained import load_efficientnet_lite0
-from fmnist_tf.settings.config import suggest
+from fmnist_tf.settings.backbones import find_name
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,8 @@ def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
             is_plain=False,
         )
     elif spec is None:
-        constructors = list_applications()
-        key = name.lower().replace("-", "").replace("_", "")
-        if key not in constructors:
-            hint = suggest(name, [*BACKBONES, *constructors])
-            raise UsageError(f"--backbone {name}: no such network; {hint}")
-        constructor = constructors[key]
+        key = find_name(name)
+        constructor = list_applications()[key]
         build = partial(build_application, constructor)
         spec = BackboneSpec(
             key,

@@ -29,10 +29,11 @@ from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import Tracker
+from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
 
@@ -46,7 +47,7 @@ def finish(
     directory: RunDir,
     invocation: Invocation,
     trained: Trained,
-    tracker: Tracker,
+    tracker: Trackers,
 ) -> Evaluation:
     """Test the saved model once, and write everything up to DONE.json.
 
@@ -55,10 +56,10 @@ def finish(
         directory: holds model.keras.
         invocation: how the run was started.
         trained: what training left behind.
-        tracker: the W&B mirror.
+        tracker: gets the results.
 
     Returns:
-        The test evaluation.
+        The test evaluation; that of val if there are no test images (`limit_test` 0).
     """
     config, data, weights = experiment.config, experiment.data, experiment.network.weights
     clock, dataset = invocation.clock, data.dataset
@@ -77,44 +78,52 @@ def finish(
         with clock.stage("val"), progress_bar("val", "image") as show:
             pixels = dataset.train.pixels[data.splits.val]
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
-    projected_rows = subset_rows(test.labels, N_PROJECTED)
-    with clock.stage("test"), progress_bar("test", "image") as show:
-        probabilities, features = _predict(run_batches, test.pixels, projected_rows, show)
 
     # --- Evaluate -------------------------------------------------------------------------------
-    evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(data.val_labels, val_probabilities)
-    directory.write_predictions(test.labels, probabilities)
+    evaluations = {"val": val}
+    # model.keras and all figures stay those of the network as trained; see `SavedRun.temperature`.
+    temperature = fit_temperature(data.val_labels, val_probabilities)
+    calibration: dict[str, Any] = {"temperature": temperature}
+    probabilities = np.zeros((0, len(names)), np.float32)
+    if is_tested := len(test.labels) > 0:
+        projected_rows = subset_rows(test.labels, N_PROJECTED)
+        with clock.stage("test"), progress_bar("test", "image") as show:
+            probabilities, features = _predict(run_batches, test.pixels, projected_rows, show)
+        evaluations["test"] = Evaluation.from_probabilities(test.labels, probabilities)
+        calibration = measure_scaling(test.labels, probabilities, temperature)
+        directory.write_predictions(test.labels, probabilities)
+    evaluation = evaluations.get("test", val)
     directory.write_json(
         "evaluation.json",
         {
             "dataset": dataset.name,
             "weights": weights.kind,
             "chosen_epoch": trained.chosen_epoch,
-            "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tested_at": datetime.now(UTC).isoformat(timespec="seconds") if is_tested else None,
             "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
-            "test": {**evaluation.to_json(), "computed_by": test_by},
+            "test": {**evaluation.to_json(), "computed_by": test_by} if is_tested else None,
+            "calibration": calibration,
         },
     )
 
     # --- Analyse and draw -----------------------------------------------------------------------
     heading, parent = experiment.heading, experiment.network.parent
     with clock.stage("analysis"), _may_fail("report.npz, for report.html,"):
-        arrays = {
-            **_analyse_val(data, val_probabilities),
-            **_analyse_test(data, model, probabilities),
-            **_project(test.pixels, projected_rows, features),
-            **dataset.summary.to_arrays(),
-        }
+        arrays = _analyse_val(data, val_probabilities) | dataset.summary.to_arrays()
+        if is_tested:
+            arrays |= _analyse_test(data, model, probabilities)
+            arrays |= _project(test.pixels, projected_rows, features)
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):
         history = [*(parent.history if parent else ()), *trained.history]
         with _may_fail("curves.png"), directory.writing("curves.png") as path:
             write_curves(path, heading, history, trained.chosen_epoch)
-        with _may_fail("confusion.png"), directory.writing("confusion.png") as path:
-            write_confusion(path, heading, evaluation, names)
-        with _may_fail("mistakes.png"), directory.writing("mistakes.png") as path:
-            write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
+        if is_tested:
+            with _may_fail("confusion.png"), directory.writing("confusion.png") as path:
+                write_confusion(path, heading, evaluation, names)
+            with _may_fail("mistakes.png"), directory.writing("mistakes.png") as path:
+                write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
     write_provenance(experiment, directory, invocation, trained)
@@ -124,14 +133,10 @@ def finish(
     with _may_fail("report.html", f"; `{command}` tries again"):
         write_report(directory, directory.file("report.html"))
 
-    # --- Mirror in W&B --------------------------------------------------------------------------
-    tracker.log_evaluations({"val": val, "test": evaluation})
-    tracker.log_predictions(test.pixels, test.labels, probabilities, names)
-    figures = ("curves.png", "confusion.png", "mistakes.png")
-    tracker.log_figures([path for path in map(directory.file, figures) if path.is_file()])
+    # --- Mirror in the trackers -----------------------------------------------------------------
     metadata = {
-        "test_accuracy": evaluation.accuracy,
-        "test_total": evaluation.total,
+        "test_accuracy": evaluation.accuracy if is_tested else None,
+        "test_total": len(test.labels),
         "val_accuracy": val.accuracy,
         "test_time_flip": config.test_time_flip,
         "dataset": dataset.name,
@@ -143,7 +148,20 @@ def finish(
         "sha256": file_digest(directory.file(MODEL)),
     }
     # Page and model card name paths and the machine: they stay in the run directory.
-    tracker.log_model([directory.file(name) for name in (MODEL, "labels.json")], metadata)
+    files = [directory.file(name) for name in (MODEL, "labels.json")]
+    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
+    tracker.log_results(
+        RunResults(
+            evaluations,
+            test.pixels,
+            test.labels,
+            probabilities,
+            names,
+            figures=[path for path in figures if path.is_file()],
+            model=files,
+            metadata=metadata,
+        )
+    )
     directory.write_done()
     return evaluation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,14 +24,16 @@ from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system import signals
 from fmnist_tf.system.clock import StageClock
+from fmnist_tf.system.files import json_digest
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import CheckpointDir
-from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
 
 OnEpoch = Callable[[HistoryRow], None]
+OnLoss = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,7 @@ def fit(
     invocation: Invocation,
     on_epoch: OnEpoch,
     checkpoints: CheckpointDir | None,
+    on_loss: OnLoss = lambda step, loss: None,
 ) -> Trained:
     """Train all epochs and leave the best epoch's weights in the network and in model.keras.
 
@@ -67,11 +70,12 @@ def fit(
 
     Args:
         experiment: what is trained.
-        directory: gets history.csv and model.keras, and provenance.json with the features used.
+        directory: gets history.csv, steps.csv, model.keras and, in provenance.json, the features.
         invocation: how the run was started.
         on_epoch: called with each row of the history; what it raises ends the training.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
-            model.keras.
+            model.keras. Of several workers the chief has them, and the others get its state.
+        on_loss: called after each step with its number, from 1 over all epochs, and its loss.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -96,20 +100,22 @@ def fit(
     split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
-    source, compute_features, engine = open_rows(experiment, pixels, split, plan, cache_dir, clock)
-    stores = [view for view in source.sources if isinstance(view, FeatureStore)]
-    invocation.features[:] = [store.path.name for store in stores]
+    source, compute_features, engine, invocation.features[:] = open_rows(
+        experiment, pixels, split, plan, cache_dir, clock
+    )
     write_provenance(experiment, directory, invocation, None)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
-    optimizer = build_optimizer(
-        config.optimizer,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        rate_factors=plan_layer_decay(config, network),
-    )
-    trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
+    workers = cluster.current()
+    with workers.scope():
+        optimizer = build_optimizer(
+            config.optimizer,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            rate_factors=plan_layer_decay(config, network),
+        )
+        trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 
     # --- Standardization: a finetune run keeps its parent's -------------------------------------
     standardization = find_standardization(network.classifier)
@@ -121,7 +127,7 @@ def fit(
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
-    if checkpoint is not None:
+    if workers.json_from_chief(checkpoint is not None):
         state.load(checkpoint, plan)
         if standardization is not None:
             # The run's own statistics, should the features differ in the last digit by now.
@@ -179,12 +185,15 @@ def fit(
             say(f"stopped early: no better epoch for {since_best} epochs")
         return stops
 
-    with signals.deferred():  # a step, an epoch's record and a save are not interrupted
+    together = signals.shared() if workers.n_workers > 1 else nullcontext()
+    with signals.deferred(), together:  # a step, an epoch's record and a save are not interrupted
         try:
             with clock.stage("training"), progress_bar("training", "batch") as show:
 
                 def on_step(position: Position) -> None:
-                    state.position = position
+                    state.advance(position)
+                    if position.step:
+                        on_loss(len(state.step_losses), state.step_losses[-1])
                     counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
                     note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
                     show(position.step, plan.rates.steps_per_epoch, note, title)
@@ -221,6 +230,11 @@ def fit(
     # --- Best epoch -----------------------------------------------------------------------------
     state.use_best()
     directory.write_history(state.history)
+    directory.write_steps(state.step_losses)
+    if workers.n_replicas > 1:
+        digests = digest_weights(network.classifier)
+        say(f"weights of epoch {state.best_epoch}: SHA-256 {json_digest(digests)}")
+        workers.require_same(digests)
     if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):

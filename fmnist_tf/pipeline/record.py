@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
+from fmnist_tf.reporting.tracking import TrackingOptions
 from fmnist_tf.results.provenance import describe_code, describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
@@ -27,7 +28,7 @@ class Invocation:
     Attributes:
         command: the command line, without secrets.
         code: commit and versions when the run began.
-        wandb_mode: auto, online, offline or disabled.
+        tracking: which trackers the run has.
         wandb_id: what W&B knows the run by.
         resumptions: of the run: when, by which command, where, and which changes were accepted.
         engine: that computed the features of a resumed run before, if it is known.
@@ -39,7 +40,7 @@ class Invocation:
 
     command: str
     code: dict[str, Any]
-    wandb_mode: str
+    tracking: TrackingOptions
     engine: str | None = None
     wandb_group: str | None = None
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -49,15 +50,19 @@ class Invocation:
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
 
-def start_invocation(command: str, wandb_mode: str, unfinished: RunDir | None) -> Invocation:
+def start_invocation(
+    command: str, tracking: TrackingOptions, unfinished: RunDir | None
+) -> Invocation:
     """Return how a process was started; what an unfinished run had recorded of itself is kept."""
     before: dict[str, Any] = {}
     if unfinished is not None and unfinished.file(PROVENANCE).exists():
         before = unfinished.read_json(PROVENANCE)
         command = str(before.get("command", command))
-    if wandb_mode == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):
-        wandb_mode = before["wandb_mode"]
-    invocation = Invocation(command, describe_code(), wandb_mode)
+    if tracking.wandb == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):
+        tracking = replace(tracking, wandb=before["wandb_mode"])
+    if before.get("tensorboard") is True:
+        tracking = replace(tracking, tensorboard=True)
+    invocation = Invocation(command, describe_code(), tracking)
     wandb_id, resumptions = str(before.get("wandb_id")), before.get("resumptions")
     if not re.fullmatch("[0-9a-f]{8}", wandb_id):
         wandb_id = invocation.wandb_id
@@ -100,7 +105,8 @@ def write_provenance(
         "command": invocation.command,
         "resumptions": invocation.resumptions,
         "wandb_id": invocation.wandb_id,
-        "wandb_mode": invocation.wandb_mode,
+        "wandb_mode": invocation.tracking.wandb,
+        "tensorboard": invocation.tracking.tensorboard,
         "code": invocation.code,
         "machine": {**describe_machine(), "devices": describe_devices()},
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
@@ -136,6 +142,7 @@ def tracked_settings(experiment: Experiment) -> dict[str, Any]:
         "weights": network.weights.kind,
         "weights_sha256": network.weights.sha256,
         "parent": network.parent.directory.path.name if network.parent else None,
+        "parent_model_sha256": network.parent.model_sha256 if network.parent else None,
         "image_size": network.image_size,
         "n_train": len(data.splits.train),
         "n_val": len(data.splits.val),

@@ -30,7 +30,7 @@ class Request:
         resume: name or folder of the unfinished run to continue, with its settings.
         accept_changes: continue a run although what it depends on has changed.
         checkpoint_seconds: time between two checkpoints within an epoch.
-        wandb: auto, online, offline or disabled.
+        wandb, wandb_system, tensorboard: see `TrackingOptions`.
     """
 
     given: dict[str, Any]
@@ -42,6 +42,8 @@ class Request:
     accept_changes: bool = False
     checkpoint_seconds: float = 120.0
     wandb: str = "auto"
+    wandb_system: bool = False
+    tensorboard: bool = False
 
 
 def pick_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""One run: its settings written, training, the end, and the W&B mirror around it all."""
+"""One run: its settings written, training, the end, and the trackers around it all."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import FmnistError
@@ -17,7 +19,7 @@ from fmnist_tf.pipeline.record import (
     write_settings,
 )
 from fmnist_tf.pipeline.saved_run import resume_command
-from fmnist_tf.reporting.tracking import TrackedRun, Tracker, start_tracking
+from fmnist_tf.reporting.tracking import TrackedRun, Trackers, start_tracking
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import CHECKPOINTS, RunDir
@@ -45,7 +47,8 @@ def run_phase(
     kept = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
     try:
         with _tracking(experiment, directory, invocation) as tracker:
-            trained = fit(experiment, directory, invocation, tracker.log_epoch, kept)
+            on = tracker.log_epoch, kept, tracker.log_step
+            trained = fit(experiment, directory, invocation, *on)
             release_memory()
             test = finish(experiment, directory, invocation, trained, tracker)
     except FmnistError:  # such as a loss that is NaN, which it would be again
@@ -61,6 +64,25 @@ def run_phase(
     for line in tracker.hint:
         say(line)
     return test
+
+
+def run_worker(experiment: Experiment, invocation: Invocation, runs_dir: Path) -> None:
+    """Train as a worker that is not the chief: what it writes is deleted in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        fit(experiment, _OwnDir(Path(folder), runs_dir), invocation, lambda row: None, None)
+
+
+class _OwnDir(RunDir):
+    """A worker's folder in place of the run directory."""
+
+    def __init__(self, path: Path, runs_dir: Path) -> None:
+        super().__init__(path)
+        self._runs_dir = runs_dir
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder of runs, where cached features are."""
+        return self._runs_dir
 
 
 def run_trial(
@@ -86,7 +108,7 @@ def run_trial(
             tracker.log_epoch(row)
             on_epoch(row)
 
-        trained = fit(experiment, directory, invocation, record, None)
+        trained = fit(experiment, directory, invocation, record, None, tracker.log_step)
         labels = experiment.data.val_labels
         val = Evaluation.from_probabilities(labels, trained.val_probabilities)
         write_provenance(experiment, directory, invocation, trained)
@@ -99,8 +121,8 @@ def run_trial(
 @contextmanager
 def _tracking(
     experiment: Experiment, directory: RunDir, invocation: Invocation
-) -> Iterator[Tracker]:
-    """Write what is known before training, and yield the run's W&B mirror."""
+) -> Iterator[Trackers]:
+    """Write what is known before training, and yield the run's trackers."""
     write_settings(experiment, directory)
     write_provenance(experiment, directory, invocation, None)
     parent = experiment.network.parent
@@ -111,11 +133,12 @@ def _tracking(
         config=tracked_settings(experiment),
         wandb_id=invocation.wandb_id,
         epochs_before=parent.history[-1].epoch if parent else 0,
+        parent=parent.directory.full_name if parent else None,
     )
-    tracker = start_tracking(invocation.wandb_mode, directory.path, tracked)
+    tracker = start_tracking(invocation.tracking, directory.path, tracked)
     succeeded = False
     try:
         yield tracker
         succeeded = True
     finally:
-        tracker.finish(succeeded)
+        tracker.finish(ok=succeeded)

@@ -46,8 +46,9 @@ from fmnist_tf.pipeline.study import (
     show_point,
     tabulate,
 )
-from fmnist_tf.reporting.tracking import TrackedRun, track_comparison
+from fmnist_tf.reporting.tracking import TrackedRun, TrackingOptions
 from fmnist_tf.reporting.trials import describe_accuracy, plot_trials, rank, summarize
+from fmnist_tf.reporting.wandb_tracker import track_comparison
 from fmnist_tf.results.provenance import SAMPLE, command_line, describe_code, find_caveats
 from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir, check_name
 from fmnist_tf.settings.config import RunConfig, flag_of
@@ -261,7 +262,8 @@ def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
-    invocation = Invocation(sweep.command, describe_code(), flags.wandb, own.group)
+    tracking = TrackingOptions.of(flags)
+    invocation = Invocation(sweep.command, describe_code(), tracking, wandb_group=own.group)
     keras.backend.clear_session()
     experiment = prepare_network(config, data, sweep.settings.parent, invocation.clock)
     if sweep.space:
@@ -274,7 +276,7 @@ def _read_figures(trained: RunDir) -> dict[str, Any]:
     """Return the `FIGURES` of a trial whose training is complete."""
     said, provenance = trained.read_json("evaluation.json"), trained.read_json("provenance.json")
     figures = {name: said["val"][name] for name in ("correct", "total", "loss")}
-    if "test" in said:
+    if said.get("test"):
         figures |= {f"test_{name}": said["test"][name] for name in ("correct", "total")}
     seconds = round(sum(provenance["seconds"].values()), 3)
     return {**figures, "epoch": said["chosen_epoch"], "seconds": seconds}
@@ -305,7 +307,8 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
     print(sources)
-    result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
+    split, prefix = ("val", "") if best["test_correct"].isna().all() else ("test", "test_")
+    result = f"{split} accuracy {describe_accuracy(best, prefix)} (n = {len(best)})"
     if space:
         print(f"train the best and test it:  {_command_of_best(sweep, best_trial)}")
         point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)

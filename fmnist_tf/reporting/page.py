@@ -36,6 +36,19 @@ def write_report(run: RunDir, path: Path) -> None:
         UsageError: a file is missing or damaged.
     """
     record = RunRecord(run)
+    if not record.is_tested:
+        context = {
+            "run_name": record.name,
+            "cells": record.cells,
+            "provenance": record.provenance,
+            "banners": ["Not tested", *record.banners],
+            "lead": f"Validation accuracy {record.cells[4]}, epoch {record.chosen.epoch}. Test it:",
+            "command": f"python -m fmnist_tf.evaluate {run.name_in(run.runs_dir)}",
+            "training": sections.describe_training(record.history, record.chosen),
+            "invert": record.provenance["data"]["background"] < 128,
+        }
+        write_page(path, "untested.html.jinja", context)
+        return
     names, arrays, confusion = record.class_names, run.read_arrays("report.npz"), record.confusion
     with damage_is_bad_input(run):
         test = sections.Examples("test", *record.predictions, arrays, names)
@@ -54,7 +67,9 @@ def write_report(run: RunDir, path: Path) -> None:
             "worst": test.tiles(selected.worst),
             "least_sure": test.tiles(selected.least_sure),
             "issues": [sections.describe_label_issues(examples) for examples in (val, test)],
-            "calibration": sections.describe_calibration(*record.predictions),
+            "calibration": sections.describe_calibration(
+                *record.predictions, record.evaluation.get("calibration")
+            ),
             "projections": sections.describe_projections(arrays, record.predictions[0], names),
             "cams": sections.describe_cams(arrays, test),
             "cam_cells": arrays["cam_cells"].tolist(),
@@ -97,12 +112,13 @@ def write_stopped_report(
             "cells": cells,
             "provenance": provenance,
             "banners": [f"Stopped in or after {last}", *describe_caveats(config, provenance)],
-            "chosen": chosen,
+            "lead": f"Best validation accuracy so far: {chosen.val_accuracy:.2%}, epoch "
+            f"{best_epoch}. Finish the run for its test and its page:",
             "command": command,
             "training": sections.describe_training([*before, *history], chosen),
             "invert": data["background"] < 128,
         }
-        write_page(path, "stopped.html.jinja", context)
+        write_page(path, "untested.html.jinja", context)
     return cells
 
 
@@ -137,7 +153,9 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
     if len({record.split for record in records}) > 1:
         finding += " Not all runs used the same validation rows."
     chart = (curves.plot_overlay, [record.history for record in records], marks)
-    same_classes = all(record.label_map == records[0].label_map for record in records)
+    same_classes = all(
+        record.is_tested and record.label_map == records[0].label_map for record in records
+    )
     confusions = [record.confusion for record in records]
     context = {
         "columns": COLUMNS,
@@ -159,6 +177,8 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
     """Return the result of McNemar's test on two runs, or why it does not apply."""
     (mark_a, a), (mark_b, b) = first, second
     names = f"{mark_a} {a.name} and {mark_b} {b.name}"
+    if not (a.is_tested and b.is_tested):
+        return {"test": None, "text": f"{names}: not compared, not both were tested"}
     (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
     for is_same, why in (
         (a.test_data == b.test_data, "the recorded test data differ (SHA-256)"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.errors import RunExistsError, UsageError, did_you_mean
 from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.system.checked import ChangedFileError, CheckedFolder
@@ -23,6 +23,7 @@ from fmnist_tf.system.checked import ChangedFileError, CheckedFolder
 CONFIG = "config.json"
 SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
+STEPS = "steps.csv"
 PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
@@ -78,12 +79,8 @@ class RunDir(CheckedFolder):
         if os.path.lexists(path / CONFIG):
             return cls(path)
         found = "no config.json in it" if path.is_dir() else "no such folder"
-        names = [str(run.path.relative_to(path.parent)) for run in list_runs(path.parent)]
-        known = ", ".join(names[:5]) or "none"
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise UsageError(
-            f"{path}: expected a run directory, found {found}; runs in {path.parent}: {known}{more}"
-        )
+        hint = describe_runs(path.parent, path.name)
+        raise UsageError(f"{path}: expected a run directory, found {found}; {hint}")
 
     @property
     def is_unfinished(self) -> bool:
@@ -144,6 +141,20 @@ class RunDir(CheckedFolder):
                 for epoch, phase, *numbers in lines
             ]
 
+    def write_steps(self, losses: Sequence[float]) -> None:
+        """Write the loss of each step to `steps.csv`, numbered from 1 over all epochs."""
+        lines = (f"{step},{loss}\n" for step, loss in enumerate(losses, start=1))
+        self.write_text(STEPS, "".join(("step,loss\n", *lines)))
+
+    def read_steps(self) -> np.ndarray:
+        """Return the losses in `steps.csv`, (steps,) float64.
+
+        Raises:
+            UsageError: it is missing, a line is not a step, or it was changed.
+        """
+        with self.reading(STEPS) as file:
+            return np.loadtxt(file, delimiter=",", skiprows=1, usecols=1, ndmin=1)
+
     def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
         """Write the test predictions to `predictions.npz`.
 
@@ -186,6 +197,16 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
             trials = (RunDir(trial) for trial in sorted(path.glob("trial-*")))
             runs += (t for t in trials if t.is_complete and t.file(PREDICTIONS).exists())
     return runs
+
+
+def describe_runs(runs_dir: Path, name: str) -> str:
+    """Return the runs of a folder that are most like `name`, or the first, for a message."""
+    if not runs_dir.is_dir():
+        return f"there is no folder {runs_dir} in {Path.cwd()}; --runs-dir names the folder of runs"
+    names = [str(run.path.relative_to(runs_dir)) for run in list_runs(runs_dir)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    known = f"runs in {runs_dir}: {', '.join(names[:5]) or 'none'}{more}"
+    return did_you_mean(name, names) or known
 
 
 def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | None:

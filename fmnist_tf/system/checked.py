@@ -31,7 +31,7 @@ from fmnist_tf.system import files
 DONE = "DONE.json"
 
 # What may change after DONE.json. It has no checksum there, and no command reads it.
-_UNCHECKED = ("wandb", "checkpoints", "export", "report.html")
+_UNCHECKED = ("wandb", "tensorboard", "checkpoints", "export", "report.html")
 _READ_ERRORS = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, csv.Error,
     zipfile.BadZipFile,
@@ -172,8 +172,8 @@ class CheckedFolder:
     def write_done(self) -> None:
         """Mark the run as complete: list each of its files with size in bytes and SHA-256.
 
-        Left out is what may change later: `report.html`, `export/`, `wandb/`, `checkpoints/`, and
-        hidden files.
+        Left out is what may change later: `report.html`, `export/`, `wandb/`, `tensorboard/`,
+        `checkpoints/`, and hidden files.
         """
         checksums = {}
         for path in sorted(self.path.rglob("*")):

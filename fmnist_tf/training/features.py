@@ -13,8 +13,10 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from typing import Any
 
@@ -25,18 +27,20 @@ import tensorflow as tf
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.batches import RowSource
 from fmnist_tf.model.folding import fold_model
+from fmnist_tf.system import signals
 from fmnist_tf.system.cpu import read_cpu_features, usable_cpus
-from fmnist_tf.system.files import locked
+from fmnist_tf.system.files import remove_leftovers, sharing
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training import cluster
 from fmnist_tf.training.feature_store import (
     FEATURE_DTYPE,
     FeatureStore,
     map_ahead,
-    power_of_two_below,
 )
 
 # Raise it with every change of the files, of the batches, or of what folding or pooling computes.
-FORMAT = 6
+FORMAT = 7
+_POLL_SECONDS = 0.2
 
 # These names in /proc/cpuinfo decide which kernels compute.
 _VECTOR_UNITS = ("amx", "asimd", "avx", "bf16", "fma", "sve")
@@ -55,7 +59,7 @@ def rows_per_batch(side: int) -> int:
     They have the pixels of 32 images at 224 x 224, whose activations fit in memory twice. More than
     128 small images are not faster.
     """
-    return power_of_two_below(min(128, 32 * 224**2 // side**2))
+    return 1 << max(min(128, 32 * 224**2 // side**2).bit_length() - 1, 0)
 
 
 def build_feature_function(
@@ -163,7 +167,7 @@ def describe_processor() -> list[Any]:
 
 
 def cache_features(
-    store: FeatureStore,
+    stores: Sequence[FeatureStore],
     source: RowSource,
     compute: Callable[[Any], Any],
     *,
@@ -171,71 +175,94 @@ def cache_features(
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> None:
-    """Compute the missing shards of `store`; valid shards are kept.
+    """Compute the shards that are missing in one of `stores`, in one pass for all of them.
 
-    If another process computes the same entry, this one waits and then computes what is left.
-    Memory holds three batches, however many rows there are. An interruption or a full disk costs
-    the shard in work.
+    Several processes share the work, workers of a cluster or not: each shard is computed by the
+    one that claims it first, and again by another if that one ends before. Which rows and batches
+    make a shard does not depend on that. Returns when no shard is missing. Memory holds three
+    batches, however many rows there are. An interruption or a full disk costs the shard in work.
 
     Args:
-        store: of `feature_key`'s key.
+        stores: of `feature_key`'s keys, N rows each, with shards of the same rows.
         source: N rows, pixels or cached feature maps.
-        compute: (B, ...) rows -> (B, *store.row_shape); called from several threads.
+        compute: (B, ...) rows -> (B, *row_shape) of the first store, or a list that begins with
+            one such output for each store; called from several threads.
         batch_size: B, a power of two.
         progress: called with the rows that are stored or computed, and N.
-        say: called if another process holds the entry.
+        say: called if this process waits for shards of others.
 
     Raises:
         OSError: the disk does not take the features; the message says how many are stored.
         StoppedError: a signal stops this process.
     """
-    store.path.mkdir(parents=True, exist_ok=True)
-    step = min(batch_size, store.rows_per_shard)
+    shards, n_rows = stores[0].shards, stores[0].n_rows
+    step = min(batch_size, stores[0].rows_per_shard)
 
-    def compute_rows(rows: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(compute(source.take(rows)), FEATURE_DTYPE)
+    def compute_rows(rows: np.ndarray) -> list[np.ndarray]:
+        outputs = tf.nest.flatten(compute(source.take(rows)))
+        return [np.ascontiguousarray(output, FEATURE_DTYPE) for output in outputs[: len(stores)]]
 
-    def compute_first(rows: np.ndarray) -> np.ndarray:
-        features = compute_rows(rows)
+    def compute_first(rows: np.ndarray) -> list[np.ndarray]:
+        outputs = compute_rows(rows)
         release_memory()
-        return features
+        return outputs
 
-    def on_wait(holder: str) -> None:
-        say(f"backbone features: waiting for {holder}, which computes them in {store.path}")
+    def is_missing(number: int) -> bool:
+        return not all(store.is_valid(number) for store in stores)
 
-    with locked(store.path, on_wait=on_wait):
-        store.remove_leftovers()
-        missing = store.find_invalid_shards()
-        batches = (
-            np.arange(first, min(first + step, store.shards[number].stop))
-            for number in missing
-            for first in store.shards[number][::step]
-        )
-        stored = done = store.n_rows - sum(len(store.shards[number]) for number in missing)
-        progress(done, store.n_rows)
+    with ExitStack() as held:
+        claims = []
+        for store in sorted(stores, key=lambda store: store.path):  # one order: no deadlock
+            store.path.mkdir(parents=True, exist_ok=True)
+            claims.append(held.enter_context(sharing(store.path)))
+            remove_leftovers(store.path)
+        missing = sorted({number for store in stores for number in store.find_invalid_shards()})
+        workers, claimed, is_told = cluster.current(), deque[int](), False
+
+        def claim_batches() -> Iterator[np.ndarray]:
+            # Each worker begins with its own shards and goes on with what nobody has claimed.
+            for number in sorted(missing, key=lambda n: (n - workers.index) % workers.n_workers):
+                if all(claim(number) for claim in claims) and is_missing(number):
+                    claimed.append(number)
+                    for first in shards[number][::step]:
+                        yield np.arange(first, min(first + step, shards[number].stop))
+
         # TensorFlow optimizes a graph in its first call and copies its constants several times for
         # that; two first calls at once would both do so (runs/LOG.md).
-        first_batch = map_ahead(compute_first, islice(batches, 1))
-        with closing(map_ahead(compute_rows, batches)) as other_batches:
-            computed = chain(first_batch, other_batches)
-
-            def take_shard(n_batches: int) -> Iterator[np.ndarray]:
-                nonlocal done
-                for features in islice(computed, n_batches):
-                    yield features
-                    done += len(features)
-                    progress(done, store.n_rows)
-
-            for number in missing:
-                n_rows = len(store.shards[number])
-                try:
-                    store.write_shard(number, take_shard(math.ceil(n_rows / step)))
-                except OSError as error:
-                    raise OSError(
-                        error.errno,
-                        f"{error.strerror or error}; the features of {stored:,} of "
-                        f"{store.n_rows:,} images are stored and will be used by the next run. "
-                        "--cache DIR names another disk",
-                        str(error.filename or store.shard_path(number)),
-                    ) from error
-                stored += n_rows
+        to_compute = claim_batches()
+        computed: Iterator[list[np.ndarray]]
+        computed = map_ahead(compute_first, islice(to_compute, 1))
+        while True:
+            stored = done = n_rows - sum(len(shards[number]) for number in missing)
+            progress(done, n_rows)
+            with closing(map_ahead(compute_rows, to_compute)) as other_batches:
+                computed = chain(computed, other_batches)
+                for first_outputs in computed:
+                    number = claimed.popleft()
+                    n_others = math.ceil(len(shards[number]) / step) - 1
+                    try:
+                        with ExitStack() as files:
+                            writers = [files.enter_context(s.writing_shard(number)) for s in stores]
+                            for outputs in chain([first_outputs], islice(computed, n_others)):
+                                for write, output in zip(writers, outputs, strict=True):
+                                    write(output)
+                                done += len(outputs[0])
+                                progress(done, n_rows)
+                    except OSError as error:
+                        raise OSError(
+                            error.errno,
+                            f"{error.strerror or error}; the features of {stored:,} of "
+                            f"{n_rows:,} images are stored and will be used by the next run. "
+                            "--cache DIR names another disk",
+                            str(error.filename or stores[0].shard_path(number)),
+                        ) from error
+                    stored += len(shards[number])
+            missing = [number for number in missing if is_missing(number)]
+            if not missing:
+                break
+            if not is_told:
+                is_told = True
+                say(f"backbone features: others compute {len(missing)} parts of {stores[0].path}")
+            time.sleep(_POLL_SECONDS)
+            signals.check()
+            to_compute, computed = claim_batches(), iter(())

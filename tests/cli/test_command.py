@@ -14,6 +14,7 @@ import sys
 import pytest
 from fakerun import make_run
 
+from fmnist_tf.__main__ import COMMANDS
 from fmnist_tf.cli import terminal
 from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, Problem, RunExistsError, UsageError
@@ -152,7 +153,11 @@ run_command(body, argparse.Namespace(quiet=False, debug=False))
         (f"truncate -s 6G nul.csv; {PYTHON} convert nul.csv to.csv", 2, "^$", "E009.*: .*NUL"),
         (f"unset HOME; {shlex.quote(sys.executable)} -c {shlex.quote(HOME)}", 0, "^/none", "^$"),
         (f"{shlex.quote(sys.executable)} -c {shlex.quote(CUT)}; exit $?", 135, "^$", "error: Bus"),
-        (f"{PYTHON} nothing", 2, "^$", "usage: .*clean"),
+        (f"{PYTHON} nothing", 2, "^$", "unknown command nothing; expected clean"),
+        (f"{PYTHON} --help", 0, r"^usage: python -m fmnist_tf COMMAND", "^$"),
+        (f"{PYTHON}.clean --help", 0, r"usage: python -m fmnist_tf\.clean \[-h\]", "^$"),
+        (f"{PYTHON} clean --help", 0, r"usage: python -m fmnist_tf clean \[-h\]", "^$"),
+        (f"{PYTHON} --version", 0, r"^fmnist-tf \d", "^$"),
     ],
     ids=lambda value: value.replace(PYTHON, "")[:40] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -237,3 +242,7 @@ def test_a_stop_that_a_library_turns_into_its_own_error_is_a_stop(capsys) -> Non
 
     assert run_command(body, flags()) == 143
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+def test_the_list_of_commands_fits_80_columns() -> None:
+    assert max(len(f"  {name:10}{line}") for name, line in COMMANDS.items()) <= 80

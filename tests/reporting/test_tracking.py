@@ -4,6 +4,7 @@ The offline round trip is a real run in a real process, read back with W&B's own
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,16 +13,25 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import PIL.Image
 import pytest
 from fakerun import HOSTILE, predict
 
-from fmnist_tf.reporting.tracking import TrackedRun, Tracker, choose_mode, start_tracking
+from fmnist_tf.reporting.tracking import (
+    RunResults,
+    TrackedRun,
+    Trackers,
+    TrackingOptions,
+    start_tracking,
+)
+from fmnist_tf.reporting.wandb_tracker import choose_mode, start_wandb, track_comparison
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 
 KEY = "canary" + "0123456789abcdef" * 2 + "xy"  # 40 characters, as W&B's keys
 ARGUMENT, REMOTE, VARIABLE = "canary-argument", "canary-remote", "canary-variable"
 TRACKED = TrackedRun("n", "g", "frozen", {})
+SYSTEM = {"environment", "output", "output_raw", "stats"}
 
 TRAIN = """
     import os, sys
@@ -30,18 +40,20 @@ TRAIN = """
     from PIL import Image
     from fmnist_tf.results.evaluation import Evaluation
     from fmnist_tf.results.history import HistoryRow
-    from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
+    from fmnist_tf.reporting.tracking import *
     run_dir = Path(sys.argv[1])
     hooks = sys.exit, sys.excepthook
     config = {"seed": 7, "model": {"units": 256}}
-    tracked = TrackedRun("my-run", "my-experiment", "frozen", config, epochs_before=6)
-    tracker = start_tracking("auto", run_dir, tracked)
+    tracked = TrackedRun("my-run", "my-experiment", "finetune", config, None, 6, "first")
+    options = TrackingOptions("auto", "--system" in sys.argv)
+    tracker = start_tracking(options, run_dir, tracked)
     assert (sys.exit, sys.excepthook) == hooks
     print("canary-console")
-    for epoch, val_accuracy in ((1, 0.5), (2, 0.9), (3, 0.8)):
-        loss = float("nan") if epoch == 1 else 1 / epoch
-        row = HistoryRow(epoch, "frozen", loss, 0.25 * epoch, 2 / epoch, val_accuracy, 1e-3, 1.5)
-        tracker.log_epoch(row)
+    for epoch, val_accuracy in ((0, 0.5), (1, 0.9), (2, 0.8)):
+        loss = float("nan") if epoch == 0 else 0.5 / epoch
+        rate = 0.001 * epoch
+        tracker.log_epoch(HistoryRow(epoch, "finetune", loss, 0.25, 1.0, val_accuracy, rate, 1.5))
+        tracker.log_step(epoch + 1, 0.125 * epoch)
     if "--kill-helper" in sys.argv:
         helpers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         for helper in helpers:
@@ -54,10 +66,12 @@ TRAIN = """
     Image.new("L", (8, 8)).save(run_dir / "curves.png")
     (run_dir / "model.keras").write_bytes(b"weights" * 1000)
     pixels = random.integers(0, 256, (400, 784), dtype=np.uint8)
-    tracker.log_evaluations({"val": evaluation, "test": evaluation})
-    tracker.log_predictions(pixels, labels, probabilities, ["a", "b", "c"])
-    tracker.log_figures([run_dir / "curves.png"])
-    tracker.log_model([run_dir / "model.keras"], {"classes": ["a", "b", "c"]})
+    tracker.log_results(
+        RunResults(
+            {"val": evaluation, "test": evaluation}, pixels, labels, probabilities, "abc",
+            [run_dir / "curves.png"], [run_dir / "model.keras"], {"classes": ["a", "b", "c"]},
+        )
+    )
     tracker.finish()
     print(evaluation.accuracy)
     print(*tracker.hint, sep="\\n")
@@ -128,27 +142,31 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert (summary["project"], summary["name"]) == ("fmnist-tf", "my-run")
     assert summary["config"] == {"seed": 7, "model": {"units": 256}}
     facts = summary["summary"]
-    assert (facts["epoch/loss"], facts["epoch/accuracy"]) == (1 / 3, 0.75)
-    assert facts["epoch/epoch"] == 9  # the phase before had 6
+    assert (facts["epoch/loss"], facts["epoch/accuracy"]) == (0.25, 0.25)
+    assert facts["epoch/epoch"] == 8  # the phase before had 6
+    assert (facts["step/step"], facts["step/loss"]) == (3, 0.25)
     assert facts["epoch/val_accuracy"] == {"max": 0.9}
     assert facts["test_accuracy"] == facts["val_accuracy"] == float(accuracy)
     assert facts["test_total"] == 400
     assert facts["figure/curves"]["_type"] == "image-file"
-    assert facts["confusion_matrix_table"]["nrows"] == 9
-    assert (facts["worst_mistakes"]["nrows"], facts["worst_mistakes"]["ncols"]) == (100, 5)
-    assert (facts["classes"]["nrows"], facts["confused_pairs"]["nrows"]) == (3, 6)
+    tables = {key[6:]: facts[key] for key in facts if key.startswith("table/")}
+    assert tables["confusion_matrix_table"]["nrows"] == 9
+    assert (tables["worst_mistakes"]["nrows"], tables["worst_mistakes"]["ncols"]) == (100, 5)
+    assert (tables["classes"]["nrows"], tables["confused_pairs"]["nrows"]) == (3, 6)
+    # `wandb leet` sorts by name: curves come first.
+    assert min(key for key in facts if "/" in key).startswith("epoch/")
 
     text = inspect(offline_run)
     records = [json.loads(line) for line in text.splitlines()]
     by_type = {kind: [r[kind] for r in records if r["type"] == kind] for kind in ("run", "history")}
     (run,) = by_type["run"]
-    assert (run["run_group"], run["job_type"]) == ("my-experiment", "frozen")
+    assert (run["run_group"], run["job_type"]) == ("my-experiment", "finetune")
     assert not run.get("host")
     curve = [entry["item"] for entry in by_type["history"] if "epoch/epoch" in entry["item"]]
     assert [item["epoch/val_accuracy"] for item in curve] == [0.5, 0.9, 0.8]
-    assert [item.get("epoch/loss") for item in curve] == [None, 1 / 2, 1 / 3]
-    kinds = {record["type"] for record in records}
-    assert not kinds & {"environment", "output", "output_raw", "stats"}
+    assert [item.get("epoch/loss") for item in curve] == [None, 1 / 2, 1 / 4]
+    assert [item.get("epoch/learning_rate") for item in curve] == [None, 0.001, 0.002]
+    assert not {record["type"] for record in records} & SYSTEM
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in records if r["type"] == "artifact"}
     (model,) = artifacts["model-my-run"]["manifest"]["contents"]
     assert json.loads(artifacts["model-my-run"]["metadata"]) == {"classes": ["a", "b", "c"]}
@@ -167,6 +185,48 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
 
 
 @pytest.mark.slow
+def test_with_wandb_system_the_console_is_recorded_and_still_no_secret(tmp_path):
+    done = run_offline(tmp_path, "--system")
+    assert done.returncode == 5
+    text = inspect(done.stdout.split("wandb leet ")[1].split()[0])
+    assert {json.loads(line)["type"] for line in text.splitlines()} & SYSTEM
+    assert "canary-console" in text
+    assert not [secret for secret in (KEY, ARGUMENT, REMOTE, VARIABLE) if secret in text]
+
+
+def test_tensorboard_gets_the_same_numbers_and_the_figures(tmp_path, capsys):
+    tf = pytest.importorskip("tensorflow")
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "curves.png")
+    run_dir = tmp_path / "run"
+    tracked = TrackedRun("n", "g", "finetune", {}, epochs_before=6)
+    trackers = start_tracking(TrackingOptions("disabled", tensorboard=True), run_dir, tracked)
+    trackers.log_step(5, 0.25)
+    trackers.log_epoch(HistoryRow(0, "finetune", math.nan, math.nan, 2.0, 0.5, 0.0, 1.0))
+    trackers.log_epoch(HistoryRow(1, "finetune", 1.0, 0.25, 1.5, 0.75, 0.125, 1.0))
+    trackers.log_results(make_results([tmp_path / "curves.png"]))
+    trackers.finish()
+    assert str(tmp_path) in trackers.hint[0]
+    (path,) = (run_dir / "tensorboard").iterdir()
+    seen = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            seen[value.tag, event.step] = tf.make_ndarray(value.tensor).ravel().tolist()
+    assert seen["step/loss", 5] == [0.25]
+    assert seen["epoch/val_accuracy", 6] == [0.5]
+    assert seen["epoch/learning_rate", 7] == [0.125]
+    assert not {("epoch/learning_rate", 6), ("epoch/loss", 6)} & set(seen)
+    assert seen["result/test_total", 0] == [60]
+    assert seen["figure/curves", 0][:2] == [b"8", b"8"]
+    (run_dir / "tensorboard" / path.name).unlink()
+    path.parent.rmdir()
+    path.parent.write_text("a file in its place")
+    start_tracking(TrackingOptions("disabled", tensorboard=True), run_dir, tracked).log_step(1, 1.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TensorBoard" in line
+
+
+@pytest.mark.slow
 def test_if_its_helper_is_killed_there_is_one_warning_and_the_exit_code_stays(tmp_path):
     done = run_offline(tmp_path, "--kill-helper")
     assert done.returncode == 5
@@ -177,13 +237,13 @@ def test_disabled_does_not_import_wandb(tmp_path):
     script = """if True:
         import sys
         from pathlib import Path
-        from fmnist_tf.reporting.tracking import TrackedRun, start_tracking
+        from fmnist_tf.reporting.tracking import TrackedRun, TrackingOptions, start_tracking
         tracked = TrackedRun("n", "g", "j", {})
-        tracker = start_tracking("disabled", Path(sys.argv[1]), tracked)
-        tracker.log_figures([Path("x.png")])
+        tracker = start_tracking(TrackingOptions("disabled"), Path(sys.argv[1]), tracked)
+        tracker.log_step(1, 1.0)
         tracker.finish()
-        assert tracker.hint == ()
-        assert "wandb" not in sys.modules
+        assert tracker.hint == []
+        assert not {"wandb", "tensorflow"} & set(sys.modules)
     """
     command = [sys.executable, "-c", script, str(tmp_path)]
     assert subprocess.run(command, check=True, capture_output=True).stdout == b""
@@ -235,9 +295,18 @@ def install(monkeypatch):
     return lambda wandb: monkeypatch.setitem(sys.modules, "wandb", wandb)
 
 
-def track(run_dir: Path, mode: str = "offline") -> Tracker:
+def make_results(figures: list[Path]) -> RunResults:
+    labels, probabilities = predict(3, 60, 0)
+    labels[labels == 2] = 1  # a class without test images
+    evaluation = Evaluation.from_probabilities(labels, probabilities)
+    pixels = np.zeros((60, 784), np.uint8)
+    given = {"test": evaluation}, pixels, labels, probabilities, HOSTILE[2:5]
+    return RunResults(*given, figures, [Path("model.keras")], {"a": 1})
+
+
+def track(run_dir: Path, mode: str = "offline", **options: bool) -> Trackers:
     """Do with a tracker what a training run does."""
-    tracker = start_tracking(mode, run_dir, TRACKED)
+    tracker = start_tracking(TrackingOptions(mode, **options), run_dir, TRACKED)
     row = HistoryRow(1, "frozen", 1.0, 0.5, 1.0, 0.5, 0.1, 1.0)
     tracker.log_epoch(row)
     tracker.log_epoch(row)
@@ -277,21 +346,17 @@ def test_each_failure_gives_one_warning_and_silence(
 def test_results_are_recorded_as_metrics_tables_figures_and_model(tmp_path, install, capsys):
     wandb = make_wandb()
     install(wandb)
-    labels, probabilities = predict(3, 60, 0)
-    labels[labels == 2] = 1  # a class without test images
-    evaluation = Evaluation.from_probabilities(labels, probabilities)
-    tracker = start_tracking("offline", tmp_path, TRACKED)
-    tracker.log_evaluations({"test": evaluation})
-    tracker.log_predictions(np.zeros((60, 784), np.uint8), labels, probabilities, HOSTILE[2:5])
-    tracker.log_figures([tmp_path / "curves.png"])
-    tracker.log_model([tmp_path / "model.keras"], {"a": 1})
-    tracker.log_comparison(["run"], [["one"]], tmp_path / "trials.png")
-    assert capsys.readouterr().err == ""
+    results = make_results([tmp_path / "curves.png"])
+    evaluation = results.evaluations["test"]
+    start_wandb("offline", tmp_path, TRACKED).log_results(results)
+    track_comparison("offline", tmp_path, TRACKED, ["run"], [["one"]], tmp_path / "trials.png")
+    assert "wandb leet" in capsys.readouterr().err
     summary = wandb.run.summary
     assert summary["test_accuracy"] == evaluation.accuracy
     assert {"test_loss", "test_macro_f1", "test_expected_calibration_error"} <= set(summary)
-    tables = ["worst_mistakes", "classes", "confused_pairs", "confusion_matrix"]
-    assert list(logged_by(wandb)) == [*tables, "figure/curves", "runs", "comparison"]
+    names = ("worst_mistakes", "classes", "confused_pairs", "confusion_matrix")
+    tables = [f"table/{name}" for name in names]
+    assert list(logged_by(wandb)) == [*tables, "figure/curves", "table/runs", "comparison"]
     mistakes, classes, pairs, _ = (c.kwargs["data"] for c in wandb.Table.call_args_list)
     assert [row[0] for row in classes] == ["\\u202egnp.exe\\u202d", "W" * 57 + "..."]
     assert sum(row[2] for row in pairs) == len(mistakes) == 60 - evaluation.correct
@@ -323,6 +388,21 @@ def test_online_becomes_offline_and_a_missing_wandb_nothing(
     assert len(capsys.readouterr().err.splitlines()) == n_warnings
 
 
+def test_the_model_of_the_parent_is_an_input_where_wandb_allows_it(tmp_path, install, capsys):
+    tracked = TrackedRun("n", "g", "finetune", {}, parent="first")
+    for mode, failures, n_warnings in (
+        ("online", (), 0),
+        ("online", ("use_artifact",), 1),  # the frozen run was recorded offline
+        ("offline", ("use_artifact",), 0),
+    ):
+        wandb = make_wandb(*failures)
+        install(wandb)
+        assert start_wandb(mode, tmp_path, tracked) is not None
+        used = wandb.run.use_artifact.call_args_list
+        assert [call.args for call in used] == [("model-first:latest",)] * (mode == "online")
+        assert len(capsys.readouterr().err.splitlines()) == n_warnings
+
+
 def test_wandb_is_told_to_record_nothing_else_and_not_to_stop_the_run(
     tmp_path, install, monkeypatch
 ):
@@ -344,8 +424,12 @@ def test_wandb_is_told_to_record_nothing_else_and_not_to_stop_the_run(
         **{"save_code": False, "x_save_requirements": False, "use_dot_wandb": False},
         **{"host": "", "console": "off", "reinit": "finish_previous"},
     }
+    track(tmp_path, wandb_system=True)
+    settings = wandb.init.call_args.kwargs["settings"]
+    assert not {"stop_fn", "console"} & set(settings)
+    assert settings["x_disable_stats"] is False
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    start_tracking("offline", tmp_path, TRACKED).finish(ok=False)
+    start_tracking(TrackingOptions("offline"), tmp_path, TRACKED).finish(ok=False)
     assert wandb.init.call_args.kwargs["project"] == "mine"
     wandb.run.finish.assert_called_with(exit_code=1)
     install(make_wandb("log", error=KeyboardInterrupt()))

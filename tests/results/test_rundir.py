@@ -150,11 +150,24 @@ def test_damaged_json_is_one_clear_error(run, content):
 
 
 @pytest.mark.parametrize(
-    "read", [lambda run: run.read_json("x.json"), RunDir.read_history, RunDir.read_predictions]
+    "read",
+    [
+        lambda run: run.read_json("x.json"),
+        RunDir.read_history,
+        RunDir.read_steps,
+        RunDir.read_predictions,
+    ],
 )
 def test_a_missing_file_is_one_clear_error(run, read):
     with pytest.raises(UsageError, match="no such file"):
         read(run)
+
+
+def test_steps_are_read_as_written(run):
+    for losses in ([2.5, 1 / 3], [0.1]):
+        run.write_steps(losses)
+        assert run.read_steps().tolist() == losses
+    assert run.file("steps.csv").read_text() == "step,loss\n1,0.1\n"
 
 
 def test_history_keeps_every_digit(run):

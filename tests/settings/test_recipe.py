@@ -204,7 +204,7 @@ COUNTS = st.integers(1, 2**31 - 1)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
 VALUES = {
     "data": TEXTS, "test_data": TEXTS, "labels": TEXTS, "label_column": TEXTS,
-    "backbone": TEXTS, "cache": TEXTS,
+    "backbone": st.sampled_from(["resnet50", "VGG-16"]), "cache": TEXTS,
     "val_fraction": st.floats(0.01, 0.99), "limit": st.integers(2, 2**31 - 1),
     "seed": st.integers(0, 2**31 - 1), "split_seed": st.integers(0, 2**31 - 1),
     "image_size": st.integers(1, 1024), "head": st.sampled_from(["flatten", "gap"]),

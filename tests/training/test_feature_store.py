@@ -13,7 +13,6 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 
 from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import locked
 from fmnist_tf.training import feature_store, features
 from fmnist_tf.training.feature_store import FeatureStore, fits_on_disk
 from fmnist_tf.training.features import cache_features
@@ -76,7 +74,7 @@ class Entry:
             progress(done, total)
 
         source = ArrayRows(pixels)
-        cache_features(self.store, source, compute, batch_size=BATCH, progress=note, say=say)
+        cache_features([self.store], source, compute, batch_size=BATCH, progress=note, say=say)
         self.rows_computed = seen[-1] - seen[0]
 
     def shard(self, number: int) -> Path:
@@ -123,13 +121,38 @@ def test_stored_rows_come_back_and_are_computed_once(entry: Entry) -> None:
     assert entry.rows_computed == 0
 
 
-@pytest.mark.parametrize(
-    ("row_shape", "rows"),
-    [((2048,), 1024), ((14, 14, 1024), 128), ((100352,), 256), ((8192, 8192), 1), ((), 1024)],
-)
-def test_shards_are_bounded_in_bytes_and_rows(row_shape: tuple[int, ...], rows: int) -> None:
-    shards = FeatureStore(Path(), 2 * rows + 1, row_shape).shards
-    assert shards == [range(rows), range(rows, 2 * rows), range(2 * rows, 2 * rows + 1)]
+@pytest.mark.parametrize("lost", [{0: [1, 3], 1: []}, {0: [2], 1: [0, 2]}, {0: [], 1: [3]}])
+def test_one_pass_fills_two_entries_and_what_is_missing_of_either(
+    tmp_path: Path, lost: dict[int, list[int]]
+) -> None:
+    def both(batch: np.ndarray) -> list[np.ndarray]:
+        return [corner(batch), batch[:, :1], batch]  # the third is of nobody
+
+    stores = [
+        FeatureStore(tmp_path / key, N_ROWS, shape, SHARD_ROWS)
+        for key, shape in (("b", ROW_SHAPE), ("a", (1,)))
+    ]
+    computed = []
+
+    def fill() -> None:
+        options = {"batch_size": BATCH, "say": pytest.fail}
+        cache_features(
+            stores, ArrayRows(PIXELS), both, progress=lambda *done: computed.append(done), **options
+        )
+
+    fill()
+    rows = np.arange(N_ROWS)
+    for _ in range(2):
+        np.testing.assert_array_equal(stores[0].take(rows).astype(np.float32), EXPECTED)
+        np.testing.assert_array_equal(stores[1].take(rows).astype(np.float32), PIXELS[:, :1])
+        computed.clear()
+        for store, numbers in zip(stores, lost.values(), strict=True):
+            for number in numbers:
+                store.shard_path(number).unlink()
+        fill()
+        n_lost = sum(len(stores[0].shards[n]) for n in {*lost[0], *lost[1]})
+        assert computed[-1][0] - computed[0][0] == n_lost
+        assert all(store.is_complete() for store in stores)
 
 
 numbers = st.integers(0, N_SHARDS - 1)
@@ -166,7 +189,14 @@ def damages(draw: st.DrawFn) -> Callable[[Entry], None]:
         shutil.copy(other.shard(number), entry.shard(number))
 
     def leave_a_temporary_file(entry: Entry) -> None:
-        (entry.path / f".shard-{number:05d}.tmp-{at}.bin").write_bytes(bytes(at))
+        def write_and_die() -> None:
+            with FeatureStore(entry.path, N_ROWS, ROW_SHAPE, SHARD_ROWS).writing_shard(number):
+                os._exit(0)
+
+        kept = entry.shard(number).read_bytes() if entry.shard(number).exists() else None
+        in_child(write_and_die).join()
+        if kept is not None:  # what is written anew is removed first
+            entry.shard(number).write_bytes(kept)
 
     return draw(
         st.sampled_from(
@@ -267,20 +297,49 @@ def test_it_continues_after_a_kill_at_any_moment(
         entry.check()
 
 
-def test_it_waits_for_another_process_and_computes_what_is_left(entry: Entry) -> None:
-    said: list[str] = []
-    entry.path.mkdir()
-    with ThreadPoolExecutor(1) as thread:
-        with locked(entry.path):  # as another process holds it
-            filling = thread.submit(entry.fill, say=said.append)
-            while not said:
-                time.sleep(0.005)
-            assert entry.files == files_of(0)
-            entry.store.write_shard(0, [corner(PIXELS[:SHARD_ROWS]).astype(entry.store.dtype)])
-        filling.result()
+@pytest.mark.parametrize("n_processes", [2, 5])
+def test_processes_share_the_shards(entry: Entry, n_processes: int) -> None:
+    computed = multiprocessing.get_context("fork").Array("i", N_ROWS)
+
+    def work() -> None:
+        def slow(batch: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            for row in np.flatnonzero((PIXELS[:, None] == batch).all(axis=2).any(axis=1)):
+                computed[row] += 1
+            return corner(batch)
+
+        entry.fill(slow, say=lambda line: None)
+
+    processes = [in_child(work) for _ in range(n_processes)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * n_processes
+    assert list(computed) == [1] * N_ROWS
+    entry.check()
+
+
+def test_the_shards_of_a_process_that_dies_are_taken_over(entry: Entry) -> None:
+    began, said = multiprocessing.get_context("fork").Event(), []
+
+    def work() -> None:
+        def hang(batch: np.ndarray) -> np.ndarray:
+            began.set()
+            time.sleep(60)
+            return batch
+
+        entry.fill(hang)
+
+    process = in_child(work)
+    began.wait()
+
+    def let_die(line: str) -> None:
+        said.append(line)
+        assert entry.files[-1] == "shard-00003.bin"  # all but those that the other has claimed
+        process.kill()
+        process.join()
+
+    entry.fill(say=let_die)
     assert len(said) == 1
-    assert str(entry.path) in said[0]
-    assert entry.rows_computed == N_ROWS - SHARD_ROWS
     entry.check()
 
 
@@ -384,7 +443,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         cache_features(
-            store, view, lambda batch: batch[:, :2],
+            [store], view, lambda batch: batch[:, :2],
             batch_size=128, progress=lambda *_: None, say=print,
         )  # fmt: skip
         assert store.is_complete()
