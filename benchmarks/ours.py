@@ -64,7 +64,7 @@ class _Ours:
         """Compute and cache the features of these images, in a new store."""
         store = self._store(len(rows))
         cache_features(
-            store,
+            [store],
             ArrayRows(self._images[rows].reshape(len(rows), -1)),
             self._compute,
             batch_size=self._job.batch_size,

@@ -129,13 +129,16 @@ class Run:
         """Counts, accuracy, loss and interval on the test images.
 
         Raises:
-            UsageError: the run was stopped before its test.
+            UsageError: the run was stopped before its test, or trained with `limit_test=0`.
         """
         from fmnist_tf.results.evaluation import Evaluation
 
         if not self._saved.directory.is_complete:
             raise UsageError(f"{self.path}: expected a complete run; {self._saved.caveats[-1]}")
-        return Evaluation.from_json(self._saved.directory.read_json("evaluation.json")["test"])
+        figures = self._saved.directory.read_json("evaluation.json")["test"]
+        if figures is None:
+            raise UsageError(f"{self.path} was not tested (limit_test=0); its evaluate() tests it")
+        return Evaluation.from_json(figures)
 
     @property
     def accuracy(self) -> float:
@@ -159,7 +162,11 @@ class Run:
 
     @cached_property
     def model(self) -> keras.Model:
-        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities."""
+        """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities.
+
+        It is the network as trained; `predict` divides its logits by the run's temperature, which
+        changes no prediction (see `results.temperature`).
+        """
         from fmnist_tf.pipeline.saved_run import build_saved_model
         from fmnist_tf.system.startup import import_tensorflow
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import RunExistsError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -26,11 +27,10 @@ Group = tuple[str, list[Path]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.clean",
-        description="List unfinished runs, cached backbone features that no run refers to, and "
+    parser = CommandParser(
+        "clean",
+        "List unfinished runs, cached backbone features that no run refers to, and "
         "temporary files of killed processes, and remove each kind after a question.",
-        allow_abbrev=False,
     )
     add_runs_dir(parser)
     parser.add_argument("--yes", action="store_true", help="remove all of it without a question")

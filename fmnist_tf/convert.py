@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import UsageError
 from fmnist_tf.system.files import check_target, write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.convert",
-        description="Mend a file of images, and write it as a CSV. The steps are done in this "
+    parser = CommandParser(
+        "convert",
+        "Mend a file of images, and write it as a CSV. The steps are done in this "
         "order: scale, negate, transpose, flip.",
-        allow_abbrev=False,
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="images, with or without labels")
     parser.add_argument("output", metavar="OUTPUT.csv", type=Path, help="the CSV; must not exist")

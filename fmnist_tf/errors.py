@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -41,6 +42,17 @@ def printable(text: str, limit: int = 60) -> str:
     """Return `text` escaped, and cut to `limit` characters."""
     shown = escape(text)
     return shown if len(shown) <= limit else shown[: max(limit - 3, 0)] + "..."[:limit]
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return a question that names what of `known` is most like `name`; empty if nothing is."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.65)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return `did_you_mean`, or all known names if none is like `name`."""
+    return did_you_mean(name, known) or f"expected {', '.join(sorted(known))}"
 
 
 @dataclass(frozen=True)

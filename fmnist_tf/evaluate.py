@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.evaluate",
-        description="Measure a finished run on its own test data, or on labelled images.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "evaluate",
+        "Measure a finished run on its own test data, or on labelled images.",
     )
     add_run_arguments(parser)
     parser.add_argument(
@@ -53,15 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(flags: argparse.Namespace) -> None:
     from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
     from fmnist_tf.pipeline.use import evaluate_run, show_caveats
+    from fmnist_tf.results.temperature import describe_scaling
 
     run = read_saved_run(find_run(flags.run, flags.runs_dir))
     if flags.data is None and (flags.label_column, flags.labels) != (None, None):
         raise UsageError("--label-column and --labels: expected together with --data PATH")
     show_caveats(run)
-    name, evaluation = evaluate_run(run, flags.data, flags.label_column, flags.labels)
+    name, evaluation, scaling = evaluate_run(run, flags.data, flags.label_column, flags.labels)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95
     print(f"\n95 % interval of the accuracy {low:.4f} to {high:.4f}; loss {evaluation.loss:.4f}")
+    print(describe_scaling(scaling))
     print(
         f"{printable(str(run.directory.path), 200)} on {printable(name, 200)}  accuracy "
         f"{evaluation.accuracy:.4f} ({evaluation.correct}/{evaluation.total})"

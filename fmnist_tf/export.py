@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.exporting import FORMATS
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.export",
-        description="Export a finished run's model, and compare the export with it.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "export",
+        "Export a finished run's model, and compare the export with it.",
     )
     add_run_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")

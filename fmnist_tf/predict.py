@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_run_arguments, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.system.files import check_folder, check_target, write_atomically
 
@@ -40,14 +41,13 @@ _FORMULA = tuple("=+-@＝＋－＠")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.predict",
-        description="Print the most probable classes of images: tables of 28x28 grey pixels (CSV, "
+    parser = CommandParser(
+        "predict",
+        "Print the most probable classes of images: tables of 28x28 grey pixels (CSV, "
         "IDX, NPY, Parquet, or a zip with one), with or without labels, and pictures (PNG, JPEG, "
         "WebP, GIF, TIFF, BMP) of any size, told apart by their first bytes. Pictures are "
         "converted to what the run's training images look like. If some inputs cannot be read, the "
         "others are still predicted; the bad ones are named at the end and the exit code is 2.",
-        allow_abbrev=False,
     )
     add_run_arguments(parser)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="table or picture")

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser, name_command
 from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.system.files import check_folder, check_target, require_unlinked
 
 if TYPE_CHECKING:
+    from fmnist_tf.reporting.record import RunRecord
     from fmnist_tf.results.rundir import RunDir
+
+_HEADER = ["run", "network", "val", "test", "images", "minutes"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.report",
-        description="Show complete runs: a table; the page of one run, or the comparison of "
+    parser = CommandParser(
+        "report",
+        "Show complete runs: a table; the page of one run, or the comparison of "
         "several. With --data: show a data set.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="runs or their folders (default: all, table only)"
@@ -74,30 +78,31 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _show_runs(flags: argparse.Namespace) -> None:
-    from fmnist_tf.cli.terminal import markdown_table, warn
+    from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.reporting.page import write_comparison, write_report
     from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
     from fmnist_tf.reporting.tracking import TrackedRun
     from fmnist_tf.reporting.wandb_tracker import track_comparison
-    from fmnist_tf.results.rundir import list_runs
+    from fmnist_tf.results.rundir import describe_runs, list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
     if len(runs) == 1 and not runs[0].is_complete:
         _show_stopped(runs[0], flags.out or _find_page(runs[0].file(REPORT)))
         return
-    rows = [read_complete(run).cells for run in runs]
-    if not runs:
-        for run in list_runs(flags.runs_dir):
-            try:
-                if run.is_complete:
-                    rows.append(read_complete(run).cells)
-            except UsageError as error:  # the user did not name this run
-                warn(f"skipped: {error}")
-    if not rows:
+    records = [read_complete(run) for run in runs]
+    names = [run.name_in(flags.runs_dir) for run in runs]
+    for run in () if runs else list_runs(flags.runs_dir):
+        try:
+            if run.is_complete:
+                records.append(read_complete(run))
+                names.append(run.name_in(flags.runs_dir))
+        except UsageError as error:  # the user did not name this run
+            warn(f"skipped: {error}")
+    if not records:
         raise UsageError(
-            f"{flags.runs_dir}: expected complete runs, found none; make one with "
-            "`python -m fmnist_tf.train`"
+            f"{flags.runs_dir}: expected complete runs, found none; "
+            f"{describe_runs(flags.runs_dir, '')}. `{name_command('train')}` makes one"
         )
     page, sentences = flags.out, []
     if len(runs) == 1:
@@ -105,18 +110,58 @@ def _show_runs(flags: argparse.Namespace) -> None:
     elif runs:
         page = page or _find_page(flags.runs_dir / "comparison.html")
         sentences = write_comparison(runs, page)
-    print(markdown_table(COLUMNS, rows))
+    _print_runs(names, records)
     if sentences:
         print("", *(f"- {printable(sentence, 400)}" for sentence in sentences), sep="\n")
     if page is not None:
         print(f"\n{page}")
+    else:
+        say(f"`{name_command('report')} RUN` writes its page, with two runs or more a comparison")
     if len(runs) > 1:
         names = [run.path.resolve().name for run in runs]
         title = printable(" and ".join(names), 100)
         tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
-        table = [[name, *row] for name, row in zip(names, rows, strict=True)]
+        table = [[name, *record.cells] for name, record in zip(names, records, strict=True)]
         columns = ["name", *COLUMNS]
         track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
+
+
+def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
+    """Print a table of runs, and what limits the meaning of its figures."""
+    from fmnist_tf.results.provenance import find_caveats
+
+    rows, notes = [], dict[str, list[str]]()
+    for name, record in zip(names, records, strict=True):
+        config, provenance = record.config, record.provenance
+        val, test = record.evaluation["val"], record.evaluation.get("test")
+        figures = [f"{test['accuracy']:.4f}", f"{test['total']}"] if test else ["-", "-"]
+        minutes = sum(provenance["seconds"].values()) / 60
+        network = f"{config['phase']} {config['backbone']}"
+        rows.append([name, network, f"{val['accuracy']:.4f}", *figures, f"{minutes:.1f}"])
+        kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+        for caveat in find_caveats(*kinds, config["phase"]):
+            notes.setdefault(caveat, []).append(name)
+    print(format_runs(rows, shutil.get_terminal_size().columns))
+    for caveat, of in notes.items():
+        print(printable(f"{caveat}: {'all' if len(of) == len(rows) else ', '.join(of)}", 1000))
+
+
+def format_runs(rows: Sequence[Sequence[str]], width: int) -> str:
+    """Return a table of rows of `_HEADER`, at most `width` wide if the names allow it.
+
+    Names are never cut, as they are what commands take.
+    """
+    shown = [_HEADER, *([printable(cell, 200) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    room = max(8, width - sum(widths) + widths[1] - 2 * len(widths[1:]))
+    if widths[1] > room:  # the name or the network may say the phase, too
+        shown = [[row[0], printable(row[1].split()[-1], room), *row[2:]] for row in shown]
+        widths[1] = max(len(row[1]) for row in shown)
+    aligned = (
+        (f"{cell:{'<' if n < 2 else '>'}{widths[n]}}" for n, cell in enumerate(row))
+        for row in shown
+    )
+    return "\n".join("  ".join(cells) for cells in aligned)
 
 
 def _find_page(path: Path) -> Path:
@@ -126,16 +171,15 @@ def _find_page(path: Path) -> Path:
 
 
 def _show_stopped(directory: RunDir, path: Path) -> None:
-    from fmnist_tf.cli.terminal import boxed, markdown_table, warn
+    from fmnist_tf.cli.terminal import boxed, warn
     from fmnist_tf.pipeline.saved_run import read_saved_run, resume_command
     from fmnist_tf.reporting.page import write_stopped_report
-    from fmnist_tf.reporting.record import COLUMNS
 
     run = read_saved_run(directory)
     warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
     command, best = resume_command(directory), run.best_epoch
-    cells = write_stopped_report(directory, run.history, best, command, path)
-    print(f"{markdown_table(COLUMNS, [cells])}\n\n{path}")
+    write_stopped_report(directory, run.history, best, command, path)
+    print(path)
 
 
 def _show_data(flags: argparse.Namespace) -> None:

@@ -7,20 +7,24 @@ import sys
 from collections.abc import Sequence
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser
+from fmnist_tf.pipeline.resolve import pick_settings
+from fmnist_tf.settings.backbones import find_name
+from fmnist_tf.settings.config import check_value
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.train import add_recipe, add_run_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags; a setting that is not given is absent from the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.sweep",
-        description="Train with many settings and compare them on the validation rows. The flags "
+    parser = CommandParser(
+        "sweep",
+        "Train with many settings and compare them on the validation rows. The flags "
         "of fmnist_tf.train set what the trials have in common.",
+        usage="%(prog)s [FLAG ...]",
         epilog="The same command with the same --run continues a sweep, and tries failed trials "
         "again. Several processes, on several machines with a shared disk, may run it at the same "
         "time.",
-        allow_abbrev=False,
     )
     group = parser.add_argument_group("trials")
     group.add_argument(
@@ -71,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
-    from fmnist_tf.pipeline.sweeping import run_sweep  # imports Optuna and pandas, half a second
+    given = pick_settings(vars(flags))
+    for name, value in given.items():
+        check_value(name, value)
+    if "backbone" in given:
+        find_name(given["backbone"])
+    from fmnist_tf.pipeline.sweeping import run_sweep  # imports Optuna and pandas, which is slow
 
     run_sweep(flags, arguments)
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import fmnist_tf.api
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
+from fmnist_tf.cli.parser import CommandParser, name_command
 from fmnist_tf.pipeline.resolve import Request, pick_settings
+from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
+
+if TYPE_CHECKING:
+    from fmnist_tf.results.rundir import RunDir
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags; a setting that is not given is absent from the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fmnist_tf.train",
-        description="Train an image classifier from CSV rows of a label and 784 grey pixels.",
-        allow_abbrev=False,  # an abbreviation would change its meaning as flags are added
+    parser = CommandParser(
+        "train",
+        "Train an image classifier from CSV rows of a label and 784 grey pixels.",
+        usage="%(prog)s [FLAG ...]",
     )
     group = parser.add_argument_group("settings from a file")
     add_recipe(group)
@@ -105,22 +113,51 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         print(describe_recipes())
         return
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.launch import check, launch
+    from fmnist_tf.pipeline.launch import check, launch, work
+    from fmnist_tf.training.cluster import Cluster
 
-    words = vars(flags)
-    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
-    request = Request(given=pick_settings(words), **own)
+    request = read_request(flags)
     if flags.dry_run:
         config = check(request)
         say("dry run: nothing was trained; the settings would be:")
         print(json.dumps(config.to_json(), indent=2), flush=True)
         return
-    directory, test, sources = launch(request, arguments)
+    workers = Cluster.find()
+    if not workers.is_chief:
+        work(request, arguments, workers)
+        return
+    directory, measured, sources = launch(request, arguments, workers)
+    config = RunConfig.from_json(directory.read_json("config.json"))
+    for line in describe_next(directory, config):
+        say(line)
     print(sources)
-    print(
-        f"{directory.path}  test accuracy {test.accuracy:.4f} ({test.correct}/{test.total})",
-        flush=True,
-    )
+    split = "val" if config.limit_test == 0 else "test"
+    shown = f"{measured.accuracy:.4f} ({measured.correct}/{measured.total})"
+    print(f"{directory.path}  {split} accuracy {shown}", flush=True)
+
+
+def describe_next(directory: RunDir, config: RunConfig) -> list[str]:
+    """Return where a complete run's page is, and which commands go on from it."""
+    run = directory.name_in(directory.runs_dir)
+    where = [] if directory.runs_dir == Path("runs") else ["--runs-dir", str(directory.runs_dir)]
+    commands = [("try it", "predict", [run, "PICTURE.png"])]
+    if config.limit_test is not None:
+        commands.append(("test all", "evaluate", [run]))
+    if config.parent is not None:
+        commands.append(("compare", "report", [config.parent, run]))
+    if config.phase == "frozen":
+        commands.append(("fine-tune", "train", ["--phase", "finetune", "--from", run]))
+    lines = [f"report:    {directory.file('report.html')}"]
+    for what, name, words in commands:
+        lines.append(f"{what + ':':10} {name_command(name)} {shlex.join([*words, *where])}")
+    return lines
+
+
+def read_request(flags: argparse.Namespace) -> Request:
+    """Return what the flags of `build_parser` ask for."""
+    words = vars(flags)
+    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    return Request(given=pick_settings(words), **own)
 
 
 class _Callable(ModuleType):

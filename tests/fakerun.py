@@ -14,7 +14,9 @@ from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.settings.backbones import read_table
 
+read_table().setdefault("toy", {"stem": ["1"], "conv2": ["1"]})  # as in toy.py
 NAMES = tuple(f"garment {letter}" for letter in "abcdefghij")
 HOSTILE = (
     "<script>document.title='pwned'</script>",

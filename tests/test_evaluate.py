@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -42,7 +43,11 @@ def test_the_runs_own_test_data_give_the_recorded_figures(toy_run: Path, capsys)
     recall = [row[k] / sum(row) for k, row in enumerate(test["confusion"])]
     assert [line.split()[2] for line in lines[1:4]] == [f"{fraction:.4f}" for fraction in recall]
     low, high = test["interval_95"]
-    assert f"{low:.4f} to {high:.4f}; loss {test['loss']:.4f}" in lines[-2]
+    assert f"{low:.4f} to {high:.4f}; loss {test['loss']:.4f}" in lines[-3]
+    told = json.loads(Path("runs/first/evaluation.json").read_text())["calibration"]
+    shown = [float(number) for number in re.findall(r"\d\.\d+", lines[-2])]
+    figures = [told["before"]["ece"], told["temperature"], *told["after"].values()]
+    assert shown == pytest.approx(figures, abs=1e-3)
     assert lines[-1] == last_line("first", "toy")
     assert evaluate(capsys, "runs/first", "--data", "toy_test.csv")[-1] == last_line(
         "first", "toy_test.csv"

@@ -21,6 +21,7 @@ from fmnist_tf.exporting import check
 from fmnist_tf.exporting.check import check_exports, compare, find_losses, measure_latency
 from fmnist_tf.exporting.formats import Export
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import scale
 
 RUN = Path("runs/first")
 PIXELS = draw(21, seed=1).reshape(-1, 28, 28)  # the run's test images
@@ -28,8 +29,10 @@ PIXELS = draw(21, seed=1).reshape(-1, 28, 28)  # the run's test images
 
 @pytest.fixture
 def expected(toy_run: Path) -> np.ndarray:
-    """What the run recorded for its test images, (21, 3)."""
+    """What the run recorded for its test images, (21, 3), at its temperature."""
     _, probabilities = RunDir(RUN).read_predictions()
+    temperature = RunDir(RUN).read_json("evaluation.json")["calibration"]["temperature"]
+    probabilities = scale(probabilities, temperature)
     assert set(probabilities.argmax(axis=1)) == {0, 1, 2}, "the toy has to tell classes apart"
     return probabilities
 

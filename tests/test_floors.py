@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "fmnist_tf"
 FLOORS = {
     "": 0, "errors": 0, "system": 1, "settings": 2, "cli": 2, "data": 3, "results": 3, "model": 4,
     "reporting": 5, "training": 5, "exporting": 5, "pipeline": 6,
-    "api": 7, "train": 8, "report": 8, "evaluate": 8, "predict": 8, "export": 8, "convert": 8,
-    "clean": 8, "sweep": 9, "__main__": 10,
+    "api": 7, "train": 8, "report": 8, "evaluate": 8, "predict": 8, "demo": 8, "export": 8,
+    "convert": 8, "clean": 8, "sweep": 9, "__main__": 10,
 }  # fmt: skip
 BESIDE = {("reporting", "model"), ("reporting", "training"), ("training", "reporting"),
     ("settings", "cli"), ("cli", "settings"), ("data", "results"), ("model", "results"),

@@ -16,6 +16,7 @@ from toyrun import draw, write_csv
 
 from fmnist_tf.predict import main, safe_cell
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import scale
 
 
 @pytest.fixture
@@ -64,6 +65,9 @@ def test_a_csv_gets_the_probabilities_that_the_run_recorded(folder: Path, capsys
     safe = ["'=1+1", "bag", "shoe"]
     with np.load("runs/first/predictions.npz") as arrays:
         recorded = arrays["probabilities"]
+    told = json.loads(Path("runs/first/evaluation.json").read_text())["calibration"]
+    assert told["temperature"] != 1
+    recorded = scale(recorded, told["temperature"])
     for row, expected in zip(found, recorded, strict=True):
         order = np.argsort(-expected, kind="stable")
         names = [row[name] for name in ("prediction", "prediction_2", "prediction_3")]

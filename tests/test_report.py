@@ -11,7 +11,8 @@ import pytest
 from fakerun import change_json, make_run
 from toyrun import draw, write_csv
 
-from fmnist_tf.report import main
+from fmnist_tf.report import format_runs, main
+from fmnist_tf.results.rundir import RunDir
 
 
 @pytest.fixture
@@ -24,8 +25,7 @@ def test_without_run_there_is_a_row_for_each_and_no_page(run: Path, capsys) -> N
     test = json.loads((run / "evaluation.json").read_text())["test"]
     test |= {"accuracy": 0.8777, "correct": 8777, "total": 10000, "interval_95": [0.87112, 0.88398]}
     change_json(run / "evaluation.json", test=test)
-    data = json.loads((run / "provenance.json").read_text())["data"]
-    change_json(run / "provenance.json", data=data | {"name": "my|\x1b[31mdata"})
+    make_run(run.parent / "20261127-124213-frozen-fashion-mnist", weights__kind="random")
     history = (run / "history.csv").read_text()
     (run / "history.csv").write_text(history.replace("frozen", "finetune"))
     change_json(run / "config.json", phase="finetune", limit=6000, unfreeze=["conv5"])
@@ -33,16 +33,39 @@ def test_without_run_there_is_a_row_for_each_and_no_page(run: Path, capsys) -> N
     (make_run(run.parent / "damaged").path / "evaluation.json").write_text("{}")
     assert main([]) == 0
     said = capsys.readouterr()
-    lines = said.out.splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith(
-        "| finetune toy at 16, gap | my\\|\\x1b[31mdata, 60 val, 10,000 test | w.h5 (eeeeeeee) "
-        "| head, conv5; 540 images | "
-    )
-    assert lines[2].endswith("| 0.8777 (8777/10000) | 0.8711 to 0.8840 | 2.0 min |")
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    header, first, second, caveat = said.out.splitlines()
+    assert header.split() == ["run", "network", "val", "test", "images", "minutes"]
+    assert first.split()[0] == "20261127-124213-frozen-fashion-mnist"
+    assert second.split()[0] == "one"
+    assert second.split()[-3:] == ["0.8777", "10000", "2.0"]
+    assert len(header) == len(first) == len(second) <= 80
+    assert caveat.endswith(": 20261127-124213-frozen-fashion-mnist")
     assert "runs/damaged" in said.err
     assert not list(run.parent.rglob("*.html"))
+
+
+@pytest.mark.parametrize(("length", "width"), [(3, 80), (36, 80), (64, 112)])
+def test_the_table_fits_unless_a_name_is_too_long(length: int, width: int) -> None:
+    row = ["n" * length, "finetune efficientnetv2b0", "0.9312", "0.9312", "10000", "123.4"]
+    header, line = format_runs([row], 80).splitlines()
+    assert "n" * length in line
+    assert len(header) == len(line) <= width
+
+
+def test_a_run_that_was_not_tested_says_so(run: Path, capsys) -> None:
+    change_json(run / "evaluation.json", test=None, tested_at=None)
+    (run / "predictions.npz").unlink()
+    RunDir(run).write_done()
+    make_run(run.parent / "two")
+    assert main(["one"]) == 0
+    assert main(["one", "two"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[4:6] == ["-", "-"]
+    assert "not compared" in out
+    assert "not tested" in Path("runs/comparison.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "Not tested" in page
+    assert "python -m fmnist_tf.evaluate one" in page
 
 
 @pytest.mark.parametrize(
@@ -57,7 +80,7 @@ def test_one_run_is_its_row_and_its_page(run: Path, capsys, words: list[str], pa
     (run / "report.html").write_text("old")
     assert main(words) == 0
     *table, empty, path = capsys.readouterr().out.splitlines()
-    assert len(table) == 3
+    assert [line.split()[0] for line in table] == ["run", "one"]
     assert (empty, path) == ("", page)
     assert Path(page).read_text().startswith("<!DOCTYPE html>")
     assert (run / "report.html").read_text() == "old" or page.startswith("runs")
@@ -67,9 +90,9 @@ def test_several_runs_are_compared(run: Path, capsys) -> None:
     make_run(run.parent / "two", seed=1)
     assert main(["one", "two"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8
-    assert lines[5].startswith("- A one and B two: ")
-    assert lines[7] == "runs/comparison.html"
+    assert [line.split(" ")[0] for line in lines[:3]] == ["run", "one", "two"]
+    assert lines[4].startswith("- A one and B two: ")
+    assert lines[6] == "runs/comparison.html"
     assert Path("runs/comparison.html").is_file()
 
 

@@ -34,8 +34,9 @@ FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
 FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",
     "--train-batch-norm", "--ema-decay", "0.9", "--augment", "flip,erasing", "--unfreeze", "all",
     "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
-SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none", "--augment",
-    "flip,shift-crop", "--ema-decay", "0.9", "--schedule", "cosine"]  # fmt: skip
+SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none",
+    "--augment", "flip,shift-crop,randaugment,mixup,cutmix", "--ema-decay", "0.9",
+    "--schedule", "cosine"]  # fmt: skip
 SLOW_SIGNALS = ("INT", "HUP", "USR1", "USR2", "XCPU")
 ALWAYS = ["--checkpoint-seconds", "0"]
 KILLS = int(os.environ.get("FMNIST_TF_KILLS", "30"))  # `make test-kills` takes 200
@@ -371,7 +372,7 @@ def test_a_full_disk_after_training_costs_no_epoch(
 def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> None:
     usage = shutil.disk_usage(stopped)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda stores: True)
+    monkeypatch.setattr("fmnist_tf.training.feature_store.fits_on_disk", lambda *_: True)
     assert main(["--resume", "copy", "--wandb", "disabled"]) == 74
     assert "runs/copy/checkpoints" in capsys.readouterr().err
 

@@ -23,6 +23,8 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_tf import load_run
+from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.reporting.tracking import start_tracking
 from fmnist_tf.results.rundir import RunDir
@@ -106,6 +108,36 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert read(run, "evaluation.json")["val"]["total"] == 6
     checksums = read(run, "DONE.json")["files"]
     assert set(checksums) == FILES - UNSEALED
+
+
+def test_fewer_test_images_are_said_everywhere(folder: Path, capsys) -> None:
+    run = frozen("--limit-test", "9")
+    labels, _ = RunDir(run).read_predictions()
+    assert np.bincount(labels).tolist() == [3, 3, 3]
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/9)")
+    assert read(run, "evaluation.json")["test"]["total"] == 9
+    assert "9 of the 21" in read(run, "provenance.json")["data"]["warnings"][-1]
+    for page in ("README.md", "report.html"):
+        assert "9 of the 21 test images" in (run / page).read_text()
+
+
+def test_a_run_without_a_test_does_not_pretend(folder: Path, capsys) -> None:
+    copy_frozen()
+    words = ["--phase", "finetune", "--epochs", "1", *NEXT, "--run", "second", "--no-test"]
+    assert train(*words) == 0
+    run, last = Path("runs/second"), capsys.readouterr().out.splitlines()[-1]
+    evaluation = read(run, "evaluation.json")
+    assert evaluation["test"] is None
+    assert last == f"runs/second  val accuracy {evaluation['val']['accuracy']:.4f} (" + (
+        f"{evaluation['val']['correct']}/6)"
+    )
+    untested = FILES - {"predictions.npz", "confusion.png", "mistakes.png"}
+    assert {path.name for path in run.iterdir() if path.name != ".lock"} == untested
+    assert "validation accuracy" in (run / "README.md").read_text()
+    loaded = load_run("second", quiet=True)
+    with pytest.raises(UsageError, match="not tested"):
+        _ = loaded.accuracy
+    assert loaded.evaluate().total == 21
 
 
 def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:
@@ -334,6 +366,44 @@ def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     monkeypatch.setattr(features, "build_feature_function", lambda *given, **named: compute)
     assert train_head("gap", "after") == expected
     assert read_shards() == own | maps
+
+
+@pytest.mark.parametrize("head", ["flatten", "gap"])
+def test_finetune_finds_the_maps_that_the_frozen_pass_kept(
+    folder: Path, monkeypatch, head: str
+) -> None:
+    def train_both(keep: str) -> dict[str, object]:
+        words = ["--augment", "flip", "--keep-for-finetune", keep]
+        frozen("--epochs", "1", "--head", head, *words)
+        run = read(Path("runs/first"), "provenance.json")["features"]
+        with monkeypatch.context() as patch:
+            if keep != "none":
+                patch.setattr(features, "build_feature_function", None)
+            assert (
+                train("--phase", "finetune", *NEXT, *words[:2], "--epochs", "1", "--run", "f") == 0
+            )
+        shards = {path: path.read_bytes() for path in Path("runs/.cache/features").glob("*/s*")}
+        used = read(Path("runs/f"), "provenance.json")["features"]
+        assert len(shards) == 4
+        assert set(used) <= set(run) if keep != "none" else not set(used) & set(run)
+        histories = [
+            [repr(astuple(row)[:7]) for row in RunDir(Path("runs", name)).read_history()]
+            for name in ("first", "f")
+        ]
+        shutil.rmtree("runs")
+        return {"shards": shards, "histories": histories}
+
+    assert train_both("none") == train_both("auto") == train_both("conv2")
+
+
+def test_a_disk_too_small_to_keep_maps_for_finetune_keeps_the_features(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    usage = type("Usage", (), {"free": 3 * 60 * 640 + 10**9})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    run = frozen("--epochs", "1")
+    assert len(read(run, "provenance.json")["features"]) == 1
+    assert "conv2" in capsys.readouterr().err
 
 
 def test_the_feature_extractor_is_freed_before_training(folder: Path, monkeypatch) -> None:

@@ -94,7 +94,7 @@ def run_command(body: Callable[[argparse.Namespace], None], flags: argparse.Name
             traceback.print_exc()
         lines, exit_code = _describe(error)
         for line in (*lines, *getattr(error, "__notes__", ())):
-            terminal.warn(printable(_LONG_WORD.sub(r"\1...", line), _MAX_LINE))
+            terminal.warn(printable(_LONG_WORD.sub(r"\1...", line), _MAX_LINE), terminal.RED)
         return exit_code
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +17,11 @@ from fmnist_tf.errors import escape, printable
 from fmnist_tf.system import signals
 
 BOX_WIDTH = 78
+RED, GREEN, YELLOW = "31", "32", "33"
+
+_WITH_NOTE = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+)
 
 _quiet = False
 
@@ -24,22 +32,40 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def say(line: str) -> None:
+def say(line: str, colour: str = "") -> None:
     """Print one line on stderr, escaped, above a progress bar; nothing if quiet."""
     if not _quiet:
-        warn(escape(line))
+        warn(escape(line), colour)
 
 
-def warn(text: str) -> None:
+def warn(text: str, colour: str = YELLOW) -> None:
     """Print a line or a box on stderr, escaped but for its newlines, also if quiet.
 
-    Work does not end because nobody reads its messages: a closed pipe or terminal is no error.
+    On a terminal its lines are wrapped at spaces, those between backticks excepted, and coloured,
+    unless NO_COLOR is set (https://no-color.org). Work does not end because nobody reads its
+    messages: a closed pipe or terminal is no error.
     """
+    lines = [escape(line) for line in text.split("\n")]
     try:
-        tqdm.write("\n".join(map(escape, text.split("\n"))), file=sys.stderr)
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns
+            lines = [part for line in lines for part in _wrap(line, width)]
+            if colour and not os.environ.get("NO_COLOR"):
+                lines = [f"\x1b[{colour}m{line}\x1b[0m" for line in lines]
+        tqdm.write("\n".join(lines), file=sys.stderr)
         sys.stderr.flush()
     except OSError:  # what is still in the buffer would fail again when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    kept = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), line)
+    parts = textwrap.wrap(
+        kept, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [part.replace("\0", " ") for part in parts]
 
 
 def boxed(*paragraphs: str) -> str:
@@ -57,25 +83,34 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 @contextmanager
-def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.
 
-    Nothing is drawn if quiet, or if stderr is no terminal. The function also raises the
+    It takes a note, which stands in place of the rate, and another title too. Nothing is drawn if
+    quiet, or if stderr is neither a terminal nor a notebook's. The function also raises the
     `StoppedError` of a signal that has not ended the command yet.
     """
-    with tqdm(
+    bar_class, in_notebook = tqdm, "ipykernel" in sys.modules
+    if in_notebook:
+        with warnings.catch_warnings(action="ignore"):  # without ipywidgets the bar is of text
+            from tqdm.auto import tqdm as bar_class
+    with bar_class(
         desc=title,
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=_quiet or not sys.stderr.isatty(),
+        disable=_quiet or not (in_notebook or sys.stderr.isatty()),
         dynamic_ncols=True,
     ) as bar:
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int, note: str = "", title: str = title) -> None:
             signals.check()
             if done < bar.n:
                 bar.reset()  # a new epoch
+            if note:
+                bar.bar_format = _WITH_NOTE
+            bar.set_description_str(title, refresh=False)
+            bar.set_postfix_str(note, refresh=False)
             bar.total = total
             bar.update(done - bar.n)
 

@@ -158,9 +158,15 @@ def pick_views(rows: np.ndarray, n_rows: int, n_views: int, seed: int, epoch: in
 
 
 def make_batches(
-    source: RowSource, labels: np.ndarray, rows: np.ndarray, batch_size: int
+    source: RowSource,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    batch_size: int,
+    part: slice = slice(None),
 ) -> tf.data.Dataset:
     """Return batches of (x, y) over `rows` in the given order; the last may be smaller.
+
+    Of each batch only `part` is read, such as every second row; it may be empty.
 
     The dataset yields (B, *row_shape) and (B,) of the labels (N,) int64, has a known cardinality
     and is prefetched.
@@ -174,6 +180,6 @@ def make_batches(
     return (
         tf.data.Dataset.from_tensor_slices(np.asarray(rows, np.int64))
         .batch(batch_size)
-        .map(read)
+        .map(lambda indices: read(indices[part]))
         .prefetch(2)
     )

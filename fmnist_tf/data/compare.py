@@ -57,9 +57,8 @@ _TURNS: tuple[tuple[str, str], ...] = (  # flags of `convert` that undo it; what
 def margin(n: int, n_train: int) -> float:
     """Return by how much the mean correlation of n images must rise before a fault is claimed.
 
-    The largest rise of thousands of subsets of unaltered Fashion-MNIST test images and digits was
-    0.43 for 1 image, 0.09 for 5, 0.035 for 20, 0.018 for 40 and below 0 from 100 on, larger with 40
-    training images; exchanged rows and columns cost 0.15 and 0.6 (runs/LOG.md, 2026-11-27).
+    Of thousands of subsets of unaltered images the largest rise was 0.43 for 1 image, 0.09 for 5,
+    0.035 for 20, below 0 from 100 on; exchanged rows and columns cost 0.15 to 0.6 (runs/LOG.md).
     """
     return float(0.02 + 0.45 / n**0.75 + 0.4 / max(n_train, 1) ** 0.5)
 
@@ -200,7 +199,7 @@ def _range_factor(summary: DataSummary, pixels: NDArray[np.uint8]) -> float | No
 
 
 def _examples(summary: DataSummary) -> NDArray[np.uint8]:
-    """Return the training examples (P, 784), without the places that a small class leaves empty."""
+    """Return the training examples (P, 784), without places that a small class leaves empty."""
     places = np.arange(summary.examples.shape[1])
     return np.asarray(summary.examples[places < summary.train_counts[:, np.newaxis]])
 
@@ -213,13 +212,11 @@ def _fit(summary: DataSummary, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.fl
     means = _normalize(summary.mean_images)
     examples = _normalize(_examples(summary))
     prototypes = np.concatenate([means, examples])[:_MOST_PROTOTYPES]
-    if not len(prototypes):
-        return np.zeros((2, len(_TURNS))), 0
     fits = np.zeros((2, len(_TURNS)))
     for number, (flags, _) in enumerate(_TURNS):
         options = {flag[2:].replace("-", "_"): True for flag in flags.split()}
         correlations = _normalize(transform(pixels, **options)) @ prototypes.T
-        if len(correlations):
+        if correlations.size:
             fits[:, number] = correlations.max(axis=1).mean(), -correlations.min(axis=1).mean()
     return fits, float((examples @ means.T).max(axis=1).mean()) if len(examples) else 0
 

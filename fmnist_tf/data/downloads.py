@@ -39,16 +39,13 @@ def find_or_fetch(
 
     Args:
         url: http or https; its last part is the file's name.
-        digest: SHA-256 of the file, 64 hexadecimal digits; or `md5:` and 32, where the publisher
-            states only that.
+        digest: SHA-256, 64 hexadecimal digits; or `md5:` and 32, if the publisher states only that.
         cache_dir: another program's cache, never written to.
         download_dir: where it is downloaded to, and looked for after `cache_dir`.
         say: takes a line for a file that is not used, and for a download.
 
     Raises:
-        DownloadError: the file is in neither folder and cannot be downloaded, or what came has
-            another digest.
-        OSError: the disk is full or fails.
+        DownloadError: it cannot be downloaded, or what came has another digest.
     """
     name = url.rsplit("/", 1)[-1]
     algorithm, _, expected = digest.rpartition(":")

@@ -49,16 +49,9 @@ _REFUSED = {
 class File:
     """One regular file, or a member of a zip archive, opened once; a context manager.
 
-    Of an archive that holds one file and no other, this file is read.
-
-    Attributes:
-        path: as the user named it.
-        kind: of the content, decompressed.
-        notes: what was done to read it, a sentence each.
-
-    Raises:
-        DataError: E001..E003, E006..E009, E043.
-        OSError: the disk fails.
+    Of an archive that holds one file and no other, this file is read. `kind` is that of the
+    content, decompressed; `notes` say what was done to read it. DataError: E001..E003, E006..E009,
+    E043.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
@@ -103,11 +96,9 @@ class File:
         self._raw.seek(0)
         with naming(self._on_disk):
             digest = hashlib.file_digest(self._raw, "sha256").hexdigest()
-        return (
-            hashlib.sha256(f"{digest} {self._named}".encode()).hexdigest()
-            if self._named
-            else digest
-        )
+        if self._named:
+            digest = hashlib.sha256(f"{digest} {self._named}".encode()).hexdigest()
+        return digest
 
     def read_blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
         """Yield the content, decompressed, in pieces of at most `size` bytes; E007, E008."""

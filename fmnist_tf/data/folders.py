@@ -31,12 +31,9 @@ def hash_pictures(folder: Path) -> str:
 
 
 def read_pictures(folder: Path, convention: Convention) -> Parsed:
-    """Return the pictures in a folder of a folder for each class.
+    """Return the pictures in a folder of a folder for each class; E005, none; E045, no picture.
 
     Grey pictures of 28x28 pixels are used unchanged; the others are converted to the convention.
-
-    Raises:
-        DataError: E005, no picture; E045, a file is no picture.
     """
     from fmnist_tf.data.photos import read_picture  # SciPy
 

@@ -21,14 +21,12 @@ class Table:
             text; empty if unlabelled.
         path: the file as the user named it.
         sha256: of the file's bytes on disk.
-        digest: SHA-256 of the bytes of `pixels`.
-        label_digest: SHA-256 of the bytes of `label_index`; empty if unlabelled.
+        digest, label_digest: SHA-256 of the bytes of `pixels` and `label_index`; "" if unlabelled.
         first_line: line of row 0, so row i is in line `first_line + i`.
         decisions: what was decided, one sentence each.
         label_field: the label's 1-based field, or None.
         form: "csv", "idx", "npy", "parquet" or "pictures".
-        labels_path: the file of the labels if they are in another one; else empty.
-        labels_sha256: of its bytes; else empty.
+        labels_path, labels_sha256: of the file of the labels, if they are in another one; else "".
     """
 
     pixels: NDArray[np.uint8]

@@ -1,19 +1,23 @@
-"""Labels as text -> class indices; N images, K classes."""
+"""Labels as text, in a column or a file of their own -> class indices; N images, K classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tf.data.arrays import read_array
 from fmnist_tf.data.csv.cells import is_whole, label_text
+from fmnist_tf.data.csv.faults import MAX_CLASSES, fault
+from fmnist_tf.data.files import find_kind, read_bytes
 from fmnist_tf.data.images import Table
 from fmnist_tf.errors import DataError, Problem, file_error, printable
 
-MAX_CLASSES = 1000
 FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -21,13 +25,43 @@ FASHION_MNIST = (
 """The class names of labels 0..9, https://github.com/zalandoresearch/fashion-mnist#labels."""
 
 
-def sort_labels(codes: dict[str, int]) -> tuple[list[str], NDArray[np.int32]]:
-    """Return K labels of codes 0..K-1 in order, and the place (K,) of each code in that order.
+class LabelCodes:
+    """Codes 0..K-1 of the distinct labels of one file, in the order of their appearance."""
 
-    By value if they are whole numbers, else by text.
-    """
-    texts = sorted(codes, key=int if all(map(is_whole, codes)) else str)
-    return texts, np.argsort([codes[text] for text in texts]).astype(np.int32)
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._lines: dict[str, int] = {}  # of the first of its kind
+        self._counts: Counter[str] = Counter()
+
+    def encode(self, cell: str, line: int) -> int | Problem:
+        """Return the code of the label in a cell; or E027, E028, E036, E037."""
+        text = label_text(cell)
+        if isinstance(text, Problem):
+            return text
+        if text not in self._codes:
+            if len(self._codes) == MAX_CLASSES:
+                return fault("E028", text)
+            self._codes[text], self._lines[text] = len(self._codes), line
+        self._counts[text] += 1
+        return self._codes[text]
+
+    def find_mixed(self) -> Iterator[tuple[int, Problem]]:
+        """Yield line and fault (E027) of names among numbers, or the reverse: of the rarer kind."""
+        n_whole = sum(n for text, n in self._counts.items() if is_whole(text))
+        if 0 < n_whole < self._counts.total():
+            is_rarer = 2 * n_whole < self._counts.total()
+            kinds = ("names", "whole numbers") if is_rarer else ("whole numbers", "names")
+            for text, line in self._lines.items():
+                if is_whole(text) == is_rarer:
+                    yield line, fault("E027 mixed", text, *kinds)
+
+    def sort(self) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the K labels in order, and the place (K,) of each code in that order.
+
+        By value if they are whole numbers, else by text.
+        """
+        texts = sorted(self._codes, key=int if all(map(is_whole, self._codes)) else str)
+        return texts, np.argsort([self._codes[text] for text in texts]).astype(np.int32)
 
 
 def encode_labels(
@@ -36,25 +70,71 @@ def encode_labels(
     """Return the K distinct labels in order, and the index (N,) of each label in them.
 
     Raises:
-        DataError: E027, a label that is missing, a fraction or unprintable, or names beside
-            numbers; E028, more than 1,000 classes; E036, E037, a number in another notation.
+        DataError: the first fault: E027, a label that is missing, a fraction or unprintable, or
+            names beside numbers; E028, more than 1,000 classes; E036, E037, another notation.
     """
-    codes: dict[str, int] = {}
-    code_of: dict[str, int] = {}
-    for text in dict.fromkeys(labels):
-        value = label_text(text)
-        if isinstance(value, Problem):
-            line = first_line + labels.index(text)
-            raise DataError([replace(value, path=str(path), line=line)])
-        code_of[text] = codes.setdefault(value, len(codes))
-    if len({is_whole(text) for text in codes}) > 1:
-        found = f"labels such as {', '.join(list(codes)[:3])}"
-        raise file_error("E027", str(path), found, "numbers in every row, or names")
-    if len(codes) > MAX_CLASSES:
-        found = f"{len(codes):,} different labels"
-        raise file_error("E028", str(path), found, f"at most {MAX_CLASSES:,} classes")
-    values, place = sort_labels(codes)
-    return tuple(values), place[[code_of[text] for text in labels]]
+    known = LabelCodes()
+    codes = [known.encode(text, line) for line, text in enumerate(labels, first_line)]
+    faults = [(n, code) for n, code in enumerate(codes, first_line) if isinstance(code, Problem)]
+    for line, problem in (*faults, *known.find_mixed()):
+        raise DataError([replace(problem, path=str(path), line=line)])
+    values, place = known.sort()
+    return tuple(values), place[np.array(codes, int)]
+
+
+def read_labels(
+    path: Path, n_images: int, images: str
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the distinct labels and their index, as `encode_labels`, from a file of labels alone.
+
+    That is an IDX or NPY file, or a column of text, perhaps with a header, and perhaps a column of
+    row numbers before it. `images` is the file of the images, for messages.
+
+    Raises:
+        DataError: E009, another format; E011, not UTF-8; E045, another number of labels than
+            images, or more columns; those of `read_array` and of `encode_labels`.
+    """
+    kind = find_kind(path)
+    has_header = False
+    if kind.form in ("npy", "idx labels"):
+        array = read_array(path)
+        array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        if array.ndim != 1 or array.dtype.kind not in "iufU":
+            found = f"an array {array.shape} {array.dtype}"
+            raise file_error("E045", str(path), found, "labels, (N,) whole numbers or texts")
+        labels = array.astype(str).tolist()
+    elif kind.form == "text":
+        labels = _read_column(path)
+        has_header = len(labels) == n_images + 1 and not all(map(is_whole, (labels[0], labels[-1])))
+    else:
+        raise kind.refuse(path, "a file of labels: a column of text, IDX or NPY")
+    labels = labels[has_header:]
+    if len(labels) != n_images:
+        found, expected = f"{len(labels):,} labels", f"{n_images:,}, one for each image of {images}"
+        raise file_error("E045", str(path), found, expected, "is it the file of these images?")
+    return encode_labels(path, labels, 1 + has_header)
+
+
+def _read_column(path: Path) -> list[str]:
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        delimiter = max(",;\t", key=lines[0].count) if lines else ","
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    except UnicodeDecodeError:
+        raise file_error("E011", str(path), "text that is not UTF-8", "UTF-8") from None
+    except csv.Error as error:
+        raise file_error("E045", str(path), str(error), "one label a line") from None
+    widths = sorted({len(row) for row in rows})
+    numbers = [row[0] for row in rows[1:]]  # the first may be in a header
+    is_numbered = False
+    if widths == [2] and numbers and is_whole(numbers[0]) and len(numbers[0]) < 20:
+        first = int(numbers[0])
+        is_numbered = numbers == [str(k) for k in range(first, first + len(numbers))]
+    if widths != [1] and not is_numbered:
+        found = f"lines of {' and '.join(map(str, widths[:3])) or 'no'} columns"
+        expected = "one column of labels, perhaps after row numbers"
+        raise file_error("E045", str(path), found, expected)
+    return [row[-1].strip() for row in rows]
 
 
 def index_classes(class_names: Sequence[str]) -> dict[str, int]:

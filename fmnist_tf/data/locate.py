@@ -33,15 +33,10 @@ def find_tables(path: Path, *, in_folders: bool = True) -> tuple[Path, Path | No
 
     In a folder or zip archive Kaggle's Fashion-MNIST name goes first; else the one file with
     "train" in its name; else the one file without "train" or "test" in its name; in an archive also
-    its only file of images. Files in deeper folders of an archive are looked at only if there are
-    none above; sub-folders of a folder only if each holds the pictures of a class.
+    its only file of images. Files in deeper folders of an archive count only if there are none
+    above. `in_folders`: find also folders of pictures, and archives that hold something else.
 
-    Args:
-        path: a file, a folder, an archive, or a path into one.
-        in_folders: also find folders of pictures, and archives that hold something else.
-
-    Raises:
-        UsageError: several files could be meant, or a file cannot be read.
+    UsageError: several files could be meant, or a file cannot be read.
     """
     train = _choose(path) if os.path.isdir(path) else path  # False for a name that is too long
     if train is None:
@@ -82,10 +77,7 @@ def find_labels_beside(path: Path) -> Path | None:
 
 
 def pick_table(path: Path) -> Path:
-    """Return the file to classify that a path means: of a train and a test file the latter.
-
-    UsageError: nothing or several files could be meant.
-    """
+    """Return the file to classify that a path means (of two the test file), or UsageError."""
     train, test = find_tables(path) or (None, None)
     if train is None:
         raise UsageError(f"{path}: expected a file of images in it, found none")
@@ -147,11 +139,8 @@ def _choose(place: Path) -> Path | None:
 def expand_path(pattern: str | os.PathLike[str]) -> Path:
     """Return the one file or folder that a path or shell pattern means; an exact name wins.
 
-    A path without `*`, `?` or `[` is returned as it is, whether it exists or not.
-
-    Raises:
-        DataError: E043, a pattern that matches nothing or several files, or a loop of symbolic
-            links.
+    A path without `*`, `?` or `[` is returned as it is, whether it exists or not. E043: a pattern
+    matches nothing or several files, or symbolic links form a loop.
     """
     text = os.fspath(pattern)
     try:

@@ -3,11 +3,10 @@
 A picture is looked at in several ways, each right for other surroundings. The first object without
 a doubt is taken, else the one with the fewest doubts.
 
-- From the border: a quadratic surface in x and y, fitted to the border pixels without outliers, so
-  uneven light counts as background. Right for a product photo or a scan.
-- Holes: what cannot be left towards the border without crossing brighter pixels (or darker ones).
-  A shadow, a desk and a frame reach the border, so they are none (Soille 2003, Morphological Image
-  Analysis, section 6.3.7).
+- From the border: a quadratic surface, fitted to the border pixels without outliers, is background,
+  so uneven light is too. Right for a product photo or a scan.
+- Holes: what cannot be left towards the border without crossing brighter pixels (or darker ones);
+  a shadow, a desk and a frame can (Soille 2003, Morphological Image Analysis, section 6.3.7).
 - Inside a rectangle: a sheet of paper, a frame, the axes of a figure are looked at alone.
 
 Shape letters: H, W height and width of the picture.
@@ -25,11 +24,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
 from fmnist_tf.data.compose import Grey, border, compose
-from fmnist_tf.data.convention import (
-    TOLERANCE,
-    Convention,
-    measure_thickness,
-)
+from fmnist_tf.data.convention import TOLERANCE, Convention, measure_thickness
 
 Mask = NDArray[np.bool_]
 
@@ -64,8 +59,7 @@ class Found:
         contrast: (H, W) 0..255 above the background, 0 outside the object; cropped to it.
         is_brighter: than the background.
         background: grey level, 0..255.
-        width: part of the picture's width that the object covers, 0..1.
-        height: of the picture's height.
+        width, height: parts of the picture's that the object covers, 0..1.
         doubts: why it may not be the object that was meant, a phrase each.
         corner: the crop's top left corner, (y, x) pixels from the middle of what was looked at.
         in_rectangle: whether all around a rectangle was ignored.
@@ -93,11 +87,7 @@ class _Scene:
 
 
 def find_object(grey: Grey, convention: Convention) -> Found | None:
-    """Return the object of a picture (H, W) 0..255.
-
-    None if nothing stands out, or if everything does and no other way of looking finds an object
-    without a doubt.
-    """
+    """Return the object of a picture (H, W) 0..255; None if nothing, or only all, stands out."""
     surface = fit_background(grey)
     doubtful = []
     for found in _look(grey, convention):
@@ -126,10 +116,7 @@ def _is_shaded(grey: Grey, surface: Grey | None, found: Found) -> bool:
 
 
 def fit_background(grey: Grey, part: float = 0.5) -> Grey | None:
-    """Return the level of the background everywhere, (H, W).
-
-    None if no more than this part of the border is background.
-    """
+    """Return the background's level (H, W); None if no more than this part of the border is it."""
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
@@ -158,17 +145,12 @@ def _look(grey: Grey, convention: Convention, depth: int = 0) -> Iterator[Found]
         if cut is not None and depth < _MAX_DEPTH:
             inner, doubts = cut
             height, width = np.divide(inner.shape, grey.shape)
+            least_part = 0 if convention.has_strokes else _PRINT
             objects = list(_look(inner, convention, depth + 1))
-            if not convention.has_strokes:
-                objects = [each for each in objects if each.width * each.height > _PRINT]
+            objects = [found for found in objects if found.width * found.height > least_part]
             for found in objects:
-                yield replace(
-                    found,
-                    width=found.width * width,
-                    height=found.height * height,
-                    doubts=(*found.doubts, *doubts),
-                    in_rectangle=True,
-                )
+                part = {"width": found.width * width, "height": found.height * height}
+                yield replace(found, **part, doubts=(*found.doubts, *doubts), in_rectangle=True)
             if objects and not convention.has_strokes:
                 return  # the other ways of looking would take the paper for a garment
         if scene.from_border and not convention.has_strokes:
@@ -215,23 +197,16 @@ def _contrast(grey: Grey, ground: Grey, is_brighter: bool) -> Grey:
 
 def _find_holes(smooth: Grey) -> Mask:
     """Return where a picture is darker than all ways from there to the border."""
-    filled = np.zeros(smooth.shape, np.int16)  # in steps of the levels
-    own = np.zeros(smooth.shape, np.int16)
+    depth = np.zeros(smooth.shape, np.int16)  # in steps of the levels
     for level in _LEVELS:
         below = smooth < level
         pieces, _ = ndimage.label(below)
-        open_pieces = np.unique(pieces[border(smooth.shape)])
-        filled += ~(below & np.isin(pieces, open_pieces))
-        own += ~below
-    step = _LEVELS.step
-    return (filled - own) * step > TOLERANCE
+        depth += below & ~np.isin(pieces, np.unique(pieces[border(smooth.shape)]))
+    return depth * _LEVELS.step > TOLERANCE
 
 
 def _cut_inside(grey: Grey, piece: Mask, has_strokes: bool) -> tuple[Grey, tuple[str, ...]] | None:
-    """Return what lies inside a piece that is a rectangle, cut out; None if it is none.
-
-    What is outside of a tilted rectangle gets the level of the nearest pixel inside.
-    """
+    """Return what lies inside a piece that is a rectangle, perhaps tilted, cut out; else None."""
     content = "strokes" if has_strokes else "areas"
     margin = 2 + max(grey.shape) // 100
     filled = ndimage.binary_opening(_fill(piece), iterations=margin)  # without the ticks of axes
@@ -254,23 +229,17 @@ def _cut_inside(grey: Grey, piece: Mask, has_strokes: bool) -> tuple[Grey, tuple
 
 def _fill_hull(mask: Mask, rectangle: float) -> Mask | None:
     """Return the convex hull, filled, if it is a rectangle, perhaps tilted; else None."""
-    y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))
-    points = np.stack([x, y], axis=1).astype(float)
+    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    points = edge[:, ::-1].astype(float)  # x, y
     try:
         hull = ConvexHull(points)
     except (QhullError, ValueError):  # all on one line
         return None
     corners = points[hull.vertices]
     edges = np.roll(corners, -1, axis=0) - corners
-    angles = np.arctan2(edges[:, 1], edges[:, 0])
-    turned = np.stack(
-        [
-            corners @ np.stack([np.cos(angles), np.sin(angles)]),
-            corners @ np.stack([-np.sin(angles), np.cos(angles)]),
-        ]
-    )
-    smallest = np.prod(np.ptp(turned, axis=1), axis=0).min()
-    if hull.volume < rectangle * smallest:
+    x, y = (edges / np.linalg.norm(edges, axis=1, keepdims=True)).T
+    along, across = (np.ptp(corners @ np.stack(axis), axis=0) for axis in ((x, y), (-y, x)))
+    if hull.volume < rectangle * (along * across).min():  # of the smallest one around it
         return None
     image = Image.new("1", mask.shape[::-1])
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1, outline=1)

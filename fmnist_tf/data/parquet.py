@@ -21,11 +21,7 @@ from fmnist_tf.errors import DataError, file_error
 
 
 def read_parquet(path: Path, label_column: str | None) -> Parsed:
-    """Return the images of a file with a column for each pixel, or one of pictures.
-
-    Args:
-        path: of the file; a column of pictures holds struct{bytes, path}.
-        label_column: see `read_table`; of a file of pictures, its name.
+    """Return the images of a file with a column for each pixel, or one of struct{bytes, path}.
 
     Raises:
         DataError: E005, no picture; E008, damaged; E009, pyarrow is missing; E026, no such label

@@ -1,8 +1,7 @@
-"""Turn a picture of one object into a row of pixels like the training images.
+"""A picture of one object -> a row of pixels like the training images.
 
-`objects` finds the object, `compose` puts it into 28x28 pixels. Here a file is decoded to grey, and
-grey levels become those of the training images: the background theirs, the object negated if it is
-on the other side of the background than theirs.
+A file is decoded to grey, `objects` finds the object, `compose` puts it into 28x28 pixels, and its
+grey levels become those of the training images.
 """
 
 from __future__ import annotations
@@ -43,17 +42,14 @@ _DAMAGE = (
 
 
 class Picture(NamedTuple):
-    """A picture as the network takes it.
-
-    Attributes:
-        pixels: (784,) uint8.
-        notes: what was done to the picture, a phrase each.
-        warnings: why the object may not be the one that was meant, a sentence each.
-    """
+    """A picture as the network takes it."""
 
     pixels: NDArray[np.uint8]
+    """(784,)"""
     notes: tuple[str, ...]
+    """What was done to the picture, a phrase each."""
     warnings: tuple[str, ...]
+    """Why the object may not be the one that was meant, a sentence each."""
 
 
 def is_picture(path: Path) -> bool:
@@ -76,35 +72,25 @@ def read_picture(path: Path, convention: Convention) -> Picture:
         raise kind.refuse(path, _EXPECTED)
     grey, is_colour, notes = _read_grey(path)
     doubts: tuple[str, ...] = ()
+    whole = "used whole, neither cropped nor negated"
     if grey.shape == (IMAGE_SIZE, IMAGE_SIZE) and not is_colour and np.ptp(grey) > 0:
         image, note = _keep(grey, convention.background)
     elif DARK < convention.background < LIGHT and np.ptp(grey) > 0:
         image = centre(scale(grey, IMAGE_SIZE), convention.background)
-        note = "used whole, neither cropped nor negated: the run's own images have no clear "
-        note += "background"
+        note = f"{whole}: the run's own images have no clear background"
     elif (found := find_object(grey, convention)) is not None:
         image, note = _to_levels(found, convention)
         doubts = found.doubts
     elif fit_background(grey) is None:
-        image = centre(scale(grey, IMAGE_SIZE), convention.background)
-        note = "used whole, neither cropped nor negated"
+        image, note = centre(scale(grey, IMAGE_SIZE), convention.background), whole
         doubts = ("there is no clear background at its border",)
     else:
-        raise UsageError(
-            f"{path}: expected a picture of an object, found one where nothing stands out from the "
-            "background"
-        )
+        found_none = "found one where nothing stands out from the background"
+        raise UsageError(f"{path}: expected a picture of an object, {found_none}")
     pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8).ravel()
-    return Picture(pixels, (*notes, note), _warn(doubts))
-
-
-def _warn(doubts: tuple[str, ...]) -> tuple[str, ...]:
-    if not doubts:
-        return ()
-    return (
-        f"the object may not be the one that was meant: {'; '.join(doubts)}. "
-        "--save-crops DIR of predict writes what the network saw",
-    )
+    warning = f"the object may not be the one that was meant: {'; '.join(doubts)}. "
+    warning += "--save-crops DIR of predict writes what the network saw"
+    return Picture(pixels, (*notes, note), (warning,) if doubts else ())
 
 
 def _refused(path: Path, found: str, hint: str = "") -> UsageError:

@@ -79,25 +79,22 @@ def plan_holdout(
         UsageError: the fraction is outside (0, 1), or a class of two rows or more has no row on
             one of the sides.
     """
+
+    def refuse(found: str, expected: str) -> UsageError:
+        return UsageError(f"{part} split: {found}; expected {expected}. hint: {hint}")
+
     if not 0 < fraction < 1:
-        raise UsageError(
-            f"{part} split: a fraction of {fraction:g}; expected one between 0 and 1. hint: {hint}"
-        )
+        raise refuse(f"a fraction of {fraction:g}", "one between 0 and 1")
     counts = np.unique_counts(labels).counts
     n_rows, n_held, n_divisible = len(labels), round(fraction * len(labels)), (counts > 1).sum()
     n_single = len(counts) - n_divisible
     if n_divisible == 0:
-        raise UsageError(
-            f"{part} split: no class has more than one row; expected at least two rows of a class, "
-            f"one for {part}. hint: {hint}"
-        )
+        raise refuse("no class has more than one row", f"two rows of a class, one for {part}")
     if not n_divisible <= n_held <= n_rows - n_single - n_divisible:
         lowest, highest = n_divisible / n_rows, 1 - (n_single + n_divisible) / n_rows
-        raise UsageError(
-            f"{part} split: {fraction:g} of {n_rows} rows is {n_held} rows; expected a fraction "
-            f"between {lowest:.4g} and {highest:.4g}, so that {n_divisible} classes can have a row "
-            f"on both sides. hint: {hint}"
-        )
+        expected = f"a fraction between {lowest:.4g} and {highest:.4g}, so that {n_divisible} "
+        expected += "classes can have a row on both sides"
+        raise refuse(f"{fraction:g} of {n_rows} rows is {n_held} rows", expected)
     kept, held = _divide(labels, n_held, seed, _HOLDOUT_STREAM)
     _require_every_class(labels, kept, f"{part} split: {fraction:g} of {n_rows} rows", hint)
     return kept, held

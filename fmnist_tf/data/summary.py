@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
@@ -79,16 +78,6 @@ class Inspection(NamedTuple):
     warnings: tuple[str, ...]
 
 
-class _Scan(NamedTuple):
-    """What one pass over N images finds."""
-
-    counts: NDArray[np.int64]  # (K,)
-    sums: NDArray[np.float64]  # (K, 784), of the pixels of each class
-    histogram: NDArray[np.int64]  # (256,), of all pixels
-    hashes: list[int]  # N, equal for equal images
-    n_constant: int  # images of one grey level
-
-
 def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     """Read what an earlier call kept in `store_dir` on these images, or compute and keep it."""
     key = hashlib.sha256(repr((_VERSION, train.class_names)).encode())
@@ -112,25 +101,29 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     return found
 
 
-def _scan(part: Pixels) -> _Scan:
-    classes = np.arange(len(part.class_names))
-    sums, histogram = np.zeros((len(classes), N_PIXELS)), np.zeros(256, np.int64)
-    hashes, n_constant = [], 0
-    for first in range(0, len(part.pixels), _BLOCK):
-        block = part.pixels[first : first + _BLOCK]
-        is_class = classes[:, np.newaxis] == part.labels[first : first + _BLOCK]
-        sums += is_class.astype(np.float32) @ block.astype(np.float32)  # exact for 4,096 bytes
-        histogram += np.bincount(block.ravel(), minlength=256)
-        hashes += [hash(image.tobytes()) for image in block]
-        n_constant += int((np.ptp(block, axis=1) == 0).sum())
-    counts = np.bincount(part.labels, minlength=len(classes))
-    return _Scan(counts, sums, histogram, hashes, n_constant)
+class _Scan:
+    """What one pass over N images finds."""
+
+    def __init__(self, part: Pixels) -> None:
+        classes = np.arange(len(part.class_names))
+        self.counts = np.bincount(part.labels, minlength=len(classes))
+        self.sums = np.zeros((len(classes), N_PIXELS))  # of the pixels of each class
+        self.histogram = np.zeros(256, np.int64)
+        self.n_constant = 0  # images of one grey level
+        self.hashes: list[int] = []  # equal for equal images
+        for first in range(0, len(part.pixels), _BLOCK):
+            block = part.pixels[first : first + _BLOCK]
+            is_class = classes[:, np.newaxis] == part.labels[first : first + _BLOCK]
+            self.sums += is_class.astype(np.float32) @ block.astype(np.float32)  # exact
+            self.histogram += np.bincount(block.ravel(), minlength=256)
+            self.n_constant += int((np.ptp(block, axis=1) == 0).sum())
+            self.hashes += [hash(image.tobytes()) for image in block]
+        self.n_copies = len(self.hashes) - len(set(self.hashes))
 
 
 def _inspect(train: Pixels, test: Pixels) -> Inspection:
-    of_train, of_test = _scan(train), _scan(test)
+    of_train, of_test = _Scan(train), _Scan(test)
     known = set(of_train.hashes)
-    copies = len(of_train.hashes) - len(known), len(of_test.hashes) - len(set(of_test.hashes))
     n_shared = sum(image in known for image in of_test.hashes)
     examples = np.zeros((len(train.class_names), EXAMPLES, N_PIXELS), np.uint8)
     for k, images in enumerate(examples):
@@ -142,18 +135,17 @@ def _inspect(train: Pixels, test: Pixels) -> Inspection:
         test_counts=of_test.counts,
         mean_images=means.astype(np.uint8),
         examples=examples,
-        duplicates=np.array([*copies, n_shared]),
+        duplicates=np.array([of_train.n_copies, of_test.n_copies, n_shared]),
         histogram=of_train.histogram,
     )
     warnings = []
-    for name, part, n in (("training", of_train, copies[0]), ("test", of_test, copies[1])):
-        if n:
+    for name, part in (("training", of_train), ("test", of_test)):
+        if n := part.n_copies:
             warnings.append(f"{n} of {len(part.hashes)} {name} images are copies of another")
         if part.n_constant:
             warnings.append(f"{part.n_constant} {name} images have one grey level only")
     if n_shared:
-        n = len(of_test.hashes)
-        warnings.append(f"{n_shared} of {n} test images are also training images")
+        warnings.append(f"{n_shared} of {len(of_test.hashes)} test images are also training images")
     most, fewest = int(of_train.counts.argmax()), int(of_train.counts.argmin())
     if of_train.counts[most] > IMBALANCE_RATIO * of_train.counts[fewest]:
         large, small = (printable(train.class_names[k], 30) for k in (most, fewest))

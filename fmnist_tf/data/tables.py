@@ -21,8 +21,7 @@ from fmnist_tf.data.csv.reader import read_csv
 from fmnist_tf.data.files import MAX_BYTES, File
 from fmnist_tf.data.folders import hash_pictures, read_pictures
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.label_files import read_labels
-from fmnist_tf.data.labels import encode_labels
+from fmnist_tf.data.labels import encode_labels, read_labels
 from fmnist_tf.data.locate import find_labels_beside
 from fmnist_tf.data.parquet import read_parquet
 from fmnist_tf.data.store import Block, Finish, read_store, write_store
@@ -58,9 +57,7 @@ def read_table(
         convention: of the images that pictures are converted to if they are not grey and 28x28.
         max_bytes: greatest size of the file, and of its content after decompression.
 
-    Raises:
-        DataError: E001..E045, see docs/data.md; all faults of a CSV at once.
-        OSError: the disk is full or fails.
+    DataError: E001..E045, see docs/data.md; all faults of a CSV at once.
     """
     path, store_dir = Path(path), Path(store_dir)
     read: _Read

@@ -11,7 +11,8 @@ import inspect
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -83,13 +84,22 @@ def build_application(constructor: str, side: int, weights: str | None = None) -
     build: Callable[..., keras.Model] = getattr(keras.applications, constructor)
     if weights is None:
         return build(include_top=False, weights=None, input_shape=(side, side, 3))
+    with limited_wait():
+        try:
+            return build(include_top=False, weights=weights, input_shape=(side, side, 3))
+        except Exception as error:  # the only class that keras.utils.get_file raises
+            reason = " ".join(str(error).split())[:200]
+            message = f"Keras' weights of {constructor} cannot be had: {reason}"
+            raise DownloadError(message) from error
+
+
+@contextmanager
+def limited_wait() -> Iterator[None]:
+    """Let a library inside wait only seconds for each answer of a server."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:
-        return build(include_top=False, weights=weights, input_shape=(side, side, 3))
-    except Exception as error:  # the only class that keras.utils.get_file raises
-        reason = " ".join(str(error).split())[:200]
-        raise DownloadError(f"Keras' weights of {constructor} cannot be had: {reason}") from error
+        yield
     finally:
         socket.setdefaulttimeout(before)
 

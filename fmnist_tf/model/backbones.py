@@ -1,10 +1,11 @@
-"""Backbones by name: every network of keras.applications, and those of networks.py.
+"""Backbones by name: those of keras.applications, of KerasHub, and of networks.py.
 
 Shape letters: B batch, S side of the input, H W C feature map.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from fmnist_tf.model.applications import (
     list_applications,
     to_plain_layers,
 )
+from fmnist_tf.model.hub import PREFIX, build_preset, read_preset
 from fmnist_tf.model.networks import (
     build_efficientnet_lite0,
     build_mlp,
@@ -28,7 +30,7 @@ from fmnist_tf.model.networks import (
 )
 from fmnist_tf.model.preprocessing import UNIT, ValueRange
 from fmnist_tf.model.pretrained import load_efficientnet_lite0
-from fmnist_tf.settings.config import suggest
+from fmnist_tf.settings.backbones import find_name
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class BackboneSpec:
         value_range: grey 0..255 -> the input that its weights expect.
         load_pretrained: S -> the same with the published ImageNet weights, and their file if it is
             known; or None. Raises `DownloadError` where they cannot be had.
+        trained_on: what the published weights are from.
         is_plain: whether `build` makes plain layers with fixed names; see `to_plain_layers`.
     """
 
@@ -52,11 +55,17 @@ class BackboneSpec:
     default_size: int
     value_range: ValueRange
     load_pretrained: Callable[[int], tuple[keras.Model, Path | None]] | None = None
+    trained_on: str = "ImageNet"
     is_plain: bool = True
 
     def simplify(self, network: keras.Model) -> keras.Model:
         """Return the result of `build` or `load_pretrained` as the package uses it."""
-        return network if self.is_plain else to_plain_layers(network, self.name)
+        return network if self.is_plain else to_plain_layers(network, self.plain_name)
+
+    @property
+    def plain_name(self) -> str:
+        """The name as Keras takes it, without the slashes of a preset's."""
+        return re.sub(r"[^\w-]+", "_", self.name)
 
 
 def _load_lite0(side: int) -> tuple[keras.Model, Path]:
@@ -89,27 +98,39 @@ BACKBONES = {
         BackboneSpec("mlp", build_mlp, 28, UNIT),
     )
 }
-"""Our own; `find_backbone_spec` finds those of keras.applications too."""
+"""Our own; `find_backbone_spec` finds the others too."""
 
 
 def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
     """Return a backbone's spec, and the side in pixels to use (None: its default).
 
     Args:
-        name: one of `BACKBONES`, or of keras.applications in any case, with or without hyphens.
+        name: one of `BACKBONES`; of keras.applications in any case, with or without hyphens; or
+            `hub:` and a preset of KerasHub.
         side: S.
 
     Raises:
         UsageError: the name is unknown.
+        DownloadError: KerasHub cannot have the preset.
     """
     spec = BACKBONES.get(name)
-    if spec is None:
-        constructors = list_applications()
-        key = name.lower().replace("-", "").replace("_", "")
-        if key not in constructors:
-            hint = suggest(name, [*BACKBONES, *constructors])
-            raise UsageError(f"--backbone {name}: no such network; {hint}")
-        constructor = constructors[key]
+    if spec is None and name.startswith(PREFIX):
+        preset = name.removeprefix(PREFIX)
+        value_range, default_size = read_preset(preset)
+        build = partial(build_preset, preset, load_weights=False)
+        load = partial(build_preset, preset, load_weights=True)
+        spec = BackboneSpec(
+            name,
+            build,
+            default_size,
+            value_range,
+            lambda side: (load(side), None),
+            trained_on=f"KerasHub's preset {preset}",
+            is_plain=False,
+        )
+    elif spec is None:
+        key = find_name(name)
+        constructor = list_applications()[key]
         build = partial(build_application, constructor)
         spec = BackboneSpec(
             key,

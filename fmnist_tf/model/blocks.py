@@ -17,8 +17,9 @@ import keras
 
 from fmnist_tf.errors import UsageError
 
-# Names of layers -> stage and block. The names are those of keras.applications and networks.py.
+# Names of layers -> stage and block: those of keras.applications, networks.py and KerasHub.
 _LABELS = (
+    re.compile(r"(?P<stage>stack\d+)_(?P<block>block\d+)"),  # KerasHub's ResNet
     re.compile(r"(?P<stage>stage_\d+)_block_(?P<block>\d+)"),  # ConvNeXt
     re.compile(r"(?P<stage>conv[2-9])_(?:(?P<block>block\d+|\d)_)?"),  # ResNet, DenseNet
     re.compile(r"(?P<stage>block\d+)(?P<block>[a-z])_"),  # EfficientNet
@@ -165,7 +166,7 @@ def _find_label(segment: list[Any]) -> Label:
 
 def _name_stages(labels: list[Label], halves: list[bool]) -> list[str]:
     """Return the stage of each segment, from the names of layers or the sides of maps."""
-    first = next((n for n, label in enumerate(labels) if any(label)), len(labels))
+    first = next((n for n, label in enumerate(labels) if any(label)), 1)
     if not any(stage for stage, _ in labels):
         by_map = (f"stage{sum(halves[: number + 1])}" for number in range(len(labels)))
         return ["stem" if number < first else name for number, name in enumerate(by_map)]

@@ -102,6 +102,12 @@ def use_statistics(classifier: keras.Model) -> None:
         layer.finalize_state()
 
 
+def divide_logits(classifier: keras.Model, temperature: float) -> None:
+    """Change the last layer so that its logits are divided by the temperature."""
+    layer = classifier.layers[-1]
+    layer.set_weights([weight / temperature for weight in layer.get_weights()])
+
+
 @dataclass(frozen=True)
 class SplitClassifier:
     """A classifier cut below its lowest trainable block.
@@ -149,40 +155,24 @@ def split_classifier(
         precision: float32 or bfloat16, the compute dtype of the trained layers.
     """
     backbone = find_backbone(classifier)
-    position = classifier.layers.index(backbone)
-    above = classifier.layers[position + 1 : -1]
-    # The layers themselves, called on an input of bytes.
-    preprocessing = keras.models.clone_model(
-        keras.Model(classifier.input, classifier.layers[position - 1].output),
-        input_tensors=keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8"),
-        clone_function=lambda layer: layer,
-    )
-
-    def chain(inputs: Any, tensor: Any, layers: list[Any], name: str) -> keras.Model:
-        for layer in layers:
-            tensor = layer(tensor)
-        return keras.Model(inputs, tensor, name=name)
-
-    blocks = find_blocks(backbone)
-    labels = [block.label for block in blocks]
-    first_trained = labels.index(lowest) if lowest != HEAD else None
-    has_frozen_layers = bool(backbone.weights) and first_trained != 0
-    pools_features = False
-    if first_trained is None:
-        is_pooled = isinstance(above[0], keras.layers.GlobalAveragePooling2D)
-        pools_features = has_frozen_layers and is_pooled
-        layers_below, layers_above = [backbone], above[1:] if pools_features else above
-    elif first_trained == 0:
-        layers_below, layers_above = [], [backbone, *above]
-    else:
-        boundary = block_output(backbone, blocks[first_trained - 1])
-        lower = keras.Model(backbone.input, boundary, name="frozen_blocks")
-        upper = keras.Model(boundary, backbone.output, name="trained_blocks")
-        layers_below, layers_above = [lower], [upper, *above]
-    extractor = chain(preprocessing.input, preprocessing.output, layers_below, "feature_extractor")
+    above = classifier.layers[classifier.layers.index(backbone) + 1 : -1]
+    is_lowest = lowest == find_blocks(backbone)[0].label
+    has_frozen_layers = bool(backbone.weights) and not is_lowest
+    is_pooled = isinstance(above[0], keras.layers.GlobalAveragePooling2D)
+    pools_features = has_frozen_layers and lowest == HEAD and is_pooled
+    extractor = build_extractor(classifier, lowest)
+    if pools_features:
+        above = above[1:]
+    elif is_lowest:
+        above = [backbone, *above]
+    elif lowest != HEAD:
+        entry = _entry_of(backbone, lowest)
+        above = [keras.Model(entry, backbone.output, name="trained_blocks"), *above]
     feature_shape = extractor.output_shape[3:] if pools_features else extractor.output_shape[1:]
-    features = keras.Input(feature_shape, dtype="float32")
-    trained_layers = chain(features, features, layers_above, "trained_layers")
+    tensor = features = keras.Input(feature_shape, dtype="float32")
+    for layer in above:
+        tensor = layer(tensor)
+    trained_layers = keras.Model(features, tensor, name="trained_layers")
     return SplitClassifier(
         extractor,
         pools_features,
@@ -190,3 +180,34 @@ def split_classifier(
         fold_model(trained_layers, precision),
         classifier.layers[-1],
     )
+
+
+def build_extractor(classifier: keras.Model, *lowest: str) -> keras.Model:
+    """Return (B, 28, 28) uint8 -> what enters the block with this label, or `HEAD`.
+
+    Several labels give as many outputs, computed in one pass.
+    """
+    backbone = find_backbone(classifier)
+    below = classifier.layers[classifier.layers.index(backbone) - 1]
+    # The layers themselves, called on an input of bytes.
+    preprocessing = keras.models.clone_model(
+        keras.Model(classifier.input, below.output),
+        input_tensors=keras.Input((IMAGE_SIZE, IMAGE_SIZE), dtype="uint8"),
+        clone_function=lambda layer: layer,
+    )
+    outputs = preprocessing.output
+    if lowest == (HEAD,):
+        outputs = backbone(outputs)
+    elif lowest != (find_blocks(backbone)[0].label,):
+        entries = [_entry_of(backbone, label) for label in lowest]
+        outputs = keras.Model(backbone.input, entries if entries[1:] else entries[0])(outputs)
+    return keras.Model(preprocessing.input, outputs, name="feature_extractor")
+
+
+def _entry_of(backbone: keras.Model, lowest: str) -> keras.KerasTensor:
+    """Return the tensor that enters the block with this label, not the first, or the head."""
+    if lowest == HEAD:
+        return backbone.output
+    blocks = find_blocks(backbone)
+    number = [block.label for block in blocks].index(lowest)
+    return block_output(backbone, blocks[number - 1])

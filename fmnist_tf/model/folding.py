@@ -228,6 +228,8 @@ class _FoldedConvolution(_Folded):
         source = self._source
         if _is_depthwise(source):
             convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
+            if self._frozen_weights is None and _is_faster_by_forward(inputs, kernel, source):
+                convolve = _convolve_depthwise
         else:
             convolve, strides = tf.nn.conv2d, source.strides
             if self._frozen_weights is None and _is_faster_by_product(inputs, source):
@@ -283,6 +285,54 @@ def _convolve_by_product(
     return outputs
 
 
+def _is_faster_by_forward(inputs: tf.Tensor, kernel: tf.Tensor, source: Any) -> bool:
+    """Return whether `_convolve_depthwise` trains this convolution faster than TensorFlow does.
+
+    Measured (runs/LOG.md, 2026-11-27): oneDNN has no bfloat16 gradient of kernels over 3x3.
+    """
+    return (
+        inputs.dtype == tf.bfloat16
+        and min(kernel.shape[:2]) > 3
+        and kernel.shape[3] == source.strides[0] == source.strides[1] == 1
+        and source.dilation_rate == (1, 1)
+        and source.padding == "same"
+        and not tf.config.list_physical_devices("GPU")
+    )
+
+
+def _convolve_depthwise(
+    inputs: tf.Tensor, kernel: tf.Tensor, strides: Any, padding: str, dilations: Any
+) -> tf.Tensor:
+    """Return `tf.nn.depthwise_conv2d`, whose kernel gradient is a depthwise convolution too.
+
+    The gradient of image b and channel c is its map convolved with the gradient of its output, so
+    a batch is one image of B*C channels, whose results are summed over B.
+    """
+    del dilations
+    height, width = inputs.shape[1:3]
+    rows, columns, n_channels, _ = kernel.shape
+    border = [[0, 0], [(rows - 1) // 2, rows // 2], [(columns - 1) // 2, columns // 2], [0, 0]]
+
+    @tf.custom_gradient
+    def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradients(of_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            of_x = tf.nn.depthwise_conv2d_backprop_input(
+                tf.shape(x), kernel, of_outputs, strides, padding
+            )
+            maps = tf.transpose(tf.pad(x, border), (1, 2, 0, 3))
+            maps = tf.reshape(maps, (1, height + rows - 1, width + columns - 1, -1))
+            kernels = tf.reshape(tf.transpose(of_outputs, (1, 2, 0, 3)), (height, width, -1, 1))
+            of_images = tf.nn.depthwise_conv2d(maps, kernels, strides, "VALID")
+            of_images = tf.reshape(of_images, (rows, columns, -1, n_channels))
+            of_kernel = tf.reduce_sum(tf.cast(of_images, tf.float32), axis=2)
+            return of_x, tf.cast(of_kernel[..., None], kernel.dtype)
+
+        return tf.nn.depthwise_conv2d(x, kernel, strides, padding), gradients
+
+    outputs: tf.Tensor = convolve(inputs, kernel)
+    return outputs
+
+
 class _FoldedDense(_Folded):
     """A dense layer whose float32 weights are cast where they are used."""
 
@@ -323,12 +373,34 @@ class _TrainableNorm(_Folded):
             return tf.compat.v1.nn.fused_batch_norm(
                 inputs, gamma, beta, mean, variance, source.epsilon, is_training=False
             )[0]
-        outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, gamma, beta, epsilon=source.epsilon, is_training=True
-        )
-        # The operation returns the unbiased variance; Keras keeps the biased one.
-        n = tf.cast(tf.size(inputs) // n_channels, tf.float32)
-        batch_variance *= (n - 1) / n
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            images = tf.cast(inputs, tf.float32)
+            batch_mean, batch_variance = _moments_of_all(images)
+            outputs = tf.nn.batch_normalization(
+                images, batch_mean, batch_variance, beta, gamma, source.epsilon
+            )
+            outputs = tf.cast(outputs, inputs.dtype)
+        else:
+            outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
+                inputs, gamma, beta, epsilon=source.epsilon, is_training=True
+            )
+            # The operation returns the unbiased variance; Keras keeps the biased one.
+            n = tf.cast(tf.size(inputs) // n_channels, tf.float32)
+            batch_variance *= (n - 1) / n
         for statistic, new in ((mean, batch_mean), (variance, batch_variance)):
             statistic.assign_sub((statistic - new) * (1 - source.momentum))
         return outputs
+
+
+def _moments_of_all(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean and biased variance of each channel over the images of all replicas.
+
+    A replica may have none.
+    """
+    replica, add = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.SUM
+    axes = list(range(len(x.shape) - 1))
+    n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    totals = replica.all_reduce(add, tf.concat([tf.reduce_sum(x, axes), [n]], axis=0))
+    mean = totals[:-1] / totals[-1]
+    squares = replica.all_reduce(add, tf.reduce_sum((x - mean) ** 2, axes))
+    return mean, squares / totals[-1]

@@ -100,6 +100,22 @@ def plan_unfreeze(
     return pick_blocks("--unfreeze", unfreeze or list_stages(blocks)[-1:], blocks)
 
 
+def find_kept_block(classifier: keras.Model, setting: str) -> str | None:
+    """Return the label of the lowest block that finetune will train, if layers are below it.
+
+    Args:
+        classifier: of a frozen run.
+        setting: the stage or block that `--keep-for-finetune` names; auto: finetune's default.
+
+    Raises:
+        UsageError: there is no such stage or block.
+    """
+    blocks = find_blocks(find_backbone(classifier))
+    name = list_stages(blocks)[-1] if setting == "auto" else setting
+    lowest = pick_blocks("--keep-for-finetune", (name,), blocks)[0]
+    return None if lowest is blocks[0] else lowest.label
+
+
 def plan_phase(
     classifier: keras.Model,
     phase: str,

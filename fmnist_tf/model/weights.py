@@ -78,7 +78,8 @@ def read_backbone(spec: BackboneSpec, side: int, choice: str) -> tuple[keras.Mod
         )
         return spec.simplify(network), WeightsSource("random", warning=warning)
     digest = file_digest(file) if file else _digest_arrays(network)
-    source = WeightsSource("imagenet", str(file) if file else None, digest, "ImageNet")
+    kind = "imagenet" if spec.trained_on == "ImageNet" else "preset"
+    source = WeightsSource(kind, str(file) if file else None, digest, spec.trained_on)
     return spec.simplify(network), source
 
 

@@ -70,17 +70,20 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> str:
     import_tensorflow()
     from fmnist_tf.exporting.check import check_exports, find_losses, format_report
     from fmnist_tf.exporting.formats import write_exports
+    from fmnist_tf.model.classifier import divide_logits
 
     machine = describe_machine()
     report: dict[str, Any] = {
         "run": run.directory.path.name,
         "model_sha256": run.model_sha256,
+        "temperature": run.temperature,
         "format": name,
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": describe_code(),
         "machine": machine,
     }
     model = build_saved_model(run)
+    divide_logits(model, run.temperature)  # so that it answers as `predict` does
     rows = subset_rows(dataset.train.labels, _N_CALIBRATION)
     calibration = np.reshape(dataset.train.pixels[rows], (-1, 28, 28))
     with replacing(out.resolve()) as folder:

@@ -33,7 +33,8 @@ from fmnist_tf.reporting.plots import write_confusion, write_mistakes
 from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.rundir import PREDICTIONS, RunDir
+from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.settings.config import FLIP
 from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
@@ -62,7 +63,7 @@ def finish(
         tracker: gets the results.
 
     Returns:
-        The test evaluation.
+        The test evaluation; that of val if there are no test images (`limit_test` 0).
     """
     config, data, weights = experiment.config, experiment.data, experiment.network.weights
     clock, dataset = invocation.clock, data.dataset
@@ -81,14 +82,22 @@ def finish(
         with clock.stage("val"), progress_bar("val", "image") as show:
             pixels = dataset.train.pixels[data.splits.val]
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
-    projected_rows = subset_rows(test.labels, N_PROJECTED)
-    with clock.stage("test"), progress_bar("test", "image") as show:
-        probabilities, features = _predict(run_batches, test.pixels, projected_rows, show)
 
     # --- Evaluate -------------------------------------------------------------------------------
-    evaluation = Evaluation.from_probabilities(test.labels, probabilities)
     val = Evaluation.from_probabilities(data.val_labels, val_probabilities)
-    directory.write_predictions(test.labels, probabilities)
+    evaluations = {"val": val}
+    # model.keras and all figures stay those of the network as trained; see `SavedRun.temperature`.
+    temperature = fit_temperature(data.val_labels, val_probabilities)
+    calibration: dict[str, Any] = {"temperature": temperature}
+    probabilities = np.zeros((0, len(names)), np.float32)
+    if is_tested := len(test.labels) > 0:
+        projected_rows = subset_rows(test.labels, N_PROJECTED)
+        with clock.stage("test"), progress_bar("test", "image") as show:
+            probabilities, features = _predict(run_batches, test.pixels, projected_rows, show)
+        evaluations["test"] = Evaluation.from_probabilities(test.labels, probabilities)
+        calibration = measure_scaling(test.labels, probabilities, temperature)
+        directory.write_predictions(test.labels, probabilities)
+    evaluation = evaluations.get("test", val)
     directory.write_json(
         "evaluation.json",
         {
@@ -96,31 +105,31 @@ def finish(
             "dataset": dataset.name,
             "weights": weights.kind,
             "chosen_epoch": trained.chosen_epoch,
-            "tested_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tested_at": datetime.now(UTC).isoformat(timespec="seconds") if is_tested else None,
             "val": {**val.to_json(), "computed_by": val_by, "agreement": agreement},
-            "test": {**evaluation.to_json(), "computed_by": test_by},
+            "test": {**evaluation.to_json(), "computed_by": test_by} if is_tested else None,
+            "calibration": calibration,
         },
     )
 
     # --- Analyse and draw -----------------------------------------------------------------------
     heading, parent = experiment.heading, experiment.network.parent
     with clock.stage("analysis"), _may_fail("report.npz, for report.html,"):
-        arrays = {
-            **_analyse_val(data, val_probabilities),
-            **_analyse_test(data, model, probabilities),
-            "augmented": _draw_augmented(experiment),
-            **_project(test.pixels, projected_rows, features),
-            **dataset.summary.to_arrays(),
-        }
+        arrays = _analyse_val(data, val_probabilities) | dataset.summary.to_arrays()
+        arrays["augmented"] = _draw_augmented(experiment)
+        if is_tested:
+            arrays |= _analyse_test(data, model, probabilities)
+            arrays |= _project(test.pixels, projected_rows, features)
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):
         history = [*(parent.history if parent else ()), *trained.history]
         with _may_fail("curves.png"), directory.writing("curves.png") as path:
             write_curves(path, heading, history, trained.chosen_epoch)
-        with _may_fail("confusion.png"), directory.writing("confusion.png") as path:
-            write_confusion(path, heading, evaluation, names)
-        with _may_fail("mistakes.png"), directory.writing("mistakes.png") as path:
-            write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
+        if is_tested:
+            with _may_fail("confusion.png"), directory.writing("confusion.png") as path:
+                write_confusion(path, heading, evaluation, names)
+            with _may_fail("mistakes.png"), directory.writing("mistakes.png") as path:
+                write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
     write_provenance(experiment, directory, invocation, trained)
@@ -132,8 +141,8 @@ def finish(
 
     # --- Mirror in the trackers -----------------------------------------------------------------
     metadata = {
-        "test_accuracy": evaluation.accuracy,
-        "test_total": evaluation.total,
+        "test_accuracy": evaluation.accuracy if is_tested else None,
+        "test_total": len(test.labels),
         "val_accuracy": val.accuracy,
         "test_time_flip": config.test_time_flip,
         "dataset": dataset.name,
@@ -149,7 +158,7 @@ def finish(
     figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
     tracker.log_results(
         RunResults(
-            {"val": val, "test": evaluation},
+            evaluations,
             test.pixels,
             test.labels,
             probabilities,
@@ -253,7 +262,7 @@ def _analyse_test(
 def _compare_with_parent(experiment: Experiment, probabilities: np.ndarray) -> dict[str, Any]:
     """Return the entry `parent` of evaluation.json, if the parent has the same test images."""
     parent, dataset = experiment.network.parent, experiment.data.dataset
-    if parent is None:
+    if parent is None or not len(probabilities) or not parent.directory.file(PREDICTIONS).exists():
         return {}
     with _may_fail("the comparison with the parent run"):
         labels, theirs = parent.directory.read_predictions()

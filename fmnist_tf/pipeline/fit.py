@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import progress_bar, say, warn
+from fmnist_tf.cli.terminal import GREEN, progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
@@ -24,9 +24,10 @@ from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system import signals
 from fmnist_tf.system.clock import StageClock
+from fmnist_tf.system.files import json_digest
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import CheckpointDir
-from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
@@ -73,7 +74,7 @@ def fit(
         invocation: how the run was started.
         on_epoch: called with each row of the history; what it raises ends the training.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
-            model.keras.
+            model.keras. Of several workers the chief has them, and the others get its state.
         on_loss: called after each step with its number, from 1 over all epochs, and its loss.
 
     Raises:
@@ -99,20 +100,22 @@ def fit(
     split = split_classifier(network.classifier, network.plan.lowest, precision)
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
-    source, compute_features, engine = open_rows(experiment, pixels, split, plan, cache_dir, clock)
-    stores = [view for view in source.sources if isinstance(view, FeatureStore)]
-    invocation.features[:] = [store.path.name for store in stores]
+    source, compute_features, engine, invocation.features[:] = open_rows(
+        experiment, pixels, split, plan, cache_dir, clock
+    )
     write_provenance(experiment, directory, invocation, None)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
-    optimizer = build_optimizer(
-        config.optimizer,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        rate_factors=plan_layer_decay(config, network),
-    )
-    trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
+    workers = cluster.current()
+    with workers.scope():
+        optimizer = build_optimizer(
+            config.optimizer,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            rate_factors=plan_layer_decay(config, network),
+        )
+        trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 
     # --- Standardization: a finetune run keeps its parent's -------------------------------------
     standardization = find_standardization(network.classifier)
@@ -124,7 +127,7 @@ def fit(
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
     state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
-    if checkpoint is not None:
+    if workers.json_from_chief(checkpoint is not None):
         state.load(checkpoint, plan)
         if standardization is not None:
             # The run's own statistics, should the features differ in the last digit by now.
@@ -159,7 +162,7 @@ def fit(
             directory.write_history(state.history)
         except OSError as error:  # the checkpoints have it too
             warn(f"{error}: history.csv is written again after the next epoch")
-        say(_describe_epoch(row, config.epochs, is_best))
+        say(_describe_epoch(row, config.epochs, is_best), GREEN if is_best else "")
         if number == 1 and network.parent is not None:
             _compare_with_start(row, state.history[0])
         on_epoch(row)
@@ -182,7 +185,8 @@ def fit(
             say(f"stopped early: no better epoch for {since_best} epochs")
         return stops
 
-    with signals.deferred():  # a step, an epoch's record and a save are not interrupted
+    together = signals.shared() if workers.n_workers > 1 else nullcontext()
+    with signals.deferred(), together:  # a step, an epoch's record and a save are not interrupted
         try:
             with clock.stage("training"), progress_bar("training", "batch") as show:
 
@@ -190,7 +194,9 @@ def fit(
                     state.advance(position)
                     if position.step:
                         on_loss(len(state.step_losses), state.step_losses[-1])
-                    show(position.step, plan.rates.steps_per_epoch)
+                    counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
+                    note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
+                    show(position.step, plan.rates.steps_per_epoch, note, title)
                     ends_epoch = position.step == 0 and position.epoch > start.epoch
                     if checkpoints and checkpoints.is_due(ends_epoch=ends_epoch):
                         state.save(checkpoints, plan)
@@ -225,6 +231,10 @@ def fit(
     state.use_best()
     directory.write_history(state.history)
     directory.write_steps(state.step_losses)
+    if workers.n_replicas > 1:
+        digests = digest_weights(network.classifier)
+        say(f"weights of epoch {state.best_epoch}: SHA-256 {json_digest(digests)}")
+        workers.require_same(digests)
     if checkpoints is not None:
         _save_model(network, directory, clock)
     with clock.stage("val"):
@@ -245,14 +255,17 @@ def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:
 
 
 def _describe_epoch(row: HistoryRow, n_epochs: int | None, is_best: bool) -> str:
-    trained = "before training"
-    if row.epoch:
-        trained = f"loss {row.loss:.4f}  accuracy {row.accuracy:.4f}"
+    """Return a line of at most 80 columns, with up to 999 epochs of up to 999 seconds."""
+    trained = _describe_figures(row.loss, row.accuracy) if row.epoch else "before training"
     return (
-        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:29}  "
-        f"val loss {row.val_loss:.4f}  accuracy {row.val_accuracy:.4f}  {row.seconds:6.1f} s"
-        + ("  best so far" if is_best else "")
+        f"epoch {row.epoch:{len(str(n_epochs))}}/{n_epochs}  {trained:22}  "
+        f"val {_describe_figures(row.val_loss, row.val_accuracy)}  {row.seconds:5.1f} s"
+        + ("  best" if is_best else "")
     )
+
+
+def _describe_figures(loss: float, accuracy: float) -> str:
+    return f"loss {f'{loss:.4f}'[:6]} acc {accuracy:.4f}"
 
 
 def _save_model(network: Network, directory: RunDir, clock: StageClock) -> None:

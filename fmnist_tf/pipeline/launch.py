@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.cli.terminal import say
+from fmnist_tf.errors import UsageError
 from fmnist_tf.pipeline.prepare import Experiment, prepare_network, read_data
 from fmnist_tf.pipeline.record import Invocation, start_invocation
 from fmnist_tf.pipeline.resolve import Request, naming_parent, read_settings
@@ -17,6 +18,7 @@ from fmnist_tf.results.provenance import command_line
 from fmnist_tf.results.rundir import CONFIG, RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.startup import import_tensorflow
+from fmnist_tf.training.cluster import Cluster
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.cut_search import CutSearch
@@ -31,12 +33,15 @@ class _Prepared:
     search: CutSearch | None
 
 
-def launch(request: Request, arguments: Sequence[str]) -> tuple[RunDir, Evaluation, str]:
+def launch(
+    request: Request, arguments: Sequence[str], workers: Cluster | None = None
+) -> tuple[RunDir, Evaluation, str]:
     """Begin a run or continue an unfinished one, and end with a complete run directory.
 
     Args:
         request: what is wanted.
         arguments: of the command line that asks for the same, for provenance.json.
+        workers: of which this process is the chief; None: it is alone.
 
     Returns:
         The run, its test evaluation, and a line that names data and initial weights.
@@ -45,9 +50,11 @@ def launch(request: Request, arguments: Sequence[str]) -> tuple[RunDir, Evaluati
         FmnistError: wrong settings or data; the run is in use or exists; a loss that is NaN.
         OSError: the disk is full or fails.
     """
+    workers = workers or Cluster()
     with ExitStack() as held:
+        held.enter_context(workers.watching())
         unfinished = held.enter_context(_locked_unfinished(request))
-        prepared = _prepare(request, arguments, unfinished)
+        prepared = _prepare(request, arguments, unfinished, workers)
         experiment, invocation = prepared.experiment, prepared.invocation
         directory = unfinished
         if directory is None:
@@ -69,13 +76,28 @@ def launch(request: Request, arguments: Sequence[str]) -> tuple[RunDir, Evaluati
         from fmnist_tf.pipeline.run import run_phase  # imports TensorFlow
 
         test = run_phase(experiment, directory, invocation, checkpoints)
+        workers.wait_for_all()
         return directory, test, experiment.sources
+
+
+def work(request: Request, arguments: Sequence[str], workers: Cluster) -> None:
+    """Train as a worker that is not the chief, whose run it does not touch.
+
+    Raises:
+        FmnistError, OSError: as `launch`; also if the chief ends early.
+    """
+    with workers.watching():
+        prepared = _prepare(request, arguments, find_unfinished(request), workers)
+        from fmnist_tf.pipeline.run import run_worker  # imports TensorFlow
+
+        run_worker(prepared.experiment, prepared.invocation, request.runs_dir)
+        workers.wait_for_all()
 
 
 def check(request: Request) -> RunConfig:
     """Check data and settings as `launch` does, train nothing, and return the complete settings."""
     with _locked_unfinished(request) as unfinished:
-        return _prepare(request, (), unfinished).experiment.config
+        return _prepare(request, (), unfinished, Cluster()).experiment.config
 
 
 @contextmanager
@@ -88,7 +110,9 @@ def _locked_unfinished(request: Request) -> Iterator[RunDir | None]:
         yield unfinished
 
 
-def _prepare(request: Request, arguments: Sequence[str], unfinished: RunDir | None) -> _Prepared:
+def _prepare(
+    request: Request, arguments: Sequence[str], unfinished: RunDir | None, workers: Cluster
+) -> _Prepared:
     """Read settings and data, and build the network.
 
     Cheap checks come first; importing TensorFlow takes seconds and comes last.
@@ -100,6 +124,11 @@ def _prepare(request: Request, arguments: Sequence[str], unfinished: RunDir | No
             request = replace(request, recipe=str(unfinished.file(CONFIG)))
     settings = read_settings(request, default_parent=begun.get("parent"))
     (config, lines), parent = settings.complete(), settings.parent
+    if workers.workers and config.cut == "auto" and not begun:
+        raise UsageError(
+            "--cut auto: expected one process, as it measures one, found TF_CONFIG or Slurm's "
+            "variables; search with --dry-run in one process and give the cut that it prints"
+        )
     for line in () if request.resume is not None else lines:
         say(line)
     command = command_line("fmnist_tf.train", naming_parent(arguments, request.from_run, config))
@@ -107,7 +136,7 @@ def _prepare(request: Request, arguments: Sequence[str], unfinished: RunDir | No
     cache_dir, clock = config.cache_dir(request.runs_dir), invocation.clock
     data = read_data(config, parent, cache_dir, clock)
     with clock.stage("import_tensorflow"):
-        import_tensorflow()
+        import_tensorflow(lambda: workers.start(say))
     search = None
     if config.cut == "auto":
         if begun:
@@ -119,5 +148,9 @@ def _prepare(request: Request, arguments: Sequence[str], unfinished: RunDir | No
             with clock.stage("cut_search"):
                 search = search_cut(config, data)
             config = search.apply(config)
-    experiment = prepare_network(config, data, parent, clock, invocation.engine)
+    from fmnist_tf.pipeline.train_state import require_same_work
+
+    with workers.scope():
+        experiment = prepare_network(config, data, parent, clock, invocation.engine)
+    require_same_work(experiment)
     return _Prepared(experiment, invocation, command, search)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
-from fmnist_tf.data.splits import Splits, plan_splits
+from fmnist_tf.data.splits import Splits, plan_splits, subset_rows
 from fmnist_tf.errors import UsageError, escape
 from fmnist_tf.pipeline.saved_run import SavedRun, build_configured, load_weights
 from fmnist_tf.reporting.style import Heading
@@ -54,6 +54,7 @@ class Network:
         precision: compute dtype while training, and the reason for it.
         engine: computes the backbone features; see `engine.choose_engine`.
         parent: the frozen run whose weights it starts from, or None.
+        kept: the label of the block whose input the frozen phase keeps for finetune, or None.
     """
 
     classifier: keras.Model
@@ -64,6 +65,7 @@ class Network:
     precision: tuple[str, str]
     engine: str
     parent: SavedRun | None
+    kept: str | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def read_data(
             store_dir=cache_dir / "pixels",
             say=say,
         )
+        if config.limit_test is not None:
+            dataset = _limit_test(dataset, config.limit_test)
         splits = plan_splits(
             dataset.train.labels,
             val_fraction=config.val_fraction,
@@ -135,6 +139,18 @@ def read_data(
     if parent:
         _require_same_data(parent, dataset, splits)
     return RunData(dataset, splits)
+
+
+def _limit_test(dataset: Dataset, count: int) -> Dataset:
+    """Keep `count` test images, stratified and the same for every seed, and say so in a warning."""
+    n_all, rows = len(dataset.test.labels), subset_rows(dataset.test.labels, count)
+    if len(rows) == n_all:
+        return dataset
+    warning = "not tested (--no-test)"
+    if count:
+        warning = f"tested on {len(rows):,} of the {n_all:,} test images (--limit-test)"
+    warnings = (*dataset.warnings, warning)
+    return replace(dataset, test=dataset.test.pick(rows), warnings=warnings)
 
 
 def show_decisions(dataset: Dataset) -> None:
@@ -233,7 +249,7 @@ def build_network(
     import keras
 
     from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
-    from fmnist_tf.model.phases import apply_plan, plan_phase
+    from fmnist_tf.model.phases import apply_plan, find_kept_block, plan_phase
     from fmnist_tf.model.precision import choose_precision
     from fmnist_tf.model.weights import WeightsSource, read_backbone
     from fmnist_tf.training.engine import choose_engine
@@ -259,4 +275,6 @@ def build_network(
         classifier, config.phase, config.unfreeze, train_batch_norm=config.train_batch_norm
     )
     apply_plan(classifier, plan)
-    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent)
+    keeps = config.phase == "frozen" and config.keep_for_finetune != "none"
+    kept = find_kept_block(classifier, config.keep_for_finetune) if keeps else None
+    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent, kept)

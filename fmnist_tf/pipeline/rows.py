@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
-from fmnist_tf.model.classifier import SplitClassifier
-from fmnist_tf.pipeline.prepare import Experiment
+from fmnist_tf.model.classifier import HEAD, SplitClassifier, build_extractor
+from fmnist_tf.pipeline.prepare import Experiment, Network
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import feature_store, features
@@ -29,6 +30,8 @@ from fmnist_tf.training.loop import TrainingPlan
 _N_ESTIMATED = 10
 """Batches after which the time of all is estimated."""
 _LONG_SECONDS = 1800
+_ROOM_TO_KEEP = 4.0
+"""The free space, by what is computed, with which maps are kept for finetune."""
 ComputeFeatures = Callable[[Any], Any]
 """Pixel rows (B, 784) uint8, or cached feature maps -> backbone features (B, ...) bfloat16."""
 
@@ -40,12 +43,12 @@ def open_rows(
     plan: TrainingPlan,
     cache_dir: Path,
     clock: StageClock,
-) -> tuple[StackedRows, ComputeFeatures | None, str]:
-    """Return the rows that the trainer reads, what it computes of them first, and the engine.
+) -> tuple[StackedRows, ComputeFeatures | None, str, list[str]]:
+    """Return what the trainer reads, what it computes of that first, the engine, and the caches.
 
     A flip is a second view of every image: twice the rows. Backbone features are cached, unless the
     whole network trains, the settings forbid it, an augmentation is random, or the disk is too
-    small.
+    small. The pass that computes them for a frozen run caches too what finetune will read.
 
     Args:
         experiment: gives the settings, and the network's precision and image size.
@@ -59,7 +62,7 @@ def open_rows(
     views = (pixels, FlippedRows(pixels))[: plan.n_views]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
-        return StackedRows(views), None, TENSORFLOW
+        return StackedRows(views), None, TENSORFLOW, []
     folder = cache_dir / "features" if config.cache != "off" else None
     if folder and plan.augment:
         folder = None
@@ -68,18 +71,26 @@ def open_rows(
             "features are computed in each epoch instead of once, which takes far longer"
         )
 
-    def open_with(engine: str) -> tuple[StackedRows, ComputeFeatures | None, str]:
-        precision, batch_size = network.precision[0], features.rows_per_batch(network.image_size)
-        build = partial(_build_compute, split, precision, engine, batch_size, pixels)
+    def open_with(engine: str) -> tuple[StackedRows, ComputeFeatures | None, str, list[str]]:
+        build = partial(_build_compute, network, split, engine, pixels)
         if folder:
-            extractor = split.feature_extractor
-            keys = [features.feature_key(view, extractor, precision, engine) for view in views]
+
+            def list_stores(extractor: keras.Model) -> list[FeatureStore]:
+                shape, precision = extractor.output_shape[1:], network.precision[0]
+                keys = [features.feature_key(view, extractor, precision, engine) for view in views]
+                return [FeatureStore(folder / key, pixels.n_rows, shape) for key in keys]
+
             with clock.stage("features"):
-                cached = _cache_views(views, keys, split, build, batch_size, folder)
+                stores, kept = list_stores(split.feature_extractor), []
+                # OpenVINO rounds the features otherwise where it computes maps below them too.
+                if network.kept and engine == TENSORFLOW:
+                    kept = list_stores(build_extractor(network.classifier, network.kept))
+                cached = _cache_views(network, split, views, stores, kept, build)
             release_memory()
-            if cached is not None:
-                return StackedRows(cached), None, engine
-        return StackedRows(views), build(), engine
+            if cached:
+                names = [store.path.name for store in (*cached, *kept) if store.path.exists()]
+                return StackedRows(cached), None, engine, names
+        return StackedRows(views), build(), engine, []
 
     try:
         return open_with(network.engine)
@@ -89,17 +100,28 @@ def open_rows(
 
 
 def _cache_views(
-    views: tuple[RowSource, ...],
-    keys: list[str],
+    network: Network,
     split: SplitClassifier,
-    build: Callable[[], ComputeFeatures],
-    batch_size: int,
-    folder: Path,
-) -> tuple[FeatureStore, ...] | None:
-    """Find or compute the features of each view; None where the disk has no room for them."""
-    suffix = "-mean" if split.pools_features else ""
-    n_rows = views[0].n_rows
-    stores = [FeatureStore(folder / f"{key}{suffix}", n_rows, split.feature_shape) for key in keys]
+    views: Sequence[RowSource],
+    maps: Sequence[FeatureStore],
+    kept: Sequence[FeatureStore],
+    build: Callable[[bool], ComputeFeatures],
+) -> tuple[FeatureStore, ...]:
+    """Find or compute the features of each view; none where the disk has no room for them.
+
+    Args:
+        network: gives the image size.
+        split: says whether the mean of each map is cached instead of the map.
+        views: of the images.
+        maps: an entry for the maps below the head of each view.
+        kept: an entry for what finetune reads of each view, or none.
+        build: returns the function that computes the features, and if asked what finetune reads.
+    """
+    n_rows, folder = views[0].n_rows, maps[0].path.parent
+    stores = tuple(maps)
+    if split.pools_features:
+        names = [f"{entry.path.name}-mean" for entry in maps]
+        stores = tuple(FeatureStore(folder / name, n_rows, split.feature_shape) for name in names)
     missing = [store for store in stores if not store.is_complete()]
     for store in stores:
         if store not in missing:
@@ -112,41 +134,67 @@ def _cache_views(
             f"are computed in each epoch instead. --cache DIR names another disk; the "
             f"{cached / 1e9:.3g} GB cached there may be deleted while nothing runs"
         )
-        return None
-    # This function holds the only reference, so that the graph is freed when it returns.
-    compute: ComputeFeatures | None = None
-    for key, store, view in zip(keys, stores, views, strict=True):
+        return ()
+    batch_size = features.rows_per_batch(network.image_size)
+    to_compute = []
+    for number, (store, entry) in enumerate(zip(stores, maps, strict=True)):
         if store not in missing:
             continue
         # A pooled head averages the feature maps that a run with a Flatten head has cached.
-        maps = FeatureStore(folder / key, n_rows, split.feature_extractor.output_shape[1:])
-        if split.pools_features and maps.is_complete():
-            say(f"backbone features: averaging the feature maps in {maps.path}")
-            _compute(store, maps, features.average_feature_maps, batch_size)
+        if split.pools_features and entry.is_complete():
+            say(f"backbone features: averaging the feature maps in {entry.path}")
+            _compute([store], entry, features.average_feature_maps, batch_size)
         else:
-            compute = compute or build()
-            _compute(store, view, compute, batch_size)
-    return tuple(stores)
+            to_compute.append(number)
+    keeps = False
+    if added := [kept[number] for number in to_compute if kept and not kept[number].is_complete()]:
+        keeps = feature_store.fits_on_disk([*missing, *added], _ROOM_TO_KEEP)
+        size = f"{sum(store.n_bytes for store in added) / 1e9:.3g} GB"
+        verb = "are kept" if keeps else "are too large for the disk to be kept"
+        say(
+            f"backbone features: the maps below {network.kept}, {size}, {verb} for finetune "
+            "(--keep-for-finetune)"
+        )
+    # This function holds the only reference, so that the graph is freed when it returns.
+    compute: ComputeFeatures | None = None
+    for number in to_compute:
+        compute = compute or build(keeps)
+        together = [stores[number], *kept[number : number + keeps]]
+        _compute(together, views[number], compute, batch_size)
+    return stores
 
 
 def _build_compute(
-    split: SplitClassifier, precision: str, engine: str, batch_size: int, pixels: RowSource
+    network: Network, split: SplitClassifier, engine: str, pixels: RowSource, keeps: bool = False
 ) -> ComputeFeatures:
+    """Return what computes the head's features; with `keeps`, a list of them and finetune's."""
     extractor, pools = split.feature_extractor, split.pools_features
+    precision = network.precision[0]
+    if keeps and network.kept:
+        both = build_extractor(network.classifier, HEAD, network.kept)
+        compute_both = features.build_feature_function(both, precision)
+
+        def compute(rows: Any) -> list[Any]:
+            maps, below = compute_both(rows)
+            return [features.average_feature_maps(maps) if pools else maps, below]
+
+        return compute
     if engine == TENSORFLOW:
         return features.build_feature_function(extractor, precision, pools=pools)
     say(f"backbone features: by {engine}")
     examples = pixels.take(np.arange(min(N_CHECKED, pixels.n_rows)))
+    batch_size = features.rows_per_batch(network.image_size)
     return build_openvino_function(
         extractor, precision, pools=pools, batch_size=batch_size, examples=examples
     )
 
 
 def _compute(
-    store: FeatureStore, rows: RowSource, compute: ComputeFeatures, batch_size: int
+    stores: Sequence[FeatureStore], rows: RowSource, compute: ComputeFeatures, batch_size: int
 ) -> None:
     """Compute and cache the features of one view, and print how long that took."""
-    say(f"backbone features: computing {store.n_rows:,} images, {store.n_bytes / 1e9:.3g} GB")
+    n_rows, n_bytes = rows.n_rows, sum(store.n_bytes for store in stores)
+    say(f"backbone features: computing {n_rows:,} images, {n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
     # When so many were done. The first is what an interrupted run has cached, the second waits for
     # TensorFlow to optimize the graph.
@@ -161,11 +209,11 @@ def _compute(
                 _announce((total - done) * (now - since) / max(done - first, 1))
 
         features.cache_features(
-            store, rows, compute, batch_size=batch_size, progress=on_progress, say=say
+            stores, rows, compute, batch_size=batch_size, progress=on_progress, say=say
         )
     seconds = time.perf_counter() - started
-    rate = (store.n_rows - progress[0][1]) / seconds
-    say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {store.path}")
+    rate = (n_rows - progress[0][1]) / seconds
+    say(f"backbone features: {seconds:.1f} s, {rate:.1f} images/s, in {stores[0].path}")
 
 
 def _announce(seconds: float) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import FmnistError
@@ -62,6 +64,25 @@ def run_phase(
     for line in tracker.hint:
         say(line)
     return test
+
+
+def run_worker(experiment: Experiment, invocation: Invocation, runs_dir: Path) -> None:
+    """Train as a worker that is not the chief: what it writes is deleted in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        fit(experiment, _OwnDir(Path(folder), runs_dir), invocation, lambda row: None, None)
+
+
+class _OwnDir(RunDir):
+    """A worker's folder in place of the run directory."""
+
+    def __init__(self, path: Path, runs_dir: Path) -> None:
+        super().__init__(path)
+        self._runs_dir = runs_dir
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder of runs, where cached features are."""
+        return self._runs_dir
 
 
 def run_trial(

@@ -100,7 +100,7 @@ def read_table(
     path = pick_table(path)
     read = partial(tables.read_table, path, labels=None if labels is None else expand_path(labels))
     if path.is_dir():
-        read = partial(read, convention=_find_convention(run, path))
+        read = partial(read, convention=find_convention(run, path))
     table, column = _read_temporarily(
         lambda column, folder: read(folder, label_column=column), run, label_column
     )
@@ -120,7 +120,7 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     Raises:
         UsageError: the picture is bad, or the run does not say what its training images look like.
     """
-    pixels, notes, warnings = read_picture(path, _find_convention(run, path))
+    pixels, notes, warnings = read_picture(path, find_convention(run, path))
     say(f"{path}: {'; '.join(notes)}")
     for warning in warnings:
         warn(f"{path}: {warning}")
@@ -141,7 +141,12 @@ def read_input(run: SavedRun, path: Path, label_column: str | None = None) -> Im
     return Images(str(path), table.pixels, table.first_line, true_labels)
 
 
-def _find_convention(run: SavedRun, path: Path) -> Convention:
+def find_convention(run: SavedRun, path: Path) -> Convention:
+    """Return what the run's training images look like; `path` is named if it does not say.
+
+    Raises:
+        UsageError: the run is of an older version.
+    """
     try:
         return Convention.from_record(run.provenance["data"])
     except KeyError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from fmnist_tf.model.backbones import BackboneSpec
-    from fmnist_tf.model.inference import RunBatches
+    from fmnist_tf.model.inference import Progress, RunBatches
 
 MODEL = "model.keras"
 
@@ -42,6 +44,8 @@ class SavedRun:
         provenance: provenance.json.
         model_sha256: of model.keras, as DONE.json has it; of a stopped run, of its checkpoint.
         history: one row for each epoch.
+        temperature: that its logits are divided by wherever its probabilities are shown or served;
+            1 of a run without one, see `results.temperature`.
         checkpoint: of a stopped run; None if the run is complete.
     """
 
@@ -51,6 +55,7 @@ class SavedRun:
     provenance: dict[str, Any]
     model_sha256: str
     history: tuple[HistoryRow, ...]
+    temperature: float = 1.0
     checkpoint: Checkpoint | None = None
 
     @property
@@ -102,8 +107,9 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
     Raises:
         UsageError: there is neither.
     """
-    named = runs_dir / name
-    return RunDir.open(named if os.path.lexists(named / CONFIG) else Path(name))
+    named, path = runs_dir / name, Path(name)
+    is_path = os.path.lexists(path / CONFIG) or not (path.parent == Path() or named.parent.is_dir())
+    return RunDir.open(path if is_path and not os.path.lexists(named / CONFIG) else named)
 
 
 def read_saved_run(directory: RunDir) -> SavedRun:
@@ -113,12 +119,15 @@ def read_saved_run(directory: RunDir) -> SavedRun:
         UsageError: the run is damaged, or was stopped before its first checkpoint.
     """
     checkpoint = None if directory.is_complete else _find_checkpoint(directory)
+    temperature = 1.0
     config = RunConfig.from_json(directory.read_json(CONFIG))
     labels, provenance = directory.read_json("labels.json"), directory.read_json("provenance.json")
     try:
         if checkpoint is None:
             sha256 = str(directory.done["files"][MODEL]["sha256"])
             history = directory.read_history()
+            calibration = directory.read_json("evaluation.json").get("calibration", {})
+            temperature = float(calibration.get("temperature", 1))
         else:
             sha256 = checkpoint.sha256
             history = [HistoryRow(**row) for row in checkpoint.state["history"]]
@@ -129,6 +138,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
             provenance,
             sha256,
             tuple(history),
+            temperature,
             checkpoint,
         )
         # Whoever uses a run relies on these.
@@ -243,9 +253,23 @@ def build_saved_model(run: SavedRun) -> keras.Model:
     return classifier
 
 
-def compile_saved_model(run: SavedRun) -> RunBatches:
-    """Return the run's classifier as it was tested, with the mean over mirror images if it had."""
+def compile_saved_model(run: SavedRun, *, scaled: bool = True) -> RunBatches:
+    """Return the run's classifier as it was tested, with the mean over mirror images if it had.
+
+    Args:
+        run: complete, or stopped after its first checkpoint.
+        scaled: divide the logits by the run's temperature.
+    """
     from fmnist_tf.model.inference import average_flips, compile_model
+    from fmnist_tf.results.temperature import scale
 
     run_batches = compile_model(build_saved_model(run))
-    return average_flips(run_batches) if run.config.test_time_flip else run_batches
+    if run.config.test_time_flip:
+        run_batches = average_flips(run_batches)
+    temperature = run.temperature if scaled else 1.0
+
+    def run_scaled(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
+        for probabilities, *others in run_batches(images, show):
+            yield [scale(probabilities, temperature), *others]
+
+    return run_scaled

@@ -25,10 +25,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from fmnist_tf.cli.terminal import say
-from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.errors import RunExistsError, UsageError, suggest
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir
-from fmnist_tf.settings.config import RunConfig, flag_of, suggest
+from fmnist_tf.settings.config import RunConfig, flag_of
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.system.files import locked
 
@@ -55,7 +55,7 @@ _MAX_ATTEMPTS = 3  # then a trial waits for the others: it may kill its process 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 _SAME_FOR_ALL = {
     *("phase", "data", "test_data", "labels", "label_column", "val_fraction", "limit"),
-    *("cache", "precision", "test_time_flip"),
+    *("limit_test", "cache", "precision", "test_time_flip"),
 }
 _NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?")

@@ -276,7 +276,7 @@ def _read_figures(trained: RunDir) -> dict[str, Any]:
     """Return the `FIGURES` of a trial whose training is complete."""
     said, provenance = trained.read_json("evaluation.json"), trained.read_json("provenance.json")
     figures = {name: said["val"][name] for name in ("correct", "total", "loss")}
-    if "test" in said:
+    if said.get("test"):
         figures |= {f"test_{name}": said["test"][name] for name in ("correct", "total")}
     seconds = round(sum(provenance["seconds"].values()), 3)
     return {**figures, "epoch": said["chosen_epoch"], "seconds": seconds}
@@ -307,7 +307,8 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
     for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
     print(sources)
-    result = f"test accuracy {describe_accuracy(best, 'test_')} (n = {len(best)})"
+    split, prefix = ("val", "") if best["test_correct"].isna().all() else ("test", "test_")
+    result = f"{split} accuracy {describe_accuracy(best, prefix)} (n = {len(best)})"
     if space:
         print(f"train the best and test it:  {_command_of_best(sweep, best_trial)}")
         point = printable(show_point({name: best[name].iloc[0] for name in space}), 1000)

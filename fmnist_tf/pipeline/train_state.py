@@ -14,11 +14,14 @@ import tensorflow as tf
 import fmnist_tf
 from fmnist_tf.cli.terminal import warn
 from fmnist_tf.errors import printable
+from fmnist_tf.model.phases import digest_weights
 from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import describe_versions
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.cpu import usable_cpus
+from fmnist_tf.system.files import json_digest
+from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 from fmnist_tf.training.features import describe_processor
 from fmnist_tf.training.loop import Counts, Position, Trainer, TrainingPlan
@@ -95,6 +98,7 @@ class TrainState:
         facts = {
             "conditions": self._conditions,
             "rows": self._rows,
+            "replicas": self._trainer.cluster.n_replicas,
             "position": asdict(self.position),
             "peak_rate": self.peak_rate,
             "best_epoch": self.best_epoch,
@@ -107,13 +111,20 @@ class TrainState:
         variables = {} if self.is_finished else self._trainer.state(plan)
         checkpoints.save(facts, {**variables, "best": self._best_weights})
 
-    def load(self, checkpoint: Checkpoint, plan: TrainingPlan) -> None:
-        """Continue from a checkpoint.
+    def load(self, checkpoint: Checkpoint | None, plan: TrainingPlan) -> None:
+        """Continue from the chief's checkpoint; the other workers have None.
 
         Raises:
             UsageError: it is of another network or optimizer.
         """
-        facts = checkpoint.state
+        workers = self._trainer.cluster
+        facts = workers.json_from_chief(checkpoint.state if checkpoint else None)
+        then, now = facts.get("replicas", 1), workers.n_replicas
+        if then != now:
+            warn(
+                f"the run trained on {then} devices and continues on {now}: the order of images "
+                "stays; rounding, and the streams of dropout and augmentation, are others"
+            )
         if facts["rows"] != self._rows:
             warn(
                 "backbone features are cached now and were computed in each epoch before, or the "
@@ -132,7 +143,12 @@ class TrainState:
         if self.best_epoch is not None:
             self._set_best(self._trainer.snapshot())
         variables = {} if self.is_finished else self._trainer.state(plan)
-        checkpoint.restore({**variables, "best": self._best_weights})
+        if checkpoint is not None:
+            checkpoint.restore({**variables, "best": self._best_weights})
+        for variable in self._best_weights:
+            variable.assign(workers.from_chief(variable.numpy()))
+        if not self.is_finished:
+            self._trainer.spread_state(plan, self.position)
 
     def n_bytes(self, plan: TrainingPlan) -> int:
         """Return the size of a checkpoint."""
@@ -164,6 +180,22 @@ def describe_conditions(experiment: Experiment) -> dict[str, Any]:
         "processors": len(usable_cpus()),
         "processor": describe_processor(),
     }
+
+
+def require_same_work(experiment: Experiment) -> None:
+    """Check that all workers would train the same network on the same data.
+
+    Raises:
+        UsageError: they would not.
+    """
+    workers = cluster.current()
+    if workers.n_workers == 1:
+        return
+    own = ("processors", "processor", "data", "test_data", "labels", "cache", "weights", "parent")
+    facts = {**experiment.config.to_json(), **describe_conditions(experiment)}
+    facts = {name: value for name, value in facts.items() if name not in own}
+    initial = json_digest(digest_weights(experiment.network.classifier))
+    workers.require_same({**facts, "initial weights, SHA-256": initial})
 
 
 def find_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

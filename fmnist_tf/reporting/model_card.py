@@ -36,7 +36,9 @@ def write_model_card(run: RunDir) -> None:
     config, labels, evaluation, provenance = (
         run.read_json(f"{name}.json") for name in ("config", "labels", "evaluation", "provenance")
     )
-    confusion = np.array(evaluation["test"]["confusion"])
+    split = "test" if evaluation["test"] else "validation"
+    tested = evaluation["test"] or evaluation["val"]
+    confusion = np.array(tested["confusion"])
     kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
     # The sample's own warning is among the caveats.
     warnings = [text for text in provenance["data"]["warnings"] if not text.startswith("WARNING")]
@@ -45,6 +47,8 @@ def write_model_card(run: RunDir) -> None:
         config=config,
         names=[labels[str(index)] for index in range(len(labels))],
         evaluation=evaluation,
+        split=split,
+        tested=tested,
         provenance=provenance,
         scores=score_classes(confusion),
         confused=rank_confusions(confusion, 3),

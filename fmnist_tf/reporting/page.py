@@ -39,6 +39,19 @@ def write_report(run: RunDir, path: Path) -> None:
         UsageError: a file is missing or damaged.
     """
     record = RunRecord(run)
+    if not record.is_tested:
+        context = {
+            "run_name": record.name,
+            "cells": record.cells,
+            "provenance": record.provenance,
+            "banners": ["Not tested", *record.banners],
+            "lead": f"Validation accuracy {record.cells[4]}, epoch {record.chosen.epoch}. Test it:",
+            "command": f"python -m fmnist_tf.evaluate {run.name_in(run.runs_dir)}",
+            "training": sections.describe_training(record.history, record.chosen, record.steps),
+            "invert": record.provenance["data"]["background"] < 128,
+        }
+        write_page(path, "untested.html.jinja", context)
+        return
     names, arrays, confusion = record.class_names, run.read_arrays("report.npz"), record.confusion
     with damage_is_bad_input(run):
         test = sections.Examples("test", *record.predictions, arrays, names)
@@ -62,7 +75,9 @@ def write_report(run: RunDir, path: Path) -> None:
             "precision_recall": sections.describe_precision_recall(
                 *record.predictions, names, scores["by_f1"]
             ),
-            "calibration": sections.describe_calibration(*record.predictions),
+            "calibration": sections.describe_calibration(
+                *record.predictions, record.evaluation.get("calibration")
+            ),
             "projections": sections.describe_projections(arrays, record.predictions[0], names),
             "cams": sections.describe_cams(arrays, test),
             "cam_cells": arrays["cam_cells"].tolist(),
@@ -106,12 +121,13 @@ def write_stopped_report(
             "cells": cells,
             "provenance": provenance,
             "banners": [f"Stopped in or after {last}", *describe_caveats(config, provenance)],
-            "chosen": chosen,
+            "lead": f"Best validation accuracy so far: {chosen.val_accuracy:.2%}, epoch "
+            f"{best_epoch}. Finish the run for its test and its page:",
             "command": command,
             "training": sections.describe_training([*before, *history], chosen),
             "invert": data["background"] < 128,
         }
-        write_page(path, "stopped.html.jinja", context)
+        write_page(path, "untested.html.jinja", context)
     return cells
 
 
@@ -146,7 +162,9 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
     if len({record.split for record in records}) > 1:
         finding += " Not all runs used the same validation rows."
     chart = (curves.plot_overlay, [record.history for record in records], marks)
-    same_classes = all(record.label_map == records[0].label_map for record in records)
+    same_classes = all(
+        record.is_tested and record.label_map == records[0].label_map for record in records
+    )
     confusions = [record.confusion for record in records]
     context = {
         "columns": COLUMNS[N_FACTS:],
@@ -157,6 +175,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
         **sections.describe_differences(records),
         "curves": sections.draw_chart("overlay", finding, 3.4, *chart),
         "pairs": pairs,
+        "changes": [None, *(pair.get("points") for pair in pairs[: len(runs) - 1])],
         "images": _show_disagreements(runs, records, pairs),
         "recalls": sections.describe_recalls(confusions) if same_classes else None,
         "names": records[0].class_names,
@@ -170,15 +189,15 @@ def _show_disagreements(
     runs: Sequence[RunDir], records: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str, list[Any]]]:
     """Return marks and tiles of the first run with each of the next that have its test images."""
-    examples: list[sections.Examples] = []
-    for run, record in zip(runs[: 1 + _SHOWN_WITH], records, strict=False):
-        with damage_is_bad_input(run):
-            arrays = run.read_arrays("report.npz")
-            names = record.class_names
-            examples.append(sections.Examples("test", *record.predictions, arrays, names))
+
+    def read(number: int) -> sections.Examples:
+        record, arrays = records[number], runs[number].read_arrays("report.npz")
+        return sections.Examples("test", *record.predictions, arrays, record.class_names)
+
+    with_first = list(enumerate(pairs[: min(len(runs) - 1, _SHOWN_WITH)], start=1))
     return [
-        (*pair["marks"], sections.describe_disagreements(examples[0], other))
-        for pair, other in zip(pairs, examples[1:], strict=False)
+        (*pair["marks"], sections.describe_disagreements(read(0), read(number)))
+        for number, pair in with_first
         if pair["test"]
     ]
 
@@ -187,6 +206,9 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
     """Return the result of McNemar's test on two runs, or why it does not apply."""
     (mark_a, a), (mark_b, b) = first, second
     names, marks = f"{mark_a} {a.name} and {mark_b} {b.name}", (mark_a, mark_b)
+    if not (a.is_tested and b.is_tested):
+        text = f"{names}: not compared, not both were tested"
+        return {"test": None, "marks": marks, "text": text}
     (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
     for is_same, why in (
         (a.test_data == b.test_data, "the recorded test data differ (SHA-256)"),
@@ -203,4 +225,5 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
         f"{names}: of {len(labels):,} test images {test.only_first:,} are correct only in {mark_a} "
         f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
     )
-    return {"test": test, "marks": marks, "text": text, "verdict": verdict}
+    points = 100 * (test.only_second - test.only_first) / len(labels)
+    return {"test": test, "marks": marks, "text": text, "verdict": verdict, "points": points}

@@ -135,8 +135,13 @@ def write_mistakes(
             figure.text(0.5, 0.4, "no mistakes", ha="center", fontsize=16, color=FAINT)
 
 
-def plot_calibration(figure: Figure, calibration: Calibration) -> None:
-    """Draw accuracy against confidence by bin (a reliability diagram), and the size of the bins."""
+def plot_calibration(
+    figure: Figure, calibration: Calibration, scaled: Calibration | None = None
+) -> None:
+    """Draw accuracy against confidence by bin (a reliability diagram), and the size of the bins.
+
+    `scaled` is drawn over it as dots, the accuracy at the mean confidence of each bin.
+    """
     filled = calibration.counts > 0
     left, width = calibration.edges[:-1][filled], 0.92 * np.diff(calibration.edges)[filled]
     fractions = calibration.counts[filled] / calibration.counts.sum()
@@ -148,6 +153,8 @@ def plot_calibration(figure: Figure, calibration: Calibration) -> None:
     lower.bar(left, fractions, width, align="edge", color=FAINT, alpha=0.6)
     confidence = calibration.confidence[filled]
     upper.hlines(confidence, left, left + width, color=ORANGE, linewidth=2.5)
+    if scaled is not None:
+        upper.plot(scaled.confidence, scaled.accuracy, "o", color=INK, ms=4)
     upper.plot((0, 1), (0, 1), color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
     upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy")
     lower.set(xlabel="probability of the prediction", ylabel="images")

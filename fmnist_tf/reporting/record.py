@@ -29,9 +29,10 @@ class RunRecord:
 
     Attributes:
         config, evaluation, provenance, label_map: the JSON files (the last is labels.json).
-        predictions: test labels (N,) int64 and probabilities (N, K) float32.
+        is_tested: false after --no-test, and for a trial of a sweep.
+        predictions: test labels (N,) int64 and probabilities (N, K) float32; if it is tested.
         class_names: K names for display.
-        confusion: (K, K) int64 counts on the test images.
+        confusion: (K, K) int64 counts on the test images, else on val.
         steps: the loss of each step of the last phase, (S,) float64.
         history: the epochs of all phases; `chosen` is the one whose weights were selected.
         test_data: identifies the test images.
@@ -50,10 +51,13 @@ class RunRecord:
             self.evaluation = run.read_json("evaluation.json")
             self.provenance = run.read_json("provenance.json")
             self.label_map = run.read_json("labels.json")
-            self.predictions = run.read_predictions()
-            n_classes = self.predictions[1].shape[1]
+            val, test = self.evaluation["val"], self.evaluation.get("test")
+            self.is_tested = test is not None
+            self.confusion = np.array((val if test is None else test)["confusion"], np.int64)
+            if self.is_tested:
+                self.predictions = run.read_predictions()
+            n_classes = len(self.confusion)
             self.class_names = display_names([self.label_map[str(k)] for k in range(n_classes)])
-            self.confusion = np.array(self.evaluation["test"]["confusion"], np.int64)
             before = [HistoryRow(**row) for row in self.provenance.get("parent_history", ())]
             self.history = before + run.read_history()
             self.steps = run.read_steps()
@@ -65,14 +69,14 @@ class RunRecord:
             self.test_data = len(files), files[-1]["sha256"]
             self.split = files[0]["sha256"], data["split_sha256"]
             self.banners = describe_caveats(self.config, self.provenance)
-            val, test = self.evaluation["val"], self.evaluation["test"]
-            low, high = test["interval_95"]
-            figures = [
-                f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})",
-                f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})",
-                f"{low:.4f} to {high:.4f}",
-            ]
-            counts = val["total"], test["total"]
+            figures = [f"{val['accuracy']:.4f} ({val['correct']}/{val['total']})"]
+            if test is not None:
+                low, high = test["interval_95"]
+                figures.append(f"{test['accuracy']:.4f} ({test['correct']}/{test['total']})")
+                figures.append(f"{low:.4f} to {high:.4f}")
+            else:
+                figures += ["not tested", "none"]
+            counts = val["total"], 0 if test is None else test["total"]
             self.cells = describe_run(self.config, self.provenance, counts, figures)
 
 

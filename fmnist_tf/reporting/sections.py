@@ -20,6 +20,7 @@ from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import scale
 
 _CURVES = 10  # classes at most
 _DISAGREEMENTS = 12  # images at most
@@ -124,8 +125,16 @@ def describe_label_issues(val: Examples, test: Examples) -> dict[str, Any]:
     return {"counts": {split: len(found) for split, found in suspects.items()}, "tiles": tiles}
 
 
-def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return the reliability diagram and what it shows."""
+def describe_calibration(
+    labels: np.ndarray, probabilities: np.ndarray, scaling: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the reliability diagram and what it shows.
+
+    Args:
+        labels: (N,) true labels.
+        probabilities: (N, K) of the network as trained.
+        scaling: `calibration` of evaluation.json; None of an older run.
+    """
     calibration = analysis.measure_calibration(labels, probabilities)
     confidence = probabilities.max(axis=1).mean()
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
@@ -133,7 +142,14 @@ def describe_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[
         f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}; expected calibration error "
         f"(ECE) {calibration.ece:.1%}, maximum calibration error {calibration.mce:.1%}."
     )
-    return draw_chart("calibration", finding, 4.4, plots.plot_calibration, calibration)
+    scaled = None
+    if scaling is not None:
+        scaled = analysis.measure_calibration(labels, scale(probabilities, scaling["temperature"]))
+        finding += (
+            f" With its temperature {scaling['temperature']:.3f}, fitted on the validation images, "
+            f"which predict, demo and export use, the ECE is {scaled.ece:.1%}."
+        )
+    return draw_chart("calibration", finding, 4.4, plots.plot_calibration, calibration, scaled)
 
 
 def describe_projections(

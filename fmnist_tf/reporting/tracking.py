@@ -82,6 +82,11 @@ class RunResults:
     metadata: Mapping[str, Any]
 
     @property
+    def is_tested(self) -> bool:
+        """Whether there are test images."""
+        return len(self.labels) > 0
+
+    @property
     def metrics(self) -> dict[str, float]:
         """`test_accuracy`, `val_loss` and so on."""
         metrics = {}
@@ -89,8 +94,10 @@ class RunResults:
             for name in ("accuracy", "loss", "correct", "total"):
                 metrics[f"{split}_{name}"] = getattr(evaluation, name)
             metrics[f"{split}_macro_f1"] = score_classes(evaluation.confusion).macro_f1
-        calibration = measure_calibration(self.labels, self.probabilities)
-        return metrics | {"test_expected_calibration_error": calibration.ece}
+        if self.is_tested:
+            calibration = measure_calibration(self.labels, self.probabilities)
+            metrics["test_expected_calibration_error"] = calibration.ece
+        return metrics
 
 
 class Tracker(Protocol):

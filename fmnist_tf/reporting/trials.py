@@ -47,7 +47,7 @@ def describe_accuracy(complete: pd.DataFrame, prefix: str = "") -> str:
 
     Of several, with the sample standard deviation: `0.9012 ± 0.0021`.
     """
-    values = complete[f"{prefix}correct"] / complete[f"{prefix}total"]
+    values = (complete[f"{prefix}correct"] / complete[f"{prefix}total"]).dropna()
     if values.empty:
         return "-"
     return f"{values.mean():.4f}" + (f" ± {values.std():.4f}" if len(values) > 1 else "")

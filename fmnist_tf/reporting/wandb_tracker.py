@@ -46,7 +46,7 @@ class WandbTracker:
 
         self.run.summary.update(results.metrics)
         media = {f"figure/{path.stem}": wandb.Image(str(path)) for path in results.figures}
-        self.run.log(_make_tables(results) | media)
+        self.run.log((_make_tables(results) if results.is_tested else {}) | media)
         name = f"model-{self.run.name}"
         artifact = wandb.Artifact(name, type="model", metadata=dict(results.metadata))
         for path in results.model:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_tf.errors import RunExistsError, UsageError
+from fmnist_tf.errors import RunExistsError, UsageError, did_you_mean
 from fmnist_tf.results.evaluation import check_predictions
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.system.checked import ChangedFileError, CheckedFolder
@@ -79,12 +79,8 @@ class RunDir(CheckedFolder):
         if os.path.lexists(path / CONFIG):
             return cls(path)
         found = "no config.json in it" if path.is_dir() else "no such folder"
-        names = [str(run.path.relative_to(path.parent)) for run in list_runs(path.parent)]
-        known = ", ".join(names[:5]) or "none"
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise UsageError(
-            f"{path}: expected a run directory, found {found}; runs in {path.parent}: {known}{more}"
-        )
+        hint = describe_runs(path.parent, path.name)
+        raise UsageError(f"{path}: expected a run directory, found {found}; {hint}")
 
     @property
     def is_unfinished(self) -> bool:
@@ -201,6 +197,16 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
             trials = (RunDir(trial) for trial in sorted(path.glob("trial-*")))
             runs += (t for t in trials if t.is_complete and t.file(PREDICTIONS).exists())
     return runs
+
+
+def describe_runs(runs_dir: Path, name: str) -> str:
+    """Return the runs of a folder that are most like `name`, or the first, for a message."""
+    if not runs_dir.is_dir():
+        return f"there is no folder {runs_dir} in {Path.cwd()}; --runs-dir names the folder of runs"
+    names = [str(run.path.relative_to(runs_dir)) for run in list_runs(runs_dir)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    known = f"runs in {runs_dir}: {', '.join(names[:5]) or 'none'}{more}"
+    return did_you_mean(name, names) or known
 
 
 def find_newest_complete_run(runs_dir: Path, phase: str = "frozen") -> RunDir | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fmnist_tf.settings.backbones import check_words
 from fmnist_tf.settings.config import (
     DEFAULTS,
     FROZEN_GAP_RATE,
@@ -20,7 +21,10 @@ FIXED_BY_PARENT = (
     "val_fraction", "limit", "backbone", "weights", "image_size", "cut", "head", "standardize",
     "units",
 )  # fmt: skip
-INHERITED = (*FIXED_BY_PARENT, "data", "test_data", "labels", "label_column", "seed", "dropout")
+INHERITED = (
+    *FIXED_BY_PARENT, "data", "test_data", "labels", "label_column", "limit_test", "seed",
+    "dropout",
+)  # fmt: skip
 
 
 def complete_config(
@@ -79,7 +83,8 @@ def complete_config(
             raise error.in_file(where) if where else error
         notes = [f"overrides {show_value(v)} of {w}" for w, v in overridden if v != value][:1]
         if name not in both:
-            notes = [f"inherited from {where}"]
+            usual = "features" if name == "standardize" else default
+            notes = [f"inherited from {where}"] if value != usual else []
         elif name not in given and (notes or value != default):
             notes = [f"from {where}", *notes]
         if notes:
@@ -92,7 +97,9 @@ def complete_config(
     frozen = values.get("phase", "frozen") == "frozen"
     values.setdefault("standardize", "features" if frozen else "none")
     try:
-        return RunConfig(**values), lines
+        config = RunConfig(**values)
+        check_words(config)
+        return config, lines
     except SettingError as error:
         if error.name in given or error.name not in {*recipe, "parent"}:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.errors import UsageError, did_you_mean, printable, suggest
 from fmnist_tf.settings.types import (
     Count,
     CountFrom0,
@@ -42,12 +41,12 @@ WITH_WARMUP = ("constant", "cosine")
 Phase = Literal["frozen", "finetune", "scratch"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "triangular2", "plateau"]
-Augmentation = Literal["flip", "shift-crop", "erasing", "mixup"]
+Augmentation = Literal["flip", "shift-crop", "erasing", "mixup", "randaugment", "cutmix"]
 
 PHASES: tuple[str, ...] = get_args(Phase)
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 RANDOM_AUGMENTATIONS = AUGMENTATIONS[1:]
-"""Those with too many outcomes to store each, in the order in which they are applied."""
+"""Those with too many outcomes to store each."""
 
 
 class SettingError(UsageError):
@@ -119,9 +118,13 @@ class _Settings(BaseModel):
     limit: Annotated[int, Ge(2), Le(2**31 - 1)] | None = _data(
         "use only N training and validation rows, stratified"
     )
+    limit_test: CountFrom0 | None = _data(
+        "test on only N of the test images, stratified, the same for every seed; 0, or --no-test: "
+        "do not test; `evaluate RUN` tests on all"
+    )
     seed: CountFrom0 = _data("seed of split, order, initial weights and dropout", 0)
 
-    backbone: Text = _model("network under the head", "resnet50", "NAME")
+    backbone: Text = _model("network under the head", "resnet50", "{NAME,hub:PRESET}")
     weights: Text = _model(
         "pretrained weights of the backbone; a file is in Keras' layout without top",
         "auto",
@@ -235,6 +238,14 @@ class _Settings(BaseModel):
         "{auto,off,DIR}",
     )
 
+    keep_for_finetune: Text = _training(
+        "frozen: the lowest stage or block that finetune will train: TensorFlow's pass over the "
+        "images caches its input too, where the disk has four times the room; auto: finetune's "
+        "default",
+        "auto",
+        "{auto,none,STAGE}",
+    )
+
     # Without flags: what a run's config.json holds besides.
     parent: Text | None = None
     split_seed: CountFrom0 | None = None
@@ -251,6 +262,10 @@ class _Settings(BaseModel):
             expected = re.sub("^(Input should be|Value error,) ", "", first["msg"])
             expected = re.sub("^(?=greater|less)", "a number ", expected)
             expected = expected.replace("valid tuple", "list of texts")
+            if first["type"] == "literal_error":
+                choices = re.findall("'(.*?)'", expected)
+                hint = did_you_mean(str(first["input"]), choices)
+                expected = "; ".join(filter(None, (", ".join(choices), hint)))
             raise SettingError(name, values[name], expected) from None
 
 
@@ -280,6 +295,9 @@ class RunConfig(_Settings):
         expected = f"only with --phase finetune, and the phase is {self.phase}"
         require(finetune or self.layer_decay == 1, "layer_decay", expected)
         require(finetune or not self.unfreeze, "unfreeze", expected)
+        expected = f"only with --phase frozen, and the phase is {self.phase}"
+        frozen = self.phase == "frozen"
+        require(frozen or self.keep_for_finetune == "auto", "keep_for_finetune", expected)
         require(finetune or not self.train_batch_norm, "train_batch_norm", expected)
         require(finetune or self.parent is None, "parent", expected)
         require(not scratch or self.cut != "auto", "cut", "a stage with --phase scratch")
@@ -368,12 +386,6 @@ def check_names(names: Collection[str], known: Collection[str], kind: str, where
     ]
     if lines:
         raise UsageError(*lines[:10])
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return the known names that are most like `name`, as a hint; all if none is like it."""
-    near = difflib.get_close_matches(name, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(known))}"
 
 
 def flag_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ from fmnist_tf.settings.config import (
 
 _METAVARS = {int: "N", float: "X", str: "PATH"}
 _BOOLEANS = {"true": True, "false": False}
+_SHORT = {"learning_rate": ["--lr"]}
 
 
 def setting_names() -> tuple[str, ...]:
@@ -26,7 +28,8 @@ def setting_names() -> tuple[str, ...]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting, in groups; a flag that is not given is absent from the result.
 
-    `none` is read as None where a setting can be None: it clears what a recipe sets.
+    Values are checked by `RunConfig`. `none` is read as None where a setting can be None: it clears
+    what a recipe sets.
     """
     groups: dict[str, Any] = {}
     for name in setting_names():
@@ -37,12 +40,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(name)}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is Literal:
-            options["choices"] = get_args(kind)
         else:
-            options["type"] = _reader(name)
-            options["metavar"] = extra["metavar"] or _METAVARS[kind]
-        groups[extra["group"]].add_argument(flag_of(name), **options)
+            is_choice = get_origin(kind) is Literal
+            choices = f"{{{','.join(get_args(kind))}}}" if is_choice else ""
+            options["metavar"] = extra["metavar"] or choices or _METAVARS[kind]
+            options["type"] = functools.partial(convert, name)
+        group = groups[extra["group"]]
+        group.add_argument(flag_of(name), *_SHORT.get(name, ()), **options)
+        if name == "limit_test":
+            options = {"action": "store_const", "const": 0, "dest": name, "help": "--limit-test 0"}
+            group.add_argument("--no-test", default=argparse.SUPPRESS, **options)
 
 
 def read_value(name: str, text: str) -> Any:
@@ -53,11 +60,25 @@ def read_value(name: str, text: str) -> Any:
     Raises:
         SettingError: the value is of another type, or out of range by itself.
     """
+    return check_value(name, convert(name, text))
+
+
+def convert(name: str, text: str) -> Any:
+    """Return a value as `read_value` does, unchecked: of another type it is the text itself."""
+    kind, is_optional = _type_of(name)
+    if is_optional and text == "none":
+        return None
+    of_text: Callable[[str], Any] = kind
+    if kind is bool:
+        of_text = _BOOLEANS.__getitem__
+    elif name == "image_size":
+        of_text = _read_sizes
+    elif kind not in _METAVARS:
+        of_text = str if get_origin(kind) is Literal else _read_list
     try:
-        value = _BOOLEANS[text] if _type_of(name)[0] is bool else _reader(name)(text)
+        return of_text(text)
     except (KeyError, ValueError):
-        value = text  # which is refused with the right words
-    return check_value(name, value)
+        return text  # which `RunConfig` refuses with the right words
 
 
 def to_arguments(values: Mapping[str, Any]) -> list[str]:
@@ -83,24 +104,8 @@ def _type_of(name: str) -> tuple[Any, bool]:
     return kind.__origin__ if hasattr(kind, "__metadata__") else kind, True  # without the range
 
 
-def _reader(name: str) -> Callable[[str], Any]:
-    kind, is_optional = _type_of(name)
-    convert = kind if kind in _METAVARS else str if get_origin(kind) is Literal else _read_list
-    if name == "image_size":
-        convert = _read_sizes
-
-    def read(text: str) -> Any:
-        return None if is_optional and text == "none" else convert(text)
-
-    read.__name__ = convert.__name__  # argparse names it when it refuses a value
-    return read
-
-
 def _read_sizes(text: str) -> int | tuple[int, ...]:
     return tuple(map(int, text.split(","))) if "," in text else int(text)
-
-
-_read_sizes.__name__ = "int"  # what argparse calls it when it refuses a value
 
 
 def _read_list(text: str) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmnist_tf.errors import UsageError, printable
-from fmnist_tf.settings.config import PHASES, check_names, check_settings, suggest
+from fmnist_tf.errors import UsageError, printable, suggest
+from fmnist_tf.settings.config import PHASES, check_names, check_settings
 
 FOLDER = Path(__file__).with_name("recipes")
 ABOUT = ("what", "source", "published", "ours")

@@ -21,6 +21,7 @@ _NAMES = {signal.SIGINT: "Ctrl-C"} | {
 }
 _pending: list[StoppedError] = []
 _n_deferring = 0
+_n_sharing = 0
 
 
 class StoppedError(BaseException):
@@ -68,9 +69,25 @@ def deferred() -> Iterator[None]:
             _let_next_kill()
 
 
+@contextmanager
+def shared() -> Iterator[None]:
+    """Let `check` do nothing inside: several processes `take` their signals and stop together."""
+    global _n_sharing
+    _n_sharing += 1
+    try:
+        yield
+    finally:
+        _n_sharing -= 1
+
+
+def take() -> StoppedError | None:
+    """Return, once, the `StoppedError` of a signal so far."""
+    return _pending.pop() if _pending else None
+
+
 def check() -> None:
     """Raise the `StoppedError` of a signal so far; long loops call this in every iteration."""
-    if _pending:
+    if _pending and not _n_sharing:
         raise _pending.pop()
 
 

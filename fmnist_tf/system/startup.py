@@ -17,10 +17,11 @@ _STARTUP_NOISE = re.compile(
 )
 
 
-def import_tensorflow() -> None:
+def import_tensorflow(start: Callable[[], None] = lambda: None) -> None:
     """Import TensorFlow and Keras in the one configuration that runs are made in.
 
-    Commands call this after they have checked what can be checked without TensorFlow.
+    Commands call this after they have checked what can be checked without TensorFlow. `start` is
+    called before TensorFlow computes anything, such as to join other processes.
 
     Raises:
         UsageError: the program has imported Keras with another backend.
@@ -39,6 +40,9 @@ def import_tensorflow() -> None:
 
         if is_first:
             tf.config.list_physical_devices()  # logs a missing GPU as an error
+    start()
+    with holding_stderr(is_startup_noise):
+        if is_first:
             # The first cast logs, as an error and once, that a processor has no bfloat16 units.
             # Runs choose their precision accordingly (`--precision auto`), but store features in
             # bfloat16.

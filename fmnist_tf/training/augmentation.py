@@ -7,8 +7,10 @@ Shape letters: B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 
+import keras
 import tensorflow as tf
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
@@ -24,6 +26,8 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 # Zhang et al. 2018 find 0.1 to 0.4 best on ImageNet, with underfitting above; they train CIFAR-10
 # with 1 for 200 epochs.
 MIXUP_ALPHA = 0.2
+# Turns by up to 36 degrees, and moves by up to 3 pixels. Keras' own 0.5 turns by up to 180 degrees.
+RANDAUGMENT_FACTOR = 0.1
 
 
 def augment(
@@ -35,17 +39,20 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the augmented batch: pixels (B, 784) uint8 and targets (B, K) float32.
 
-    The kinds are applied in the order of `RANDOM_AUGMENTATIONS`, and the random numbers of each do
-    not depend on the others. A flip is a view of the rows instead; see `batches.StackedRows`.
+    The kinds are applied in the order below, and the random numbers of each do not depend on the
+    others. A flip is a view of the rows instead; see `batches.StackedRows`.
 
     - shift-crop: pads with the background and crops, so that the image moves by a uniform
       -SHIFT..SHIFT pixels in each direction.
+    - randaugment: `keras.layers.RandAugment` (Cubuk et al. 2020): two of 11 operations, which Keras
+      draws once for the batch; their strengths differ from image to image.
     - erasing: with probability 1/2 fills a rectangle with uniform noise (algorithm 1 of Zhong et
       al. 2020). Area, aspect ratio and place are uniform. A side longer than the image is cut to
-      it; the paper draws again (1 in 30).
-    - mixup: x <- L x + (1 - L) x', and the same for the targets, with L of Beta(MIXUP_ALPHA,
-      MIXUP_ALPHA) for each image, as in the formula of Zhang et al. 2018 (their code uses one for a
-      batch). x' is the previous image of the batch, which is in random order. Pixels are rounded.
+      it; the paper draws again (1 in 30). `keras.layers.RandomErasing` has other areas and noise.
+    - mixup: `keras.layers.MixUp`: x <- L x + (1 - L) x', and the same for the targets, with x' of
+      the same batch and L of Beta(MIXUP_ALPHA, MIXUP_ALPHA) for each image (Zhang et al. 2018).
+    - cutmix: `keras.layers.CutMix`: replaces a rectangle by that of x', and mixes the targets by
+      its area, which is uniform (Yun et al. 2019). With mixup too, each batch gets one of the two.
 
     Args:
         pixels: (B, 784) uint8.
@@ -60,11 +67,42 @@ def augment(
     }
     if "shift-crop" in kinds:
         images = _shift(images, seeds["shift-crop"], background)
+    if "randaugment" in kinds:
+        images, targets = _apply("randaugment", images, targets, seeds)
     if "erasing" in kinds:
         images = _erase(images, seeds["erasing"])
-    if "mixup" in kinds:
-        images, targets = _mix(images, targets, seeds["mixup"])
+    if mixing := [kind for kind in ("mixup", "cutmix") if kind in kinds]:
+        choice = tf.random.stateless_uniform((), seed, 0, len(mixing), tf.int32)
+        branches = [functools.partial(_apply, kind, images, targets, seeds) for kind in mixing]
+        images, targets = tf.switch_case(choice, branches)
     return tf.reshape(images, (-1, N_PIXELS)), targets
+
+
+@functools.cache
+def _build(kind: str) -> keras.layers.Layer:
+    with tf.init_scope():  # a layer has variables, which no graph may own
+        layer = {
+            "randaugment": lambda: keras.layers.RandAugment(factor=RANDAUGMENT_FACTOR),
+            "mixup": lambda: keras.layers.MixUp(MIXUP_ALPHA),
+            "cutmix": lambda: keras.layers.CutMix(factor=(1.0, 1.0)),  # alpha, of Beta(1, 1)
+        }[kind]()
+        layer.build((None, IMAGE_SIZE, IMAGE_SIZE, 1))
+    return layer
+
+
+def _apply(
+    kind: str, images: tf.Tensor, targets: tf.Tensor, seeds: Mapping[str, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Call a Keras layer with seeds in place of the variables that its generators count in."""
+    layer = _build(kind)
+    states = [
+        tf.cast(tf.random.fold_in(seeds[kind], number), variable.dtype)
+        for number, variable in enumerate(layer.non_trainable_variables)
+    ]
+    inputs = {"images": tf.cast(images, tf.float32)[..., tf.newaxis], "labels": targets}
+    outputs, _ = layer.stateless_call([], states, inputs, training=True)
+    levels = tf.clip_by_value(tf.round(outputs["images"][..., 0]), 0, 255)
+    return tf.cast(levels, tf.uint8), tf.cast(outputs["labels"], tf.float32)
 
 
 def _shift(images: tf.Tensor, seed: tf.Tensor, background: int) -> tf.Tensor:
@@ -103,17 +141,3 @@ def _erase(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def _within(bounds: tuple[float, float], fraction: tf.Tensor) -> tf.Tensor:
     low, high = bounds
     return low + (high - low) * fraction
-
-
-def _mix(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    # For two gamma variables a and b, a / (a + b) has the beta distribution.
-    one, other = tf.unstack(
-        tf.random.stateless_gamma((2, tf.shape(images)[0], 1), seed, MIXUP_ALPHA)
-    )
-    own = one / (one + other)
-    mixed = _blend(tf.cast(images, tf.float32), own[:, :, None])
-    return tf.cast(tf.round(mixed), tf.uint8), _blend(targets, own)
-
-
-def _blend(values: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    return own * values + (1 - own) * tf.roll(values, 1, axis=0)

@@ -1,7 +1,7 @@
 """Backbone features on disk, in checksummed shards that are memory-mapped for reading.
 
 Files of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and `.lock`. A shard has
-`rows_per_shard` rows, the last one the rest, of little-endian bfloat16, followed by a checksum of
+`SHARD_ROWS` rows, the last one the rest, of little-endian bfloat16, followed by a checksum of
 16 bytes: XXH3-128 of the entry's name, the shard's number and its rows. It detects damage, not
 malice, at the speed of memory. A shard with the right checksum is valid whatever else is in the
 folder: an interrupted computation continues after the last shard, and corrupt or foreign shards,
@@ -19,7 +19,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -34,8 +34,9 @@ from fmnist_tf.system import signals
 from fmnist_tf.system.files import open_regular, remove, require_unlinked, write_atomically
 
 FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
-# A kill costs the shard in work, so shards are bounded in bytes and in rows.
-SHARD_BYTES, SHARD_ROWS = 64 << 20, 1024
+# A kill costs the shard in work. All entries have shards of the same rows, so that one pass can
+# fill several. A power of two, so that batches divide it.
+SHARD_ROWS = 256
 READ_BYTES = 1 << 20
 # Threads that compute or verify: one works while another starts, ends or is copied.
 N_THREADS = 2
@@ -56,13 +57,13 @@ class FeatureStore:
         path: the entry's folder, which is no link; its name is the entry's key.
         n_rows: N.
         row_shape: the shape of one row's features.
-        max_shard_rows: upper bound on the rows of a shard.
+        rows_per_shard: a power of two.
     """
 
     path: Path
     n_rows: int
     row_shape: tuple[int, ...]
-    max_shard_rows: int = SHARD_ROWS
+    rows_per_shard: int = SHARD_ROWS
 
     def __post_init__(self) -> None:
         require_unlinked(self.path)
@@ -86,11 +87,6 @@ class FeatureStore:
     def n_bytes(self) -> int:
         """The size of all rows, without the checksums of 16 bytes a shard."""
         return self.n_rows * self.row_bytes
-
-    @property
-    def rows_per_shard(self) -> int:
-        """A power of two, so that batches divide it, within both bounds."""
-        return power_of_two_below(min(self.max_shard_rows, SHARD_BYTES // self.row_bytes))
 
     @cached_property
     def shards(self) -> list[range]:
@@ -146,20 +142,22 @@ class FeatureStore:
         except OSError:
             return False
 
-    def write_shard(self, number: int, batches: Iterable[np.ndarray]) -> None:
-        """Write one shard; it appears when it is complete.
+    @contextmanager
+    def writing_shard(self, number: int) -> Iterator[Callable[[np.ndarray], None]]:
+        """Give a function that writes the next rows of a shard, (B, *row_shape) bfloat16.
 
-        Args:
-            number: of the shard.
-            batches: its rows in order, (B, *row_shape) bfloat16.
+        The shard appears when the context is left, and not if an exception leaves it.
         """
         checksum = self._start_checksum(number)
         remove(self.shard_path(number))  # a folder would not be replaced
         with write_atomically(self.shard_path(number)) as file:
-            for batch in batches:
+
+            def write(batch: np.ndarray) -> None:
                 content = batch.view(np.uint8).data
                 checksum.update(content)
                 file.write(content)
+
+            yield write
             file.write(checksum.digest())
 
     def remove_leftovers(self) -> None:
@@ -171,22 +169,17 @@ class FeatureStore:
         return xxhash.xxh3_128(f"{self.path.name} {number} ".encode())
 
 
-def power_of_two_below(number: int) -> int:
-    """Return the largest power of two that is at most `number`; 1 if there is none."""
-    return 1 << max(number.bit_length() - 1, 0)
-
-
 def bytes_on_disk(folder: Path) -> int:
     """Return the size of all shards in the folder of one entry or of all entries."""
     return sum(path.lstat().st_size for path in folder.rglob("shard-*.bin"))
 
 
-def fits_on_disk(stores: Sequence[FeatureStore]) -> bool:
-    """Return whether what is missing of these entries fits on their disk, with a margin."""
+def fits_on_disk(stores: Sequence[FeatureStore], margin: float = FREE_SPACE_MARGIN) -> bool:
+    """Return whether `margin` times what is missing of these entries fits on their disk."""
     folder = stores[0].path.parent
     folder.mkdir(parents=True, exist_ok=True)
     missing = sum(store.n_bytes - bytes_on_disk(store.path) for store in stores)
-    return shutil.disk_usage(folder).free > missing * FREE_SPACE_MARGIN + FREE_BYTES
+    return shutil.disk_usage(folder).free > missing * margin + FREE_BYTES
 
 
 def map_ahead(

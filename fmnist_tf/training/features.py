@@ -13,8 +13,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from typing import Any
 
@@ -32,11 +32,10 @@ from fmnist_tf.training.feature_store import (
     FEATURE_DTYPE,
     FeatureStore,
     map_ahead,
-    power_of_two_below,
 )
 
 # Raise it with every change of the files, of the batches, or of what folding or pooling computes.
-FORMAT = 6
+FORMAT = 7
 
 # These names in /proc/cpuinfo decide which kernels compute.
 _VECTOR_UNITS = ("amx", "asimd", "avx", "bf16", "fma", "sve")
@@ -55,7 +54,7 @@ def rows_per_batch(side: int) -> int:
     They have the pixels of 32 images at 224 x 224, whose activations fit in memory twice. More than
     128 small images are not faster.
     """
-    return power_of_two_below(min(128, 32 * 224**2 // side**2))
+    return 1 << max(min(128, 32 * 224**2 // side**2).bit_length() - 1, 0)
 
 
 def build_feature_function(
@@ -163,7 +162,7 @@ def describe_processor() -> list[Any]:
 
 
 def cache_features(
-    store: FeatureStore,
+    stores: Sequence[FeatureStore],
     source: RowSource,
     compute: Callable[[Any], Any],
     *,
@@ -171,16 +170,17 @@ def cache_features(
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> None:
-    """Compute the missing shards of `store`; valid shards are kept.
+    """Compute the shards that are missing in one of `stores`, in one pass for all of them.
 
     If another process computes the same entry, this one waits and then computes what is left.
     Memory holds three batches, however many rows there are. An interruption or a full disk costs
     the shard in work.
 
     Args:
-        store: of `feature_key`'s key.
+        stores: of `feature_key`'s keys, N rows each, with shards of the same rows.
         source: N rows, pixels or cached feature maps.
-        compute: (B, ...) rows -> (B, *store.row_shape); called from several threads.
+        compute: (B, ...) rows -> (B, *row_shape) of the first store, or a list that begins with
+            one such output for each store; called from several threads.
         batch_size: B, a power of two.
         progress: called with the rows that are stored or computed, and N.
         say: called if another process holds the entry.
@@ -189,53 +189,54 @@ def cache_features(
         OSError: the disk does not take the features; the message says how many are stored.
         StoppedError: a signal stops this process.
     """
-    store.path.mkdir(parents=True, exist_ok=True)
-    step = min(batch_size, store.rows_per_shard)
+    shards, n_rows = stores[0].shards, stores[0].n_rows
+    step = min(batch_size, stores[0].rows_per_shard)
 
-    def compute_rows(rows: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(compute(source.take(rows)), FEATURE_DTYPE)
+    def compute_rows(rows: np.ndarray) -> list[np.ndarray]:
+        outputs = tf.nest.flatten(compute(source.take(rows)))
+        return [np.ascontiguousarray(output, FEATURE_DTYPE) for output in outputs[: len(stores)]]
 
-    def compute_first(rows: np.ndarray) -> np.ndarray:
-        features = compute_rows(rows)
+    def compute_first(rows: np.ndarray) -> list[np.ndarray]:
+        outputs = compute_rows(rows)
         release_memory()
-        return features
+        return outputs
 
     def on_wait(holder: str) -> None:
-        say(f"backbone features: waiting for {holder}, which computes them in {store.path}")
+        say(f"backbone features: waiting for {holder}, which computes them in {stores[0].path}")
 
-    with locked(store.path, on_wait=on_wait):
-        store.remove_leftovers()
-        missing = store.find_invalid_shards()
+    with ExitStack() as held:
+        for store in sorted(stores, key=lambda store: store.path):  # one order: no deadlock
+            store.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(store.path, on_wait=on_wait))
+            store.remove_leftovers()
+        missing = sorted({number for store in stores for number in store.find_invalid_shards()})
         batches = (
-            np.arange(first, min(first + step, store.shards[number].stop))
+            np.arange(first, min(first + step, shards[number].stop))
             for number in missing
-            for first in store.shards[number][::step]
+            for first in shards[number][::step]
         )
-        stored = done = store.n_rows - sum(len(store.shards[number]) for number in missing)
-        progress(done, store.n_rows)
+        stored = done = n_rows - sum(len(shards[number]) for number in missing)
+        progress(done, n_rows)
         # TensorFlow optimizes a graph in its first call and copies its constants several times for
         # that; two first calls at once would both do so (runs/LOG.md).
         first_batch = map_ahead(compute_first, islice(batches, 1))
         with closing(map_ahead(compute_rows, batches)) as other_batches:
             computed = chain(first_batch, other_batches)
-
-            def take_shard(n_batches: int) -> Iterator[np.ndarray]:
-                nonlocal done
-                for features in islice(computed, n_batches):
-                    yield features
-                    done += len(features)
-                    progress(done, store.n_rows)
-
             for number in missing:
-                n_rows = len(store.shards[number])
                 try:
-                    store.write_shard(number, take_shard(math.ceil(n_rows / step)))
+                    with ExitStack() as files:
+                        writers = [files.enter_context(s.writing_shard(number)) for s in stores]
+                        for outputs in islice(computed, math.ceil(len(shards[number]) / step)):
+                            for write, output in zip(writers, outputs, strict=True):
+                                write(output)
+                            done += len(outputs[0])
+                            progress(done, n_rows)
                 except OSError as error:
                     raise OSError(
                         error.errno,
                         f"{error.strerror or error}; the features of {stored:,} of "
-                        f"{store.n_rows:,} images are stored and will be used by the next run. "
+                        f"{n_rows:,} images are stored and will be used by the next run. "
                         "--cache DIR names another disk",
-                        str(error.filename or store.shard_path(number)),
+                        str(error.filename or stores[0].shard_path(number)),
                     ) from error
-                stored += n_rows
+                stored += len(shards[number])

@@ -3,8 +3,12 @@
 Loss and accuracy are sums and counts over every example, divided once. The state after epoch e is a
 function of (seed, e) and the state before: order, views and dropout are seeded in each epoch,
 augmentation in each step, and no iterator outlives an epoch. Within an epoch the state is that of
-`Trainer.state` and a `Position`, so training can continue after any step. Steps run through the
-current `tf.distribute` strategy; batches are not divided among replicas yet.
+`Trainer.state` and a `Position`, so training can continue after any step.
+
+Several workers and replicas (see `cluster`) share each batch: worker w of W takes its rows w, w+W,
+..., and its replicas share those in the same way; a share may be empty. The gradient is that of the
+whole batch, BatchNorm uses the whole batch, and sums are those of all workers, so that a run
+depends on the number of replicas only by rounding, and by the streams of dropout and augmentation.
 
 Shape letters: B batch, N rows, K classes.
 """
@@ -12,6 +16,7 @@ Shape letters: B batch, N rows, K classes.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +31,7 @@ from fmnist_tf.data.batches import RowSource, make_batches, order_rows, pick_vie
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.classifier import SplitClassifier, find_backbone, find_standardization
 from fmnist_tf.system import signals
+from fmnist_tf.training import cluster
 from fmnist_tf.training.augmentation import augment
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.lr_finder import has_diverged
@@ -34,8 +40,9 @@ from fmnist_tf.training.schedules import RatePlan, rate_at
 
 Sums = tuple[tf.Tensor, tf.Tensor]
 """Of a batch: cross entropy in nats, and correct predictions."""
-Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Sums]
-"""Rows, labels (B,) and (seed, number of the step) -> sums; changes the network."""
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
+"""This worker's rows, labels (B,) and (seed, number of the step, size of the whole batch, whether
+to stop) -> sums, and how many replicas are to stop; changes the network."""
 _LABELS = tf.TensorSpec((None,), tf.int64)
 _NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
@@ -165,7 +172,8 @@ class Trainer:
         compute_features: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self.classifier, self.split, self.optimizer = classifier, split, optimizer
-        self.strategy = tf.distribute.get_strategy()
+        self.cluster, self.strategy = cluster.current(), tf.distribute.get_strategy()
+        self._own = slice(self.cluster.index, None, self.cluster.n_workers)
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         self._changing_variables = changing_variables(classifier)
@@ -194,10 +202,16 @@ class Trainer:
             StoppedError: a signal stops this process.
         """
         counts = Counts()
-        for x, y in make_batches(source, labels, rows, batch_size):
+        for x, y in make_batches(source, labels, rows, batch_size, self._own):
             signals.check()
             counts += _to_counts(self._eval_step(x, y), len(y))
-        return counts
+        if self.cluster.n_workers == 1:
+            return counts
+        stopped = signals.take()
+        own = [counts.loss_sum, counts.correct, counts.total, stopped is not None]
+        loss_sum, correct, total, n_stopped = self.cluster.total(np.array(own, np.float64)).tolist()
+        _stop_together(stopped, n_stopped)
+        return Counts(loss_sum, int(correct), int(total))
 
     def predict(self, source: RowSource, rows: np.ndarray, batch_size: int) -> np.ndarray:
         """Return the probabilities of `rows`, (len(rows), K) float32."""
@@ -218,10 +232,10 @@ class Trainer:
 
         totals = np.zeros((2, math.prod(self.split.feature_shape)))
         labels = np.zeros(int(rows.max()) + 1, np.int64)
-        for x, _ in make_batches(source, labels, rows, batch_size):
+        for x, _ in make_batches(source, labels, rows, batch_size, self._own):
             signals.check()
             totals += [part.numpy() for part in sums_of(x)]
-        mean, mean_square = totals / len(rows)
+        mean, mean_square = self.cluster.total(totals) / len(rows)
         return mean, np.maximum(mean_square - mean**2, 0.0)
 
     def run_epochs(
@@ -270,16 +284,22 @@ class Trainer:
             order = order_rows(train_rows, plan.seed, number)
             order = pick_views(order, n_rows, plan.n_views, plan.seed, number)
             order = order[position.step * plan.batch_size :]
-            for x, y in make_batches(source, labels, order, plan.batch_size):
+            sizes = _batch_sizes(len(order), plan.batch_size)
+            batches = make_batches(source, labels, order, plan.batch_size, self._own)
+            for size, (x, y) in zip(sizes, batches, strict=True):
                 done = (number - 1) * steps + position.step
                 self.optimizer.learning_rate.assign(rate_at(plan.rates, done, val_losses))
-                sums = train_step(x, y, tf.constant([plan.seed, done], tf.int32))
-                counts, step = position.counts + _to_counts(sums, len(y)), position.step + 1
+                stopped = signals.take() if self.cluster.n_workers > 1 else None
+                about = tf.constant([plan.seed, done, size, stopped is not None], tf.int32)
+                loss_sum, correct, n_stopped = train_step(x, y, about)
+                counts = position.counts + _to_counts((loss_sum, correct), size)
+                step = position.step + 1
                 if not math.isfinite(counts.loss_sum):
                     raise _non_finite(counts, number, f"step {step} of {steps}", peak)
                 seconds = time.perf_counter() - started
                 position = Position(number, step, counts, seconds, val_losses)
                 on_step(position)
+                _stop_together(stopped, n_stopped)
             _swap(averages, changing)
             try:
                 val = self.evaluate(source, labels, val_rows, plan.batch_size)
@@ -300,11 +320,36 @@ class Trainer:
         They are consistent when `run_epochs` calls `on_step`.
         """
         return {
-            "weights": [variable.value for variable in self._changing_variables],
-            "optimizer": [variable.value for variable in self.optimizer.variables],
-            "dropout": [variable.value for variable in self._seed_states],
+            name: [self._copies(variable)[0] for variable in variables]
+            for name, variables in self._state(plan).items()
+        }
+
+    def spread_state(self, plan: TrainingPlan, position: Position) -> None:
+        """Give all replicas the chief's state, which was restored, and each its own dropout."""
+        if self.cluster.n_replicas == 1:
+            return
+        state = self._state(plan)
+        generators = state.pop("dropout")
+        for variable in (variable for variables in state.values() for variable in variables):
+            variable.assign(self.cluster.from_chief(self._copies(variable)[0].numpy()))
+        for generator in generators[:1]:
+            now = self.cluster.from_chief(self._copies(generator)[0].numpy())
+            drawn = now - _draw_dropout(plan.seed, position.epoch, 0, 0)
+            self._seed_dropout(plan.seed, position.epoch, drawn)
+
+    def _state(self, plan: TrainingPlan) -> dict[str, list[Any]]:
+        return {
+            "weights": self._changing_variables,
+            "optimizer": self.optimizer.variables,
+            "dropout": self._seed_states,
             "averages": self._get_averages(plan),
         }
+
+    def _copies(self, variable: Any) -> tuple[tf.Variable, ...]:
+        """Return the variable of each replica of this worker."""
+        own = variable.value if isinstance(variable, keras.Variable) else variable
+        copies: tuple[tf.Variable, ...] = self.strategy.experimental_local_results(own)
+        return copies
 
     def run_lr_finder(
         self,
@@ -332,9 +377,12 @@ class Trainer:
         self._seed_dropout(plan.seed, 0)
         order = np.resize(order_rows(train_rows, plan.seed, 0), len(rates) * plan.batch_size)
         losses: list[float] = []
-        for step, (x, y) in enumerate(make_batches(source, labels, order, plan.batch_size)):
+        batches = make_batches(source, labels, order, plan.batch_size, self._own)
+        for step, (x, y) in enumerate(batches):
             self.optimizer.learning_rate.assign(rates[step])
-            counts = _to_counts(train_step(x, y, tf.constant([plan.seed, step], tf.int32)), len(y))
+            about = tf.constant([plan.seed, step, plan.batch_size, 0], tf.int32)
+            loss_sum, correct, _ = train_step(x, y, about)
+            counts = _to_counts((loss_sum, correct), plan.batch_size)
             if has_diverged([*losses, counts.loss]):
                 break
             losses.append(counts.loss)
@@ -351,14 +399,20 @@ class Trainer:
 
     def _get_averages(self, plan: TrainingPlan) -> list[tf.Variable]:
         if plan.ema_decay and not self._averages:
-            self._averages = [tf.Variable(variable) for variable in self._changing_variables]
+            with self.strategy.scope():
+                self._averages = [tf.Variable(v.numpy()) for v in self._changing_variables]
         return self._averages if plan.ema_decay else []
 
-    def _seed_dropout(self, seed: int, epoch: int) -> None:
-        """Make this epoch's dropout a function of (seed, epoch)."""
+    def _seed_dropout(self, seed: int, epoch: int, drawn: np.ndarray | int = 0) -> None:
+        """Make this epoch's dropout a function of (seed, epoch, replica).
+
+        `drawn` is the difference to a state since then, which is the same in every generator.
+        """
+        first = self.cluster.index * self.cluster.n_local
         for number, state in enumerate(self._seed_states):
-            words = np.random.SeedSequence([seed, epoch, number]).generate_state(2)
-            state.assign(words.astype(np.uint32))
+            for place, copy in enumerate(self._copies(state)):
+                words = _draw_dropout(seed, epoch, number, first + place)
+                copy.assign((words + drawn).astype(np.uint32))
 
     def _features(self, x: tf.Tensor) -> tf.Tensor:
         if self._compute_features is not None:
@@ -381,7 +435,11 @@ class Trainer:
         n_classes = self.split.output_layer.units
         class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
 
-        def step(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> Sums:
+        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            x, y, seed = self._own_rows(x), self._own_rows(y), about[:2]
+            if self.cluster.n_replicas > 1:
+                replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+                seed = tf.random.experimental.stateless_fold_in(seed, replica)
             targets = tf.one_hot(y, n_classes)
             if plan.augment:  # x is pixels then
                 x, targets = augment(x, targets, seed, plan.augment, plan.background)
@@ -394,39 +452,44 @@ class Trainer:
                 logits = self.split.logits(features, training=True)
                 losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
                 # The replicas' gradients are summed: each divides by the whole batch.
-                loss = tf.reduce_sum(losses) / tf.cast(
-                    tf.shape(y)[0] * self.strategy.num_replicas_in_sync, tf.float32
-                )
+                loss = tf.reduce_sum(losses) / tf.cast(about[2], tf.float32)
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            return tf.reduce_sum(losses), _n_correct(y, logits)
+            return tf.reduce_sum(losses), _n_correct(y, logits), about[3]
 
-        def step_and_average(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> Sums:
-            sums = self._sum_replicas(self.strategy.run(step, (x, y, seed)))
+        def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            sums = self.strategy.run(step, (x, y, about))
             if averages:
-                update_averages(averages, self._changing_variables, plan.ema_decay, seed[1])
-            return sums
+                update_averages(averages, self._changing_variables, plan.ema_decay, about[1])
+            add = tf.distribute.ReduceOp.SUM
+            return tuple(self.strategy.reduce(add, part, axis=None) for part in sums)
 
         # The signature allows any batch size, so the step is traced once.
         return tf.function(
             step_and_average,
             autograph=False,
-            input_signature=[self._rows, _LABELS, tf.TensorSpec((2,), tf.int32)],
+            input_signature=[self._rows, _LABELS, tf.TensorSpec((4,), tf.int32)],
         )
 
     def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor) -> Sums:
+        """Return the sums of this worker."""
+
         def step(x: tf.Tensor, y: tf.Tensor) -> Sums:
+            x, y = self._own_rows(x), self._own_rows(y)
             logits = self.split.logits(self._features(x), training=False)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
             return tf.reduce_sum(losses), _n_correct(y, logits)
 
-        return self._sum_replicas(self.strategy.run(step, (x, y)))
+        loss_sum, correct = self.strategy.run(step, (x, y))
+        results = self.strategy.experimental_local_results
+        return tf.add_n(results(loss_sum)), tf.add_n(results(correct))
 
-    def _sum_replicas(self, per_replica: tuple[Any, Any]) -> Sums:
-        loss_sum, correct = per_replica
-        return (
-            self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss_sum, axis=None),
-            self.strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None),
-        )
+    def _own_rows(self, x: tf.Tensor) -> tf.Tensor:
+        """Return this replica's share of the worker's rows."""
+        n_local = self.cluster.n_local
+        if n_local == 1:
+            return x
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return x[replica % n_local :: n_local]
 
 
 def changing_variables(classifier: keras.Model) -> list[Any]:
@@ -446,6 +509,22 @@ def changing_variables(classifier: keras.Model) -> list[Any]:
     return [*classifier.trainable_variables, *statistics, *fixed]
 
 
+def _batch_sizes(n_rows: int, batch_size: int) -> list[int]:
+    return [min(batch_size, n_rows - first) for first in range(0, n_rows, batch_size)]
+
+
+def _draw_dropout(seed: int, epoch: int, number: int, replica: int) -> np.ndarray:
+    """Return the first state of a random generator, (2,) uint32."""
+    key = (replica,) if replica else ()
+    return np.random.SeedSequence([seed, epoch, number], spawn_key=key).generate_state(2)
+
+
+def _stop_together(own: signals.StoppedError | None, n_stopped: tf.Tensor | float) -> None:
+    """Stop if a signal asked any worker to, even if not this one."""
+    if n_stopped:
+        raise own or signals.StoppedError(signal.SIGTERM)
+
+
 def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
@@ -455,7 +534,7 @@ def _swap(averages: list[tf.Variable], variables: list[Any]) -> None:
     """Exchange the values of each average and its variable."""
     for average, variable in zip(averages, variables, strict=True):
         value = variable.numpy()
-        variable.assign(average)
+        variable.assign(average.numpy())
         average.assign(value)
 
 

@@ -34,7 +34,7 @@ def build_optimizer(
         weight_decay: decoupled (Loshchilov and Hutter 2019), for kernels only; see `_PerVariable`.
             None: `WEIGHT_DECAY` for adamw, 0 for sgd and adam.
         clip_norm: upper bound on the norm of all gradients together (Keras' `global_clipnorm`), or
-            None. Each replica clips its own gradients before they are summed.
+            None.
         rate_factors: path of a variable -> factor on its learning rate; 1 for all others.
 
     Raises:
@@ -87,6 +87,17 @@ class _PerVariable:
         super().build(variables)  # type: ignore[misc]
         self._factors = tuple(factors.get(variable.path, 1.0) for variable in variables)
         self._decays = tuple(self._decay * (len(variable.shape) > 1) for variable in variables)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """Take a step along the sum of the replicas' gradients, which is clipped as one."""
+        if self._distribution_strategy.num_replicas_in_sync > 1:  # type: ignore[attr-defined]
+            replica = tf.distribute.get_replica_context()
+            grads = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Return them as they are: Keras would sum them here, after clipping."""
+        return grads_and_vars
 
     def update_step(self, gradient: Any, variable: tf.Variable, learning_rate: Any) -> None:
         """Update one variable and its moments, in the current replica."""

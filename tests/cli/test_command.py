@@ -152,7 +152,11 @@ run_command(body, argparse.Namespace(quiet=False, debug=False))
         (f"truncate -s 6G nul.csv; {PYTHON} convert nul.csv to.csv", 2, "^$", "E009.*: .*NUL"),
         (f"unset HOME; {shlex.quote(sys.executable)} -c {shlex.quote(HOME)}", 0, "^/none", "^$"),
         (f"{shlex.quote(sys.executable)} -c {shlex.quote(CUT)}; exit $?", 135, "^$", "error: Bus"),
-        (f"{PYTHON} nothing", 2, "^$", "usage: .*clean"),
+        (f"{PYTHON} nothing", 2, "^$", "unknown command nothing; expected clean"),
+        (f"{PYTHON} --help", 0, r"^usage: python -m fmnist_tf COMMAND", "^$"),
+        (f"{PYTHON}.clean --help", 0, r"usage: python -m fmnist_tf\.clean \[-h\]", "^$"),
+        (f"{PYTHON} clean --help", 0, r"usage: python -m fmnist_tf clean \[-h\]", "^$"),
+        (f"{PYTHON} --version", 0, r"^fmnist-tf \d", "^$"),
     ],
     ids=lambda value: value.replace(PYTHON, "")[:40] if isinstance(value, str) else "",
 )  # fmt: skip

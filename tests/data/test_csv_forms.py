@@ -17,6 +17,7 @@ import pytest
 
 from fmnist_tf.data.arrays import to_28
 from fmnist_tf.data.csv.columns import label_likeness
+from fmnist_tf.data.images import Table
 from fmnist_tf.data.sample import load_sample
 from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
@@ -24,7 +25,13 @@ from fmnist_tf.errors import DataError
 N = 120
 PIXELS, LABELS = (array[:N] for array in load_sample()[:2])
 NAMES = [f"pixel{i}" for i in range(1, 785)]
-FIRST = [[k, *row] for k, row in zip(LABELS.tolist(), PIXELS.tolist(), strict=True)]
+
+
+def labelled(pixels: np.ndarray) -> list[list[int]]:
+    return [[k, *row] for k, row in zip(LABELS.tolist(), pixels.tolist(), strict=True)]
+
+
+FIRST = labelled(PIXELS)
 LAST = [[*row, k] for k, *row in FIRST]
 UNLABELLED = PIXELS.tolist()
 ONE_HOT = np.eye(10, dtype=int)[LABELS].tolist()
@@ -46,6 +53,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
+Read = Callable[..., Table]
 KAGGLE = text([["label", *NAMES], *FIRST])
 READ: dict[str, bytes] = {
     "R's V1..V785": text([named(1, "V"), *FIRST]),
@@ -85,8 +93,8 @@ READ: dict[str, bytes] = {
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[..., object]:
-    def read(content: bytes, **options: str) -> object:
+def read(tmp_path: Path) -> Read:
+    def read(content: bytes, **options: str) -> Table:
         path = tmp_path / "a.csv"
         path.write_bytes(content)
         return read_csv(path, tmp_path / "store", **options)
@@ -95,7 +103,7 @@ def read(tmp_path: Path) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize("case", READ)
-def test_read(case: str, read: Callable[..., object]) -> None:
+def test_read(case: str, read: Read) -> None:
     table = read(READ[case])
     order = np.argsort(LABELS, kind="stable") if "sorted" in case else np.arange(N)
     order = order[: len(table.pixels)]
@@ -117,7 +125,7 @@ def test_read(case: str, read: Callable[..., object]) -> None:
     ],
 )
 def test_the_user_chooses_the_label(
-    rows: list[list[object]], which: str, values: int, read: Callable[..., object]
+    rows: list[list[object]], which: str, values: int, read: Read
 ) -> None:
     table = read(text(rows), label_column=which)
     assert len(table.label_values) == values
@@ -166,14 +174,14 @@ NOISE = np.random.default_rng(0).integers(0, 256, (N, 785)).tolist()
             b",1,", b",0,"), "E019"),
     ],
 )  # fmt: skip
-def test_refused(content: bytes, code: str, read: Callable[..., object]) -> None:
+def test_refused(content: bytes, code: str, read: Read) -> None:
     with pytest.raises(DataError) as caught:
         read(content)
     assert {problem.code for problem in caught.value.problems} == {code}
     assert all(problem.hint for problem in caught.value.problems) or code in ("E009", "E031")
 
 
-def test_a_row_of_one_hot_labels_with_two_ones(read: Callable[..., object]) -> None:
+def test_a_row_of_one_hot_labels_with_two_ones(read: Read) -> None:
     rows = [[*row, *hot] for row, hot in zip(UNLABELLED, ONE_HOT, strict=True)] * 12
     rows[1000] = [*rows[1000][:784], *[1] * 10]  # not in the sample that decides the layout
     header = [*NAMES, *(f"label_{k}" for k in range(10))]
@@ -184,15 +192,13 @@ def test_a_row_of_one_hot_labels_with_two_ones(read: Callable[..., object]) -> N
 
 
 @pytest.mark.parametrize("is_planar", [False, True])
-def test_rgb_is_made_grey(is_planar: bool, read: Callable[..., object]) -> None:
+def test_rgb_is_made_grey(is_planar: bool, read: Read) -> None:
     """Whether the colours of a pixel stand together or in planes is found by what they hold."""
     tints = np.random.default_rng(0).uniform(0.6, 1, (N, 1, 3))
     colour = (PIXELS[:, :, np.newaxis] * tints).astype(np.uint8)  # (N, 784, 3)
     expected = to_28(colour.reshape(N, -1), 28, 3)
     values = colour.transpose(0, 2, 1) if is_planar else colour
-    rows = [
-        [k, *row] for k, row in zip(LABELS.tolist(), values.reshape(N, -1).tolist(), strict=True)
-    ]
+    rows = labelled(values.reshape(N, -1))
     header = ["label", *(f"pixel{i:04}" for i in range(2352))]
     np.testing.assert_array_equal(read(text([header, *rows])).pixels, expected)
     weights = np.array([0.299, 0.587, 0.114])
@@ -200,14 +206,11 @@ def test_rgb_is_made_grey(is_planar: bool, read: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("side", [8, 32, 64])
-def test_other_squares_are_resized(side: int, read: Callable[..., object]) -> None:
+def test_other_squares_are_resized(side: int, read: Read) -> None:
     images = np.zeros((N, side, side), np.uint8)
     images[:, side // 4 : side // 2] = 200  # a bar
     images[LABELS % 2 == 1] = images[LABELS % 2 == 1].transpose(0, 2, 1)
-    rows = [
-        [k, *row] for k, row in zip(LABELS.tolist(), images.reshape(N, -1).tolist(), strict=True)
-    ]
-    table = read(text(rows))
+    table = read(text(labelled(images.reshape(N, -1))))
     pixels = table.pixels.reshape(N, 28, 28)
     bar = pixels[LABELS % 2 == 0][0]
     assert bar[9:12].min() > 150

@@ -100,20 +100,17 @@ def test_the_images_are_the_same_in_every_form(tmp_path: Path, store: Path, form
 
 @pytest.mark.parametrize("form", ["npz", "zip", "pictures"])
 def test_the_checksum_is_that_of_the_content(tmp_path: Path, store: Path, form: str) -> None:
-    before = read_table(make(tmp_path, form), store).sha256
+    path = make(tmp_path, form)
+    before = read_table(path, store)
     if form == "zip":
-        members = {"sub/train.csv": csv_text(255 - PIXELS).encode()}
-        path = pack(tmp_path / "a.zip", **members) / "sub" / "train.csv"
+        pack(tmp_path / "a.zip", **{"sub/train.csv": csv_text(255 - PIXELS).encode()})
     elif form == "npz":
         np.savez(tmp_path / "a.npz", train_images=255 - SQUARES, train_labels=LABELS)
-        path = tmp_path / "a.npz" / "train_images.npy"
     else:
-        path = tmp_path / "pictures"
         (path / "4" / "000.png").rename(path / "5" / "first.png")
-    table = read_table(path, store)
-    assert table.sha256 != before
-    assert form == "pictures" or (table.pixels == 255 - PIXELS).all()
-    assert form != "pictures" or labels_of(table).count("5") == 5
+    after = read_table(path, store)
+    assert after.sha256 != before.sha256
+    assert after.digest != before.digest or labels_of(after).count("5") == 5
 
 
 @pytest.mark.parametrize("shape", [(N, 32, 32), (N, 28, 28, 3), (N, 3, 32, 32), (N, 1024)])
@@ -124,14 +121,15 @@ def test_other_squares_become_28x28(tmp_path: Path, store: Path, shape) -> None:
 
 
 def test_the_channels_may_be_first_or_last(tmp_path: Path, store: Path) -> None:
+    def pixels(array: np.ndarray) -> np.ndarray:
+        return read_table(write(tmp_path / "x.npy", npy(array)), store).pixels
+
     colour = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
-    last = read_table(write(tmp_path / "last.npy", npy(colour)), store)
-    first = read_table(write(tmp_path / "first.npy", npy(np.moveaxis(colour, -1, 1))), store)
-    np.testing.assert_array_equal(first.pixels, last.pixels)
-    np.testing.assert_allclose(last.pixels[0, 1], colour[0, 0, 1] @ [0.299, 0.587, 0.114], atol=1)
-    one = read_table(write(tmp_path / "one.npy", npy(SQUARES[..., np.newaxis])), store)
-    np.testing.assert_array_equal(one.pixels, PIXELS)
-    assert one.decisions == ()
+    np.testing.assert_array_equal(pixels(colour), pixels(np.moveaxis(colour, -1, 1)))
+    np.testing.assert_allclose(
+        pixels(colour)[0, 1], colour[0, 0, 1] @ [0.299, 0.587, 0.114], atol=1
+    )
+    np.testing.assert_array_equal(pixels(SQUARES[..., np.newaxis]), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -188,20 +186,12 @@ def test_archives_that_are_damaged_or_grow_too_much(tmp_path: Path, store: Path)
     assert code_of(write(tmp_path / "x-images-idx3-ubyte.gz", huge), store) == "E007"
     archive = pack(tmp_path / "a.zip", **{"train.csv": csv_text().encode()})
     assert code_of(archive / "test.csv", store) == "E001"
+    workbook = {"[Content_Types].xml": b"", "xl/workbook.xml": b""}
+    assert code_of(pack(tmp_path / "a.xlsx", **workbook), store) == "E009"
     nested = pack(tmp_path / "b.zip", **{"train.zip": archive.read_bytes()})
     assert code_of(nested / "train.zip", store) == "E009"
     archive.write_bytes(archive.read_bytes()[:999])
     assert code_of(archive / "train.csv", store) == "E008"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"MATLAB 5.0 MAT-file", b"\x80\x04x", b"Rar!\x1a\x07\0", idx(LABELS), png(SQUARES[0])],
-)
-def test_other_formats_are_refused(tmp_path: Path, store: Path, content: bytes) -> None:
-    assert code_of(write(tmp_path / "a.csv", content), store) == "E009"
-    workbook = {"[Content_Types].xml": b"", "xl/workbook.xml": b""}
-    assert code_of(pack(tmp_path / "a.xlsx", **workbook), store) == "E009"
 
 
 def test_a_file_that_grows_ends_where_it_ended_at_opening(tmp_path: Path) -> None:
@@ -217,8 +207,7 @@ def test_a_file_that_grows_ends_where_it_ended_at_opening(tmp_path: Path) -> Non
 
 
 def test_grey_28x28_keeps_its_polarity_and_others_are_converted(tmp_path: Path, store) -> None:
-    white = np.full((28, 28), 255, np.uint8)
-    white[9:19, 9:19] = 0
+    white = np.pad(np.zeros((10, 10), np.uint8), 9, constant_values=255)
     large = np.full((200, 160, 3), 250, np.uint8)
     large[60:140, 50:110] = (200, 10, 10)
     write(tmp_path / "set" / "a" / "1.png", png(white))

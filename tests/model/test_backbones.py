@@ -31,6 +31,7 @@ from fmnist_tf.model.blocks import Block, cut_backbone, find_blocks, list_stages
 from fmnist_tf.model.classifier import HEAD, build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, verify_plan
+from fmnist_tf.settings.backbones import read_table
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.loop import Trainer, TrainingPlan
 from fmnist_tf.training.optimizers import build_optimizer
@@ -162,6 +163,16 @@ def test_names_do_not_depend_on_what_was_built_before(built: Built) -> None:
         ]
 
     assert names(build_backbone(built.spec, built.side)) == names(built.backbone)
+
+
+def test_the_table_has_the_names_of_all_networks() -> None:
+    assert read_table().keys() - {"toy"} == {*NAMES}
+
+
+@each_network(*QUICK, "resnet50", "mobilenetv3small")
+def test_the_table_has_the_names_of_all_blocks(built: Built) -> None:
+    named = [(stage, b) for stage, of in read_table()[built.spec.name].items() for b in of]
+    assert [(block.stage, block.name) for block in built.blocks] == named
 
 
 @each_network(*QUICK, "resnet50", "mobilenetv3small")

@@ -219,6 +219,39 @@ def test_the_gradient_from_a_product_is_the_gradient(size: int, strides: int, pa
         assert np.linalg.norm(gradient - of_keras) < 1e-5 * np.linalg.norm(of_keras)
 
 
+@pytest.mark.parametrize(
+    ("size", "precision", "strides", "n_own"),
+    [(5, "bfloat16", 1, 0), (4, "bfloat16", 1, 0), (5, "float32", 1, 1), (3, "bfloat16", 1, 1),
+     (5, "bfloat16", 2, 1)],
+)  # fmt: skip
+def test_a_depthwise_gradient_is_a_forward_convolution_where_it_is_faster(
+    size: int, precision: str, strides: int, n_own: int
+) -> None:
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("a GPU has other kernels")
+    inputs = keras.Input((6, 5, 8))
+    kernel = layers.DepthwiseConv2D(size, strides, "same")
+    model = keras.Model(inputs, kernel(layers.Rescaling(1.0)(inputs)))
+    rng = np.random.default_rng(0)
+    images, weights = (
+        tf.constant(rng.normal(size=shape).astype(np.float32))
+        for shape in ((3, 6, 5, 8), (3, *model.output_shape[1:]))
+    )
+
+    def differentiate(function: keras.Model) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            loss = tf.reduce_sum(weights * tf.cast(function(images, training=True), tf.float32))
+        return tape.gradient(loss, [*model.trainable_variables, images])
+
+    folded = fold_model(model, precision)
+    graph = tf.function(lambda: differentiate(folded), autograph=False).get_concrete_function()
+    operations = [op.type for op in graph.graph.get_operations()]
+    assert operations.count("DepthwiseConv2dNativeBackpropFilter") == n_own
+    for gradient, of_keras in zip(graph(), differentiate(model), strict=True):
+        assert np.linalg.norm(gradient - of_keras) < 0.01 * np.linalg.norm(of_keras)
+
+
 @pytest.mark.parametrize("constant", [True, False])
 def test_frozen_weights_are_constants_or_inputs(toy_classifier, toy_spec, constant: bool) -> None:
     extractor = split_classifier(toy_classifier, "head").feature_extractor

@@ -25,6 +25,7 @@ from fmnist_tf.pipeline.saved_run import (
     read_saved_run,
 )
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import fit_temperature, scale
 from fmnist_tf.train import main
 
 
@@ -58,6 +59,26 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
 @pytest.mark.parametrize("name", ["first", "runs/first", "./runs/first/"])
 def test_a_run_is_found_by_name_and_by_path(folder: Path, name: str) -> None:
     assert find_run(name, Path("runs")).read_json("config.json")["backbone"] == "toy"
+
+
+def test_the_temperature_is_fitted_on_val_and_changes_no_class(folder: Path) -> None:
+    run = read()
+    with np.load("runs/first/report.npz") as arrays:
+        val = arrays["val_labels"], arrays["val_probabilities"]
+    assert run.temperature == pytest.approx(fit_temperature(*val))
+    assert run.temperature != 1
+    pixels = read_images("toy_test.csv")
+    plain, scaled = (
+        run_all(compile_saved_model(run, scaled=flag), pixels)[0] for flag in (False, True)
+    )
+    np.testing.assert_allclose(scaled, scale(plain, run.temperature))
+    np.testing.assert_array_equal(scaled.argmax(axis=1), plain.argmax(axis=1))
+    # A run of an earlier version has none.
+    evaluation = json.loads(Path("runs/first/evaluation.json").read_text())
+    del evaluation["calibration"]
+    Path("runs/first/evaluation.json").write_text(json.dumps(evaluation))
+    RunDir(Path("runs/first")).write_done()
+    assert read().temperature == 1
 
 
 def test_a_changed_model_is_refused(folder: Path) -> None:
@@ -157,7 +178,7 @@ def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
         rows = ([line[0], *pixels] for line, pixels in zip(lines, images, strict=True))
         csv.writer(file).writerows([header, *rows])
     run = read("averaged")
-    run_batches = compile_saved_model(run)
+    run_batches = compile_saved_model(run, scaled=False)
     loss = run.directory.read_json("evaluation.json")["test"]["loss"]
     for name in ("toy_test.csv", "mirrored.csv"):
         (found,) = run_all(run_batches, read_images(name))
@@ -165,7 +186,8 @@ def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
         assert predict.main(["averaged", name, "--out", "o.csv"]) == 0
         with open("o.csv", newline="") as file:
             said = [float(row["probability"]) for row in csv.DictReader(file)]
-        np.testing.assert_allclose(said, expected.max(axis=1), atol=2e-6)
+        shown = scale(expected, run.temperature).max(axis=1)
+        np.testing.assert_allclose(said, shown, atol=2e-6)
         capsys.readouterr()
         assert evaluate.main(["averaged", "--data", name]) == 0
         assert f"; loss {loss:.4f}" in capsys.readouterr().out

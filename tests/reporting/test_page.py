@@ -27,6 +27,7 @@ from fmnist_tf.reporting.render import (
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results.analysis import LABEL_ISSUES, compare_runs, find_label_issues
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import measure_scaling
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -268,6 +269,18 @@ def test_a_mistake_has_its_own_pixels_probabilities_and_line(plain):
         assert NAMES[k].split()[1] in text
         assert format_probability(probabilities[worst, k]) in text
     assert text[-1] == str(worst + 2)
+
+
+def test_calibration_is_shown_before_and_after_temperature_scaling(tmp_path):
+    run = make_run(tmp_path / "run")
+    labels, probabilities = run.read_predictions()
+    scaling = measure_scaling(labels, probabilities, 0.5)
+    change_json(run.path / "evaluation.json", calibration=scaling)
+    write_report(run, tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert f"{scaling['before']['ece']:.1%}" in text
+    assert "0.500, fitted on the validation images" in text
+    assert f"{scaling['after']['ece']:.1%}" in text
 
 
 def test_label_issues_have_the_lines_of_their_file(tmp_path):

@@ -33,24 +33,29 @@ def test_flags_set_and_clear_and_leave_no_trace_if_not_given() -> None:
 @pytest.mark.parametrize(
     "words", ["--early-stopping x", "--plateau-patience none", "--class-weights all"]
 )
-def test_a_flag_of_another_type_is_wrong_usage(words: str, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse(*words.split())
-    assert caught.value.code == 2
-    assert words.split()[0] in capsys.readouterr().err
+def test_a_value_of_another_type_is_refused_with_the_settings(words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        RunConfig(**parse(*words.split()))
+    assert str(caught.value).startswith(f"{words}: expected")
+
+
+def test_short_forms_set_the_same_settings() -> None:
+    assert parse("--lr", "0.1") == {"learning_rate": 0.1}
+    assert parse("--no-test") == parse("--limit-test", "0") == {"limit_test": 0}
 
 
 def test_flags_are_these_and_no_others() -> None:
     # More flags take a deliberate edit here.
     assert setting_names() == (
-        "phase", "data", "test_data", "labels", "label_column", "val_fraction", "limit", "seed",
+        "phase", "data", "test_data", "labels", "label_column", "val_fraction", "limit",
+        "limit_test", "seed",
         "backbone", "weights", "image_size", "cut", "time_budget", "head", "standardize", "units",
         "dropout", "unfreeze", "train_batch_norm",
         "epochs", "batch_size", "optimizer", "momentum", "weight_decay", "clip_norm",
         "learning_rate", "lr_finder", "schedule", "min_learning_rate", "warmup_epochs",
         "cycle_epochs", "plateau_patience", "plateau_factor", "early_stopping", "augment",
         "label_smoothing", "class_weights", "layer_decay", "ema_decay", "test_time_flip",
-        "precision", "engine", "cache",
+        "precision", "engine", "cache", "keep_for_finetune",
     )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_tf.errors import UsageError
+from fmnist_tf.pipeline.resolve import read_settings
 from fmnist_tf.settings.complete import complete_config
 from fmnist_tf.settings.config import AUGMENTATIONS, RunConfig
 from fmnist_tf.settings.recipe import list_names, read_recipe
-from fmnist_tf.train import build_parser, main, read_settings
+from fmnist_tf.train import build_parser, main, read_request
 
 NAMES = [
     "convnext-tiny", "efficientnet", "fast", "inceptionv3", "lite", "mlp", "mobilenetv3",
@@ -26,7 +27,7 @@ NAMES = [
 
 def ask(*words: str) -> RunConfig:
     """Return the settings that `train` would use."""
-    return read_settings(build_parser().parse_args(words)).complete()[0]
+    return read_settings(read_request(build_parser().parse_args(words))).complete()[0]
 
 
 def write(path: Path, text: str) -> str:
@@ -84,7 +85,7 @@ def test_one_recipe_does_not_continue_a_run_of_another(first: str, then: str) ->
 
 def test_flags_override_a_recipe() -> None:
     words = ["--recipe", "resnet8", "--epochs", "3", "--augment", "none", "--weight-decay", "none"]
-    config, lines = read_settings(build_parser().parse_args(words)).complete()
+    config, lines = read_settings(read_request(build_parser().parse_args(words))).complete()
     assert (config.epochs, config.augment, config.weight_decay) == (3, (), None)
     assert (config.learning_rate, config.optimizer, config.phase) == (0.1, "sgd", "scratch")
     assert "epochs = 3  (overrides 14 of recipe resnet8)" in lines
@@ -203,7 +204,7 @@ COUNTS = st.integers(1, 2**31 - 1)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
 VALUES = {
     "data": TEXTS, "test_data": TEXTS, "labels": TEXTS, "label_column": TEXTS,
-    "backbone": TEXTS, "cache": TEXTS,
+    "backbone": st.sampled_from(["resnet50", "VGG-16"]), "cache": TEXTS,
     "val_fraction": st.floats(0.01, 0.99), "limit": st.integers(2, 2**31 - 1),
     "seed": st.integers(0, 2**31 - 1), "split_seed": st.integers(0, 2**31 - 1),
     "image_size": st.integers(1, 1024), "head": st.sampled_from(["flatten", "gap"]),

@@ -76,7 +76,7 @@ class Entry:
             progress(done, total)
 
         source = ArrayRows(pixels)
-        cache_features(self.store, source, compute, batch_size=BATCH, progress=note, say=say)
+        cache_features([self.store], source, compute, batch_size=BATCH, progress=note, say=say)
         self.rows_computed = seen[-1] - seen[0]
 
     def shard(self, number: int) -> Path:
@@ -123,13 +123,38 @@ def test_stored_rows_come_back_and_are_computed_once(entry: Entry) -> None:
     assert entry.rows_computed == 0
 
 
-@pytest.mark.parametrize(
-    ("row_shape", "rows"),
-    [((2048,), 1024), ((14, 14, 1024), 128), ((100352,), 256), ((8192, 8192), 1), ((), 1024)],
-)
-def test_shards_are_bounded_in_bytes_and_rows(row_shape: tuple[int, ...], rows: int) -> None:
-    shards = FeatureStore(Path(), 2 * rows + 1, row_shape).shards
-    assert shards == [range(rows), range(rows, 2 * rows), range(2 * rows, 2 * rows + 1)]
+@pytest.mark.parametrize("lost", [{0: [1, 3], 1: []}, {0: [2], 1: [0, 2]}, {0: [], 1: [3]}])
+def test_one_pass_fills_two_entries_and_what_is_missing_of_either(
+    tmp_path: Path, lost: dict[int, list[int]]
+) -> None:
+    def both(batch: np.ndarray) -> list[np.ndarray]:
+        return [corner(batch), batch[:, :1], batch]  # the third is of nobody
+
+    stores = [
+        FeatureStore(tmp_path / key, N_ROWS, shape, SHARD_ROWS)
+        for key, shape in (("b", ROW_SHAPE), ("a", (1,)))
+    ]
+    computed = []
+
+    def fill() -> None:
+        options = {"batch_size": BATCH, "say": pytest.fail}
+        cache_features(
+            stores, ArrayRows(PIXELS), both, progress=lambda *done: computed.append(done), **options
+        )
+
+    fill()
+    rows = np.arange(N_ROWS)
+    for _ in range(2):
+        np.testing.assert_array_equal(stores[0].take(rows).astype(np.float32), EXPECTED)
+        np.testing.assert_array_equal(stores[1].take(rows).astype(np.float32), PIXELS[:, :1])
+        computed.clear()
+        for store, numbers in zip(stores, lost.values(), strict=True):
+            for number in numbers:
+                store.shard_path(number).unlink()
+        fill()
+        n_lost = sum(len(stores[0].shards[n]) for n in {*lost[0], *lost[1]})
+        assert computed[-1][0] - computed[0][0] == n_lost
+        assert all(store.is_complete() for store in stores)
 
 
 numbers = st.integers(0, N_SHARDS - 1)
@@ -276,7 +301,8 @@ def test_it_waits_for_another_process_and_computes_what_is_left(entry: Entry) ->
             while not said:
                 time.sleep(0.005)
             assert entry.files == files_of(0)
-            entry.store.write_shard(0, [corner(PIXELS[:SHARD_ROWS]).astype(entry.store.dtype)])
+            with entry.store.writing_shard(0) as write:
+                write(corner(PIXELS[:SHARD_ROWS]).astype(entry.store.dtype))
         filling.result()
     assert len(said) == 1
     assert str(entry.path) in said[0]
@@ -384,7 +410,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         cache_features(
-            store, view, lambda batch: batch[:, :2],
+            [store], view, lambda batch: batch[:, :2],
             batch_size=128, progress=lambda *_: None, say=print,
         )  # fmt: skip
         assert store.is_complete()

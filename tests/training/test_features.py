@@ -12,7 +12,9 @@ import pytest
 import tensorflow as tf
 
 from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows, RowSource, make_batches
-from fmnist_tf.model.classifier import build_classifier, split_classifier
+from fmnist_tf.model.backbones import BACKBONES, build_backbone, find_backbone_spec
+from fmnist_tf.model.classifier import build_classifier, build_extractor, split_classifier
+from fmnist_tf.model.phases import find_kept_block
 from fmnist_tf.training import features
 from fmnist_tf.training.feature_store import FeatureStore
 from fmnist_tf.training.features import (
@@ -33,9 +35,9 @@ def extractor(toy_classifier, toy_spec) -> keras.Model:
 
 
 def cache(path: Path, source: RowSource, compute: Any, shape: tuple[int, ...]) -> FeatureStore:
-    store = FeatureStore(path, source.n_rows, shape, max_shard_rows=16)
+    store = FeatureStore(path, source.n_rows, shape, rows_per_shard=16)
     options = {"batch_size": 4, "progress": lambda done, total: None, "say": pytest.fail}
-    cache_features(store, source, compute, **options)
+    cache_features([store], source, compute, **options)
     return store
 
 
@@ -82,8 +84,6 @@ def test_no_image_is_computed_alone() -> None:
 @pytest.mark.slow
 def test_resnet50_differs_rarely_and_in_the_last_bit(tmp_path: Path) -> None:
     """Its kernels may round differently for other batch sizes."""
-    from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
-
     spec, side = find_backbone_spec("resnet50", 64)
     keras.utils.set_random_seed(0)
     classifier = build_classifier(
@@ -99,6 +99,40 @@ def test_resnet50_differs_rarely_and_in_the_last_bit(tmp_path: Path) -> None:
         bits = np.concatenate([np.asarray(part) for part in parts]).view(np.int16)
         assert np.abs(bits - cached).max() <= 1
         assert np.mean(bits != cached) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "toy",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "resnet50",
+                "vgg16",
+                "efficientnet-lite0",
+                "mobilenetv3small",
+                "densenet121",
+            )
+        ),
+    ],
+)
+def test_features_are_the_same_bits_computed_alone_and_together(
+    toy_spec, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    """So a cache may be filled by either."""
+    monkeypatch.setitem(BACKBONES, "toy", toy_spec)
+    spec, side = find_backbone_spec(name, 64)
+    keras.utils.set_random_seed(0)
+    classifier = build_classifier(
+        build_backbone(spec, side), spec.value_range,
+        head="flatten", units=5, dropout=0.0, n_classes=3, seed=0,
+    )  # fmt: skip
+    labels = ("head", find_kept_block(classifier, "auto"))
+    together = build_feature_function(build_extractor(classifier, *labels), precision)(PIXELS)
+    for label, found in zip(labels, together, strict=True):
+        alone = build_feature_function(build_extractor(classifier, label), precision)(PIXELS)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(alone))
 
 
 def test_averaged_cached_maps_are_the_features_of_a_pooled_head(

@@ -5,7 +5,6 @@ Rows are lists of cells, taken from all over a file; columns count from 0.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,44 +27,33 @@ def label_likeness(rows: Rows, column: int, beside: int) -> float:
     them; a pixel near the border is constant in most rows, or follows its neighbour. What no pixel
     can be (a name, a negative number) in most rows is a label: 1.
     """
-    pairs = [(label_text(row[column]), pixel_value(row[beside])) for row in rows]
-    texts = [text for text, _ in pairs if isinstance(text, str)]
-    if 2 * len(texts) <= len(pairs):
+    cells = [(label_text(row[column]), pixel_value(row[beside])) for row in rows]
+    pairs = [(text, pixel) for text, pixel in cells if isinstance(text, str)]
+    if 2 * len(pairs) <= len(cells):
         return 0.0
-    if 2 * sum(not isinstance(pixel_value(text), int) for text in texts) > len(texts):
+    if 2 * sum(not isinstance(pixel_value(text), int) for text, _ in pairs) > len(pairs):
         return 1.0
-    known = [(int(text), pixel) for text, pixel in pairs
-             if isinstance(text, str) and is_whole(text) and isinstance(pixel, int)]  # fmt: skip
-    counts = Counter(value for value, _ in known)
-    if len(counts) < 2:
+    known = [(int(t), p) for t, p in pairs if is_whole(t) and isinstance(p, int)]
+    values, counts = np.unique([value for value, _ in known], return_counts=True)
+    if len(values) < 2:
         return 0.0
-    most_common = counts.most_common(1)[0][1] / len(known)
-    density = len(counts) / (max(counts) - min(counts) + 1)
-    return (1 - abs(_correlation(*np.transpose(known)))) * density * (1 - most_common)
+    density = len(values) / (int(values[-1]) - int(values[0]) + 1)
+    most_common = counts.max() / len(known)
+    return float((1 - abs(_correlation(*np.transpose(known)))) * density * (1 - most_common))
 
 
-def choose_label(
-    rows: Rows, columns: Sequence[int], beside: Sequence[int]
-) -> tuple[int | None, str]:
-    """Return which of two columns is the label and why, or None and what both hold."""
+def choose_label(rows: Rows, columns: Sequence[int], beside: Sequence[int]) -> int | None:
+    """Return which of two columns is the label; None if it is not clear."""
     scores = [label_likeness(rows, *pair) for pair in zip(columns, beside, strict=True)]
     best = int(scores[1] > scores[0])
-    if scores[best] < MIN_LIKENESS or scores[best] < CLEAR * scores[1 - best]:
-        shown = (", ".join(row[column].strip() for row in rows[:8]) for column in columns)
-        both = zip(columns, shown, strict=True)
-        return None, " and ".join(f"column {column + 1} ({cells}, ...)" for column, cells in both)
-    column = columns[best]
-    n_values = len({row[column] for row in rows})
-    why = f"{n_values} values in {len(rows)} rows, unlike the pixel beside it"
-    return column, f"the label is column {column + 1}, by what it holds: {why}"
+    is_clear = scores[best] >= max(MIN_LIKENESS, CLEAR * scores[1 - best])
+    return columns[best] if is_clear else None
 
 
 def is_one_hot(rows: Rows, columns: Sequence[int]) -> bool:
     """Return whether each row has a 1 in one of the columns and 0 in the others."""
-    if not rows or len(columns) < 2:
-        return False
-    values = ([pixel_value(row[column]) for column in columns] for row in rows)
-    return all(set(row) <= {0, 1} and row.count(1) == 1 for row in values)
+    values = [sorted(str(pixel_value(row[column])) for column in columns) for row in rows]
+    return bool(rows) and all(row == ["0"] * (len(columns) - 1) + ["1"] for row in values)
 
 
 def is_planar(rows: Rows, columns: Sequence[int]) -> bool:

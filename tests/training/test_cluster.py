@@ -1,0 +1,256 @@
+"""Workers are found, share every batch, end alike, and end together when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toyrun import WORDS, draw, write_csv
+from yardstick import hash_run
+
+from fmnist_tf.data.batches import ArrayRows, make_batches
+from fmnist_tf.errors import UsageError
+from fmnist_tf.training.cluster import Cluster
+
+TESTS = Path(__file__).parents[1]
+TOY = [sys.executable, str(TESTS / "toy.py")]
+NAMES = ("bag", "hat", "shoe")
+# Without dropout the number of workers changes nothing but rounding.
+SCRATCH = [*WORDS, "--data", "train.csv", "--phase", "scratch", "--epochs", "3", "--dropout", "0"]
+LOST = 75
+
+
+def tf_config(*workers: str, kind: str = "worker", index: int | str = 0, **jobs: list[str]) -> str:
+    cluster = {**jobs, **({"worker": workers} if workers else {})}
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
+def test_tf_config_names_the_workers_and_the_chief_comes_first() -> None:
+    cluster = Cluster.find({"TF_CONFIG": tf_config("a:1", "b:2", index="1")})
+    assert (cluster.workers, cluster.index, cluster.is_chief) == (("a:1", "b:2"), 1, False)
+    text = tf_config("a:1", "b:2", chief=["c:3"])
+    assert Cluster.find({"TF_CONFIG": text}) == Cluster(("c:3", "a:1", "b:2"), 1)
+    text = tf_config("a:1", kind="chief", chief=["c:3"])
+    assert Cluster.find({"TF_CONFIG": text}).is_chief
+
+
+@pytest.mark.parametrize("text", ["", "{}", tf_config("a:1"), tf_config(kind="chief")])
+def test_one_worker_or_none_is_this_process_alone(text: str) -> None:
+    assert Cluster.find({"TF_CONFIG": text}).workers == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "[]", '{"cluster": {"worker": ["a:1", "b:2"]}}', tf_config("a:1", "b:2", index=2),
+     tf_config("a:1", "b:2", kind="ps", ps=["c:3"]), tf_config("a:1", "a:1"),
+     tf_config("a:1", "b:2", index="one")],
+)  # fmt: skip
+def test_other_tf_configs_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="TF_CONFIG: expected JSON"):
+        Cluster.find({"TF_CONFIG": text})
+
+
+def test_slurm_numbers_its_tasks_in_the_order_of_its_node_list() -> None:
+    step = {
+        "SLURM_STEP_NUM_TASKS": "5",
+        "SLURM_STEP_NODELIST": "n[9-11]",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_JOB_ID": "71234",
+    }
+    cluster = Cluster.find({**step, "SLURM_PROCID": "2"})
+    expected = ("n9:16234", "n9:16235", "n10:16234", "n10:16235", "n11:16234")
+    assert cluster == Cluster(expected, 2)
+    assert Cluster.find({**step, "SLURM_STEP_NUM_TASKS": "1"}) == Cluster()
+
+
+@pytest.mark.parametrize(("n_rows", "n_workers"), [(7, 3), (1, 2), (4, 2), (1000, 4)])
+def test_workers_read_every_row_of_each_batch_once(n_rows: int, n_workers: int) -> None:
+    numbers = np.arange(n_rows)
+    source, order = ArrayRows(numbers[:, None]), np.random.default_rng(0).permutation(n_rows)
+
+    def read(part: slice) -> list[list[int]]:
+        batches = make_batches(source, numbers, order, 4, part)
+        return [x[:, 0].numpy().tolist() for x, _ in batches]
+
+    shares = [read(slice(index, None, n_workers)) for index in range(n_workers)]
+    for batch, *parts in zip(read(slice(None)), *shares, strict=True):
+        assert sorted(row for part in parts for row in part) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# --- Processes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with data."""
+    folder = tmp_path_factory.mktemp("workers")
+    for name, n_rows in (("train", 61), ("tiny", 9)):
+        write_csv(folder / f"{name}.csv", draw(n_rows, 0), [NAMES[n % 3] for n in range(n_rows)])
+    return folder
+
+
+def free_addresses(n: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+class Workers:
+    """Processes of one run; `log` is the chief's stderr, `logs` are all."""
+
+    def __init__(self, folder: Path, n: int, *words: str) -> None:
+        addresses = free_addresses(n)
+        self.files = [folder / f"worker-{index}.log" for index in range(n)]
+        self.processes = []
+        for index, file in enumerate(self.files):
+            environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+            if n > 1:
+                environment["TF_CONFIG"] = tf_config(*addresses, index=index)
+            with file.open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        [*TOY, *words], cwd=folder, env=environment, stdout=log, stderr=log
+                    )
+                )
+
+    def kill(self, index: int, number: int, *, after: str) -> float:
+        """Send a signal when the chief has printed `after`; return the time."""
+        for _ in range(1200):
+            if re.search(after, self.files[0].read_text()):
+                break
+            time.sleep(0.1)
+        self.processes[index].send_signal(number)
+        return time.monotonic()
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        try:
+            return [process.wait(seconds) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    @property
+    def logs(self) -> list[str]:
+        return [file.read_text() for file in self.files]
+
+
+def train(folder: Path, n: int, run: str, *words: str) -> dict[str, str]:
+    """Train to the end and return the hashes of the run."""
+    workers = Workers(folder, n, *words, "--run", run)
+    codes = workers.wait()
+    assert codes == [0] * n, workers.logs
+    return hash_run(folder / "runs" / run)
+
+
+def history(folder: Path, run: str) -> np.ndarray:
+    rows = (folder / "runs" / run / "history.csv").read_text().splitlines()[1:]
+    return np.array([row.split(",")[2:6] for row in rows], float)
+
+
+@pytest.mark.slow
+def test_workers_end_as_one_process_does_and_alike_each_time(folder: Path) -> None:
+    first, again = (train(folder, 3, f"three-{n}", *SCRATCH) for n in (1, 2))
+    assert first == again
+    train(folder, 1, "one", *SCRATCH)
+    np.testing.assert_allclose(history(folder, "three-1"), history(folder, "one"), rtol=1e-4)
+    names = {path.name for path in (folder / "runs").iterdir()} - {"cache"}
+    assert names == {"three-1", "three-2", "one"}
+
+
+@pytest.mark.slow
+def test_more_workers_than_rows_in_a_batch(folder: Path) -> None:
+    words = [*SCRATCH, "--data", "tiny.csv", "--test-data", "train.csv", "--clip-norm", "0.1"]
+    train(folder, 1, "few-one", *words, "--batch-size", "4")
+    train(folder, 3, "few-three", *words, "--batch-size", "4")  # the last batch has fewer
+    np.testing.assert_allclose(history(folder, "few-three"), history(folder, "few-one"), rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM)]
+)
+def test_a_lost_or_stopped_worker_ends_all_and_the_same_command_continues(
+    folder: Path, victim: int, number: int
+) -> None:
+    words = [*SCRATCH, "--epochs", "400", "--augment", "flip", "--dropout", "0.3"]
+    words += ["--early-stopping", "390", "--checkpoint-seconds", "0"]
+    short = [*words, "--epochs", "12"]
+    expected = train(folder, 2, f"undisturbed-{victim}-{number}", *short)
+    run = f"disturbed-{victim}-{number}"
+    workers = Workers(folder, 2, *short, "--run", run)
+    killed = workers.kill(victim, number, after=r"epoch +2/")
+    codes = workers.wait(90)
+    assert time.monotonic() - killed < 90
+    if number == signal.SIGTERM:
+        assert codes == [143, 143], workers.logs
+    else:
+        assert codes[victim] == -number
+        assert codes[1 - victim] == LOST, workers.logs
+        assert "another worker ended" in workers.logs[1 - victim]
+        assert "Traceback" not in workers.logs[1 - victim]
+    assert train(folder, 2, run, *short) == expected
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_another_number_of_workers(folder: Path) -> None:
+    workers = Workers(folder, 2, *SCRATCH, "--epochs", "12", "--run", "fewer")
+    workers.kill(0, signal.SIGTERM, after=r"epoch +2/")
+    assert workers.wait(90) == [143, 143], workers.logs
+    train(folder, 1, "fewer", *SCRATCH, "--epochs", "12")
+    train(folder, 1, "never-stopped", *SCRATCH, "--epochs", "12")
+    assert "2 devices and continues on 1" in (folder / "worker-0.log").read_text()
+    np.testing.assert_allclose(
+        history(folder, "fewer"), history(folder, "never-stopped"), rtol=1e-2
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_with_other_settings_is_refused(folder: Path) -> None:
+    addresses = free_addresses(2)
+    processes = [
+        subprocess.Popen(
+            [*TOY, *SCRATCH, "--run", "differing", "--seed", str(index)],
+            cwd=folder,
+            env={**os.environ, "TF_CONFIG": tf_config(*addresses, index=index)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    for process in processes:
+        _, message = process.communicate(timeout=120)
+        assert process.returncode == 2, message
+    assert "seed: the chief has 0, worker 1 has 1" in message
+    assert not (folder / "runs/differing").exists()
+
+
+@pytest.mark.slow
+def test_two_devices_of_one_process_share_batches(folder: Path) -> None:
+    script = (
+        "import sys; import tensorflow as tf; sys.path.insert(0, sys.argv.pop(1))\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "one = tf.config.LogicalDeviceConfiguration()\n"
+        "tf.config.set_logical_device_configuration(cpu, [one, one])\n"
+        "from toy import BACKBONES, build_toy_spec\n"
+        "from fmnist_tf.train import main\n"
+        "BACKBONES['toy'] = build_toy_spec()\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, str(TESTS), *SCRATCH, "--run", "mirrored"]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "training on 2 devices of this machine" in answer.stderr
+    train(folder, 1, "alone", *SCRATCH)
+    np.testing.assert_allclose(history(folder, "mirrored"), history(folder, "alone"), rtol=1e-4)
