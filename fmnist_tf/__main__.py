@@ -12,7 +12,7 @@ from fmnist_tf.errors import printable, suggest
 
 ABOUT = "Turn an ImageNet network into a classifier of 28x28 grey images."
 COMMANDS = {
-    "train": "train a classifier: on a frozen backbone, by fine-tuning, or from scratch",
+    "train": "train a classifier: frozen backbone, fine-tuning, or from scratch",
     "evaluate": "measure a run on its test data, or on other labelled images",
     "predict": "print the most probable classes of images and pictures",
     "demo": "serve a page where one drops or draws a picture",

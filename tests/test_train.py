@@ -28,7 +28,8 @@ from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.reporting.tracking import start_tracking
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.train import main
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.train import describe_next, main
 from fmnist_tf.training import features
 from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
@@ -138,6 +139,22 @@ def test_a_run_without_a_test_does_not_pretend(folder: Path, capsys) -> None:
     with pytest.raises(UsageError, match="not tested"):
         _ = loaded.accuracy
     assert loaded.evaluate().total == 21
+
+
+@pytest.mark.parametrize(
+    ("settings", "commands"),
+    [
+        ({}, ["predict r PICTURE.png", "train --phase finetune --from r"]),
+        ({"phase": "finetune", "parent": "p"}, ["predict r PICTURE.png", "report p r"]),
+        ({"phase": "scratch", "limit_test": 0}, ["predict r PICTURE.png", "evaluate r"]),
+    ],
+)
+def test_the_end_says_what_comes_next(settings: dict, commands: list[str]) -> None:
+    for runs_dir, where in (("runs", ""), ("o f", " --runs-dir 'o f'")):
+        page, *lines = describe_next(RunDir(Path(runs_dir, "r")), RunConfig(**settings))
+        assert page.endswith(f" {runs_dir}/r/report.html")
+        for line, command in zip(lines, commands, strict=True):
+            assert line.endswith(f" fmnist-tf {command}{where}")
 
 
 def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:

@@ -220,6 +220,7 @@ def test_what_is_no_file_of_an_unfinished_run_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     unfinished = make_run(Path("runs/first"), done=False)
+    change_json(unfinished.file("config.json"), backbone="none")  # no run would come of it
     hinder(unfinished.file(name), obstacle)
     with pytest.raises(UsageError, match=name):
         unfinished.read_json(name)

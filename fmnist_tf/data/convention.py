@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,18 +57,12 @@ class Convention:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Convention:
-        """Return what `to_record` was made from; KeyError if an entry of the first runs is missing.
-
-        Later entries have defaults.
-        """
-        return cls(
-            record["background"],
-            record["content_side"],
-            record.get("centring", "box"),
-            record.get("thickness", IMAGE_SIZE),
-            cast(tuple[float, float], tuple(record.get("ink", (0.0, 1.0)))),
-            record.get("drift", 0.0),
-        )
+        """Return what `to_record` was made from; entries that the first runs lack have defaults."""
+        later = {
+            name: record[name] for name in ("centring", "thickness", "drift") if name in record
+        }
+        ink = tuple(record.get("ink", cls.ink))
+        return cls(record["background"], record["content_side"], ink=ink, **later)
 
 
 def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
@@ -111,9 +105,7 @@ def measure_contrast(pixels: NDArray[np.uint8], background: int) -> NDArray[np.i
     return np.where(contrast > TOLERANCE, contrast, 0)
 
 
-def find_centre_of_mass(
-    contrast: NDArray[Any],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def find_centre_of_mass(contrast: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the rows and the columns, (N,) each, of the centres of mass of (N, H, W)."""
     total = contrast.sum(axis=(1, 2))
     y, x = (np.arange(side) for side in contrast.shape[1:])

@@ -147,7 +147,8 @@ def describe_calibration(
         scaled = analysis.measure_calibration(labels, scale(probabilities, scaling["temperature"]))
         finding += (
             f" With its temperature {scaling['temperature']:.3f}, fitted on the validation images, "
-            f"which predict, demo and export use, the ECE is {scaled.ece:.1%}."
+            f"which predict, demo and export use, the ECE is {scaled.ece:.1%} "
+            "(dots: the nearer to the dashed line, the better)."
         )
     return draw_chart("calibration", finding, 4.4, plots.plot_calibration, calibration, scaled)
 

@@ -272,6 +272,30 @@ def locked(folder: Path, *, on_wait: Callable[[str], None] | None = None) -> Ite
         yield
 
 
+@contextmanager
+def sharing(folder: Path) -> Iterator[Callable[[int], bool]]:
+    """Yield a function that claims a numbered part of the work in `folder` for this process.
+
+    It returns whether no other process has claimed the part. The kernel frees the parts of a
+    process that ends: they are fcntl(2) locks on bytes of the file `.lock`, which network disks
+    have too.
+
+    Raises:
+        NotAFileError: `.lock` is no file.
+    """
+    descriptor = _open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    with open(descriptor, "r+b", buffering=0) as stream:
+
+        def claim(number: int) -> bool:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            except (BlockingIOError, PermissionError):  # the two errors that POSIX allows
+                return False
+            return True
+
+        yield claim
+
+
 def _try_lock(stream: FileIO) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

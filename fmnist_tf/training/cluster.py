@@ -206,12 +206,15 @@ class Cluster:
         except Exception as error:
             if not self.workers or type(error).__name__ not in _LOST:
                 raise
-            reason = " ".join(str(error).split())
-            raise WorkerLostError(
+            reason = " ".join(str(error).split()).rpartition("is aborted by: ")[2]
+            lost = WorkerLostError(
                 f"worker {self.index}: another worker ended or cannot be reached; see what the "
                 "others say. The same command on every worker continues the run",
                 f"TensorFlow: {printable(reason, 300)}",
-            ) from error
+            )
+            for note in getattr(error, "__notes__", ()):
+                lost.add_note(note)
+            raise lost from error
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of all workers' arrays, of one shape, and of float64 or int32."""

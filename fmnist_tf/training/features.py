@@ -13,7 +13,9 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from typing import Any
@@ -25,9 +27,11 @@ import tensorflow as tf
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.batches import RowSource
 from fmnist_tf.model.folding import fold_model
+from fmnist_tf.system import signals
 from fmnist_tf.system.cpu import read_cpu_features, usable_cpus
-from fmnist_tf.system.files import locked
+from fmnist_tf.system.files import remove_leftovers, sharing
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training import cluster
 from fmnist_tf.training.feature_store import (
     FEATURE_DTYPE,
     FeatureStore,
@@ -36,6 +40,7 @@ from fmnist_tf.training.feature_store import (
 
 # Raise it with every change of the files, of the batches, or of what folding or pooling computes.
 FORMAT = 7
+_POLL_SECONDS = 0.2
 
 # These names in /proc/cpuinfo decide which kernels compute.
 _VECTOR_UNITS = ("amx", "asimd", "avx", "bf16", "fma", "sve")
@@ -172,9 +177,10 @@ def cache_features(
 ) -> None:
     """Compute the shards that are missing in one of `stores`, in one pass for all of them.
 
-    If another process computes the same entry, this one waits and then computes what is left.
-    Memory holds three batches, however many rows there are. An interruption or a full disk costs
-    the shard in work.
+    Several processes share the work, workers of a cluster or not: each shard is computed by the
+    one that claims it first, and again by another if that one ends before. Which rows and batches
+    make a shard does not depend on that. Returns when no shard is missing. Memory holds three
+    batches, however many rows there are. An interruption or a full disk costs the shard in work.
 
     Args:
         stores: of `feature_key`'s keys, N rows each, with shards of the same rows.
@@ -183,7 +189,7 @@ def cache_features(
             one such output for each store; called from several threads.
         batch_size: B, a power of two.
         progress: called with the rows that are stored or computed, and N.
-        say: called if another process holds the entry.
+        say: called if this process waits for shards of others.
 
     Raises:
         OSError: the disk does not take the features; the message says how many are stored.
@@ -201,42 +207,62 @@ def cache_features(
         release_memory()
         return outputs
 
-    def on_wait(holder: str) -> None:
-        say(f"backbone features: waiting for {holder}, which computes them in {stores[0].path}")
+    def is_missing(number: int) -> bool:
+        return not all(store.is_valid(number) for store in stores)
 
     with ExitStack() as held:
+        claims = []
         for store in sorted(stores, key=lambda store: store.path):  # one order: no deadlock
             store.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(store.path, on_wait=on_wait))
-            store.remove_leftovers()
+            claims.append(held.enter_context(sharing(store.path)))
+            remove_leftovers(store.path)
         missing = sorted({number for store in stores for number in store.find_invalid_shards()})
-        batches = (
-            np.arange(first, min(first + step, shards[number].stop))
-            for number in missing
-            for first in shards[number][::step]
-        )
-        stored = done = n_rows - sum(len(shards[number]) for number in missing)
-        progress(done, n_rows)
+        workers, claimed, is_told = cluster.current(), deque[int](), False
+
+        def claim_batches() -> Iterator[np.ndarray]:
+            # Each worker begins with its own shards and goes on with what nobody has claimed.
+            for number in sorted(missing, key=lambda n: (n - workers.index) % workers.n_workers):
+                if all(claim(number) for claim in claims) and is_missing(number):
+                    claimed.append(number)
+                    for first in shards[number][::step]:
+                        yield np.arange(first, min(first + step, shards[number].stop))
+
         # TensorFlow optimizes a graph in its first call and copies its constants several times for
         # that; two first calls at once would both do so (runs/LOG.md).
-        first_batch = map_ahead(compute_first, islice(batches, 1))
-        with closing(map_ahead(compute_rows, batches)) as other_batches:
-            computed = chain(first_batch, other_batches)
-            for number in missing:
-                try:
-                    with ExitStack() as files:
-                        writers = [files.enter_context(s.writing_shard(number)) for s in stores]
-                        for outputs in islice(computed, math.ceil(len(shards[number]) / step)):
-                            for write, output in zip(writers, outputs, strict=True):
-                                write(output)
-                            done += len(outputs[0])
-                            progress(done, n_rows)
-                except OSError as error:
-                    raise OSError(
-                        error.errno,
-                        f"{error.strerror or error}; the features of {stored:,} of "
-                        f"{n_rows:,} images are stored and will be used by the next run. "
-                        "--cache DIR names another disk",
-                        str(error.filename or stores[0].shard_path(number)),
-                    ) from error
-                stored += len(shards[number])
+        to_compute = claim_batches()
+        computed: Iterator[list[np.ndarray]]
+        computed = map_ahead(compute_first, islice(to_compute, 1))
+        while True:
+            stored = done = n_rows - sum(len(shards[number]) for number in missing)
+            progress(done, n_rows)
+            with closing(map_ahead(compute_rows, to_compute)) as other_batches:
+                computed = chain(computed, other_batches)
+                for first_outputs in computed:
+                    number = claimed.popleft()
+                    n_others = math.ceil(len(shards[number]) / step) - 1
+                    try:
+                        with ExitStack() as files:
+                            writers = [files.enter_context(s.writing_shard(number)) for s in stores]
+                            for outputs in chain([first_outputs], islice(computed, n_others)):
+                                for write, output in zip(writers, outputs, strict=True):
+                                    write(output)
+                                done += len(outputs[0])
+                                progress(done, n_rows)
+                    except OSError as error:
+                        raise OSError(
+                            error.errno,
+                            f"{error.strerror or error}; the features of {stored:,} of "
+                            f"{n_rows:,} images are stored and will be used by the next run. "
+                            "--cache DIR names another disk",
+                            str(error.filename or stores[0].shard_path(number)),
+                        ) from error
+                    stored += len(shards[number])
+            missing = [number for number in missing if is_missing(number)]
+            if not missing:
+                break
+            if not is_told:
+                is_told = True
+                say(f"backbone features: others compute {len(missing)} parts of {stores[0].path}")
+            time.sleep(_POLL_SECONDS)
+            signals.check()
+            to_compute, computed = claim_batches(), iter(())

@@ -14,6 +14,7 @@ import sys
 import pytest
 from fakerun import make_run
 
+from fmnist_tf.__main__ import COMMANDS
 from fmnist_tf.cli import terminal
 from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.errors import DataError, Problem, RunExistsError, UsageError
@@ -241,3 +242,7 @@ def test_a_stop_that_a_library_turns_into_its_own_error_is_a_stop(capsys) -> Non
 
     assert run_command(body, flags()) == 143
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+def test_the_list_of_commands_fits_80_columns() -> None:
+    assert max(len(f"  {name:10}{line}") for name, line in COMMANDS.items()) <= 80

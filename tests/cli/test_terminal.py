@@ -68,6 +68,7 @@ def test_a_bar_with_a_note_fits_80_columns() -> None:
     bars = [line for line in re.split("[\r\n]", text) if line.startswith("epoch 2/3:")]
     assert {len(line) for line in bars} <= {79, 80}
     assert "loss 0.4321 acc 0.8612" in bars[-1]
+    assert "image/s" not in bars[-1]
 
 
 def test_lines_are_wrapped_between_words_and_coloured() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,14 +73,3 @@ def test_a_record_comes_back_and_an_old_one_gets_defaults() -> None:
     assert Convention.from_record({"background": 0, "content_side": 28}) == Convention(0, 28)
     with pytest.raises(KeyError):
         Convention.from_record({"background": 0})
-
-
-@pytest.mark.real
-def test_fashion_mnist(keras_home_with_data: Path) -> None:
-    import gzip
-
-    path = keras_home_with_data / "datasets/fashion-mnist/train-images-idx3-ubyte.gz"
-    pixels = np.frombuffer(gzip.decompress(path.read_bytes())[16:], np.uint8).reshape(-1, 784)
-    found = measure_convention(pixels)
-    assert (found.background, found.content_side, found.centring) == (0, 28, "box")
-    assert not found.has_strokes

@@ -139,10 +139,7 @@ ACCEPTED: dict[str, tuple[bytes | Cells, str]] = {
         text([HEADER, *([f"{row[0]}.0", *(f"{v}.0" for v in row[1:])] for row in rows())]),
         "column 1, label",
     ),
-    "quotes": (
-        text([[f'"{cell}"' for cell in row] for row in kaggle()]),
-        "column 1, label",
-    ),
+    "quotes": (text([[f'"{cell}"' for cell in row] for row in kaggle()]), "column 1, label"),
     "spaces and signs": (
         text([[f" {cell}\t" for cell in HEADER], *([f" +0{c} " for c in row] for row in rows())]),
         "column 1, label",
@@ -693,12 +690,11 @@ def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_processes(read: Read, tmp_path: Path) -> None:
-    store = tmp_path / "store"
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom fmnist_tf.system.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as folder:\n    folder.mkdir()\n    os._exit(1)\n"
     )
-    subprocess.run([sys.executable, "-c", script, store / "old"])
-    assert len(list(store.iterdir())) == 1
+    subprocess.run([sys.executable, "-c", script, tmp_path / "store" / "old"])
+    assert len(list((tmp_path / "store").iterdir())) == 1
     read(kaggle())
-    assert list(store.glob(".*")) == []
+    store_of(tmp_path)

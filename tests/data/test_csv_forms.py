@@ -156,10 +156,8 @@ NOISE = np.random.default_rng(0).integers(0, 256, (N, 785)).tolist()
         (text(FIRST[:1]), "E026"),  # one row tells nothing
         (text(NOISE), "E026"),
         (text([row[0], *row[1:-1], 7] for row in [[5] * 785] * N), "E026"),  # both constant
-        (text([range(785), *FIRST]), "E021"),
         (text([["label", *NAMES[:-3]], *FIRST]), "E020"),  # a header that is short
         (text([NAMES, *FIRST]), "E020"),  # by one, but the first cells are no row names
-        (text(FIRST, " "), "E016"),
         (text([["label", *NAMES], *([k, *(v > 0 for v in row)] for k, *row in FIRST)]), "E031"),
         (text([["label", *NAMES], *([k, *(v / 255 for v in row)] for k, *row in FIRST)]), "E034"),
         (b"%\n@relation x\n@attribute pixel1 real\n@data\n{0 1}\n", "E009"),

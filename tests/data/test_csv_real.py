@@ -62,6 +62,7 @@ def test_a_csv_of_the_official_images_is_known_by_its_content(
     assert np.bincount(dataset.train.labels).tolist() == [5100] * 10
     convention = dataset.convention
     assert (convention.background, convention.content_side, convention.centring) == (0, 28, "box")
+    assert not convention.has_strokes
 
 
 def test_time_and_memory(train_csv: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from forms import csv_text, npy
 from PIL import Image
 from scipy.io import loadmat, savemat
 
@@ -25,19 +26,6 @@ from fmnist_tf.errors import DataError
 def picture(form: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (28, 28)).save(buffer, form)
-    return buffer.getvalue()
-
-
-def tar() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("train.csv"))
-    return buffer.getvalue()
-
-
-def npy() -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros(3))
     return buffer.getvalue()
 
 
@@ -54,21 +42,17 @@ def npy() -> bytes:
         (b"\0\0\x08\x03\0\0\0\x05", "idx", "IDX"),
         (b"\0\0\x08\x01\0\0\0\x05", "idx labels", "label"),
         (b"PAR1\x15\x04", "parquet", "Parquet"),
-        (npy(), "npy", "NumPy"),
+        (npy(np.zeros(3)), "npy", "NumPy"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "other", "xls"),
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "other", "MAT"),
         (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "other", "7.3"),
         (b"\x89HDF\r\n\x1a\n", "other", "HDF5"),
         *((pickle.dumps([1], protocol=p), "other", "pickle") for p in (2, 3, 4, 5)),
-        (tar(), "other", "tar"),
+        (tarfile.TarInfo("train.csv").tobuf(), "other", "tar"),
         (b"Rar!\x1a\x07\x01\x00", "other", "RAR"),
         (b"7z\xbc\xaf\x27\x1c", "other", "7z"),
-        (picture("PNG"), "picture", "PNG"),
-        (picture("JPEG"), "picture", "JPEG"),
-        (picture("GIF"), "picture", "GIF"),
-        (picture("TIFF"), "picture", "TIFF"),
+        *((picture(form), "picture", form) for form in ("PNG", "JPEG", "GIF", "TIFF", "BMP")),
         (picture("WEBP"), "picture", "WebP"),
-        (picture("BMP"), "picture", "BMP"),
         (b"\0\0\0\x18ftypheic", "other", "HEIC"),
         (b'<?xml version="1.0"?>\n<!-- a --><svg xmlns="x">', "other", "SVG"),
         (b"<svg>", "other", "SVG"),
@@ -164,11 +148,10 @@ def test_the_command_of_a_hint_makes_a_csv_that_is_read(tmp_path: Path, name: st
 
 def test_the_command_of_a_hint_unpacks_a_tar_archive(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
-    content = "\n".join(",".join(map(str, row)) for row in (HEADER, *ROWS.tolist())).encode()
+    (tmp_path / "train.csv").write_text(csv_text(PIXELS, LABELS))
     with tarfile.open(path, "w:gz") as archive:
-        member = tarfile.TarInfo("train.csv")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+        archive.add(tmp_path / "train.csv", "train.csv")
+    (tmp_path / "train.csv").unlink()
     with pytest.raises(DataError, match="E009") as caught:
         read_csv(path, tmp_path / "store")
     command = caught.value.problems[0].hint.partition(": ")[2]

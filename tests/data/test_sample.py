@@ -8,18 +8,17 @@ from fmnist_tf.data import sample
 from fmnist_tf.data.sample import load_sample, read_sample
 
 
-def test_arrays() -> None:
-    pixels, labels, test_pixels, test_labels = load_sample()
-    assert pixels.shape == (1527, 784)
-    assert test_pixels.shape == (270, 784)
-    assert pixels.dtype == test_pixels.dtype == np.uint8
-    assert labels.dtype == test_labels.dtype == np.int64
-    assert pixels.max() == test_pixels.max() == 255
+def test_the_arrays_are_the_recorded_ones_and_the_division_is_stratified() -> None:
+    train, test = read_sample()
+    assert (train.digest, train.label_digest) == sample.DIGESTS
+    assert train.label_values == test.label_values == tuple("0123456789")
+    assert train.sha256 != test.sha256
+    assert (train.pixels.shape, test.pixels.shape) == ((1527, 784), (270, 784))
+    assert train.pixels.max() == test.pixels.max() == 255
     # Each class has a part in test that is within one image of 15 %.
-    counts = np.bincount(np.concatenate([labels, test_labels]))
-    assert np.abs(np.bincount(test_labels) - 0.15 * counts).max() <= 1
-    together = np.concatenate([pixels, test_pixels])
-    assert len(np.unique(together, axis=0)) == 1797
+    counts = np.bincount(np.concatenate([train.label_index, test.label_index]))
+    assert np.abs(np.bincount(test.label_index) - 0.15 * counts).max() <= 1
+    assert len(np.unique(np.concatenate([train.pixels, test.pixels]), axis=0)) == 1797
 
 
 def test_images_are_enlarged_and_bright_on_black() -> None:
@@ -34,10 +33,3 @@ def test_images_are_enlarged_and_bright_on_black() -> None:
         expected = originals.images[originals.target == digit].mean(axis=0)[1::2, 1::2]
         found = images[labels == digit].mean(axis=0)[5::7, 5::7] * (16 / 255)
         np.testing.assert_allclose(found, expected, atol=1.5)
-
-
-def test_tables_have_the_recorded_digests() -> None:
-    train, test = read_sample()
-    assert (train.digest, train.label_digest) == sample.DIGESTS
-    assert train.label_values == test.label_values == tuple("0123456789")
-    assert train.sha256 != test.sha256

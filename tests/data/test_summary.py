@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.data.images import Pixels
-from fmnist_tf.data.summary import (
-    EXAMPLES,
-    DataSummary,
-    Inspection,
-    inspect,
-)
+from fmnist_tf.data.summary import EXAMPLES, DataSummary, Inspection, inspect
 
 
 def part(pixels: np.ndarray, labels: np.ndarray, n_classes: int, digest: str = "") -> Pixels:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import yaml
 from fakerun import HOSTILE, NAMES, change_json, make_run
 
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import measure_scaling
 
 N_HEADINGS = 19  # of the template
 
@@ -30,13 +33,33 @@ def test_it_has_the_numbers_of_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", weights__kind="random")
     text = card_of(run)
     test = run.read_json("evaluation.json")["test"]
-    assert text.startswith("---\nlibrary_name: keras\n")
     assert f"      value: {test['accuracy']}\n" in text
     assert f"| test | {test['correct']} of 60 | {test['accuracy']:.4f} |" in text
     assert "RANDOM" in text
     assert "SAMPLE" not in text
     for file in run.read_json("provenance.json")["data"]["files"]:
         assert file["sha256"] in text
+
+
+def test_its_metadata_are_what_a_hub_takes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", data__kind="official")
+    labels, probabilities = run.read_predictions()
+    scaling = measure_scaling(labels, probabilities, 0.5)
+    change_json(run.file("evaluation.json"), calibration=scaling)
+    text = card_of(run)
+    assert f"error on the test images is {scaling['before']['ece']:.4f}" in one_line(text)
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["license"] == "unknown"
+    assert head["datasets"] == ["zalando-datasets/fashion_mnist"]
+    assert (head["library_name"], head["metrics"]) == ("keras", ["accuracy"])
+    assert "base_model" not in head  # it would have to be the ID of a model on the Hub
+    assert "datasets" not in yaml.safe_load(card_of(make_run(tmp_path / "b")).split("---\n")[1])
+
+    repocard = pytest.importorskip("huggingface_hub.repocard")
+    data = repocard.ModelCard(text).data
+    (result,) = data.eval_results
+    assert (data.model_name, result.dataset_type) == ("a", head["datasets"][0])
+    assert result.metric_value == run.read_json("evaluation.json")["test"]["accuracy"]
 
 
 def test_it_names_the_layers_and_mirror_images_where_there_are_some(tmp_path: Path) -> None:

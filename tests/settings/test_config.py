@@ -159,14 +159,16 @@ def test_a_pooled_head_has_its_own_learning_rate_in_the_frozen_phase() -> None:
     assert rate(head="gap", learning_rate=1e-5) == 1e-5
 
 
-PARENT, _ = complete_config({"units": 64, "seed": 5, "limit": 100, "dropout": 0.2})
+CHANGED = {"units": 64, "seed": 5, "limit": 100, "limit_test": 30, "dropout": 0.2}
+PARENT, _ = complete_config(CHANGED)
 
 
 def test_finetune_inherits_from_its_parent() -> None:
     config, lines = complete_config({"phase": "finetune"}, PARENT, "mother")
     for name in INHERITED:
         assert getattr(config, name) == getattr(PARENT, name)
-    assert "units = 64  (inherited from mother)" in lines
+    shown = {f"{name} = {value}  (inherited from mother)" for name, value in CHANGED.items()}
+    assert set(lines) == shown  # and no default
     assert (config.parent, config.split_seed) == ("mother", 5)
     assert config.learning_rate == DEFAULTS["finetune"]["learning_rate"]
     assert config.standardize == "features"

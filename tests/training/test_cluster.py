@@ -24,8 +24,10 @@ from fmnist_tf.training.cluster import Cluster
 TESTS = Path(__file__).parents[1]
 TOY = [sys.executable, str(TESTS / "toy.py")]
 NAMES = ("bag", "hat", "shoe")
-# Without dropout the number of workers changes nothing but rounding.
-SCRATCH = [*WORDS, "--data", "train.csv", "--phase", "scratch", "--epochs", "3", "--dropout", "0"]
+# Without dropout the number of workers changes nothing but rounding; Adam would turn that of
+# a bias before BatchNorm, whose gradient is 0, into whole steps.
+SCRATCH = [*WORDS, "--data", "train.csv", "--phase", "scratch", "--epochs", "3", "--dropout", "0",
+    "--optimizer", "sgd"]  # fmt: skip
 LOST = 75
 
 
@@ -94,7 +96,7 @@ def test_workers_read_every_row_of_each_batch_once(n_rows: int, n_workers: int) 
 def folder(tmp_path_factory) -> Path:
     """A folder with data."""
     folder = tmp_path_factory.mktemp("workers")
-    for name, n_rows in (("train", 61), ("tiny", 9)):
+    for name, n_rows in (("train", 61), ("tiny", 12)):
         write_csv(folder / f"{name}.csv", draw(n_rows, 0), [NAMES[n % 3] for n in range(n_rows)])
     return folder
 
@@ -172,9 +174,10 @@ def test_workers_end_as_one_process_does_and_alike_each_time(folder: Path) -> No
 @pytest.mark.slow
 def test_more_workers_than_rows_in_a_batch(folder: Path) -> None:
     words = [*SCRATCH, "--data", "tiny.csv", "--test-data", "train.csv", "--clip-norm", "0.1"]
-    train(folder, 1, "few-one", *words, "--batch-size", "4")
-    train(folder, 3, "few-three", *words, "--batch-size", "4")  # the last batch has fewer
-    np.testing.assert_allclose(history(folder, "few-three"), history(folder, "few-one"), rtol=1e-3)
+    words += ["--val-fraction", "0.42", "--batch-size", "5"]  # 7 rows train: 5, then 2
+    for n in (1, 3):
+        train(folder, n, f"few-{n}", *words)
+    np.testing.assert_allclose(history(folder, "few-3"), history(folder, "few-1"), rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 
 from fmnist_tf.data.batches import ArrayRows, FlippedRows, PickedRows
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import locked
 from fmnist_tf.training import feature_store, features
 from fmnist_tf.training.feature_store import FeatureStore, fits_on_disk
 from fmnist_tf.training.features import cache_features
@@ -191,7 +189,14 @@ def damages(draw: st.DrawFn) -> Callable[[Entry], None]:
         shutil.copy(other.shard(number), entry.shard(number))
 
     def leave_a_temporary_file(entry: Entry) -> None:
-        (entry.path / f".shard-{number:05d}.tmp-{at}.bin").write_bytes(bytes(at))
+        def write_and_die() -> None:
+            with FeatureStore(entry.path, N_ROWS, ROW_SHAPE, SHARD_ROWS).writing_shard(number):
+                os._exit(0)
+
+        kept = entry.shard(number).read_bytes() if entry.shard(number).exists() else None
+        in_child(write_and_die).join()
+        if kept is not None:  # what is written anew is removed first
+            entry.shard(number).write_bytes(kept)
 
     return draw(
         st.sampled_from(
@@ -292,21 +297,49 @@ def test_it_continues_after_a_kill_at_any_moment(
         entry.check()
 
 
-def test_it_waits_for_another_process_and_computes_what_is_left(entry: Entry) -> None:
-    said: list[str] = []
-    entry.path.mkdir()
-    with ThreadPoolExecutor(1) as thread:
-        with locked(entry.path):  # as another process holds it
-            filling = thread.submit(entry.fill, say=said.append)
-            while not said:
-                time.sleep(0.005)
-            assert entry.files == files_of(0)
-            with entry.store.writing_shard(0) as write:
-                write(corner(PIXELS[:SHARD_ROWS]).astype(entry.store.dtype))
-        filling.result()
+@pytest.mark.parametrize("n_processes", [2, 5])
+def test_processes_share_the_shards(entry: Entry, n_processes: int) -> None:
+    computed = multiprocessing.get_context("fork").Array("i", N_ROWS)
+
+    def work() -> None:
+        def slow(batch: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            for row in np.flatnonzero((PIXELS[:, None] == batch).all(axis=2).any(axis=1)):
+                computed[row] += 1
+            return corner(batch)
+
+        entry.fill(slow, say=lambda line: None)
+
+    processes = [in_child(work) for _ in range(n_processes)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * n_processes
+    assert list(computed) == [1] * N_ROWS
+    entry.check()
+
+
+def test_the_shards_of_a_process_that_dies_are_taken_over(entry: Entry) -> None:
+    began, said = multiprocessing.get_context("fork").Event(), []
+
+    def work() -> None:
+        def hang(batch: np.ndarray) -> np.ndarray:
+            began.set()
+            time.sleep(60)
+            return batch
+
+        entry.fill(hang)
+
+    process = in_child(work)
+    began.wait()
+
+    def let_die(line: str) -> None:
+        said.append(line)
+        assert entry.files[-1] == "shard-00003.bin"  # all but those that the other has claimed
+        process.kill()
+        process.join()
+
+    entry.fill(say=let_die)
     assert len(said) == 1
-    assert str(entry.path) in said[0]
-    assert entry.rows_computed == N_ROWS - SHARD_ROWS
     entry.check()
 
 

@@ -25,9 +25,6 @@ LABEL_NAMES = frozenset(
     "label labels class classes target targets category y class_label classlabel class_name"
     " label_name ground_truth truth".split()
 )
-MAX_ONE_HOT = 100
-"""Most one-hot columns that are looked for where no header names them."""
-
 _INDEX_NAME = re.compile(r"unnamed: ?\d+(?:\.\d+)?|id|idx|index|image_?id|row_?id|row")
 _NUMBERED = re.compile(r"(.*?)(\d{1,5})", re.DOTALL)
 _GRID = re.compile(r"(?:[a-z]+[ _.-])?(\d{1,3})[x_](\d{1,3})")
@@ -181,11 +178,11 @@ def _make_names(rows: list[list[str]]) -> list[str]:
             return [str(column) for column in range(1, width + 1)]
         whole = [row for row in rows if len(row) == width]
         for size in SHAPES:
-            n = width - size
-            labels, pixels = [f"label {k}" for k in range(n)], [str(k) for k in range(size)]
-            if 2 <= n <= MAX_ONE_HOT and is_one_hot(whole, range(n)):
+            labels = [f"label {k}" for k in range(width - size)]
+            pixels = [str(k) for k in range(size)]
+            if len(labels) > 1 and is_one_hot(whole, range(len(labels))):
                 return labels + pixels
-            if 2 <= n <= MAX_ONE_HOT and is_one_hot(whole, range(size, width)):
+            if len(labels) > 1 and is_one_hot(whole, range(size, width)):
                 return pixels + labels
     width, hint = len(rows[0]), ""
     if not rows[0][-1]:
