@@ -89,7 +89,7 @@ def make_run(
     facts["tested_at"] = "2026-11-22T18:30:00+00:00"
     if finetune:
         counts = {"both": 35, "only_first": 5, "only_second": 17, "neither": 3, "p_value": 0.0169}
-        facts["parent"] = {"run": "first", **counts}
+        facts["parent"] = {"run": "first", "mcnemar": counts}
     run.write_json("evaluation.json", facts)
     run.write_json("labels.json", dict(zip(map(str, range(k)), names, strict=True)))
     provenance: dict[str, Any] = {

@@ -270,7 +270,7 @@ def _compare_with_parent(experiment: Experiment, probabilities: np.ndarray) -> d
         same = files == [file.sha256 for file in dataset.files]
         if same and np.array_equal(labels, dataset.test.labels):
             test = analysis.compare_runs(labels, theirs, probabilities)
-            return {"parent": {"run": parent.directory.full_name, **asdict(test)}}
+            return {"parent": {"run": parent.directory.full_name, "mcnemar": asdict(test)}}
     return {}
 
 

@@ -175,7 +175,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
         **sections.describe_differences(records),
         "curves": sections.draw_chart("overlay", finding, 3.4, *chart),
         "pairs": pairs,
-        "changes": [None, *(pair.get("points") for pair in pairs[: len(runs) - 1])],
+        "changes": [None, *(pair["test"] for pair in pairs[: len(runs) - 1])],
         "images": _show_disagreements(runs, records, pairs),
         "recalls": sections.describe_recalls(confusions) if same_classes else None,
         "names": records[0].class_names,
@@ -218,12 +218,11 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
         if not is_same:
             return {"test": None, "marks": marks, "text": f"{names}: not compared, {why}"}
     test = analysis.compare_runs(labels, probabilities, other_probabilities)
-    is_fall, verdict = test.only_first > test.only_second, "no significant difference"
+    verdict = "no significant difference"
     if test.is_significant:
-        verdict = f"{mark_a if is_fall else mark_b} is significantly better"
+        verdict = f"{mark_b if test.points > 0 else mark_a} is significantly better"
     text = (
         f"{names}: of {len(labels):,} test images {test.only_first:,} are correct only in {mark_a} "
         f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
     )
-    points = 100 * (test.only_second - test.only_first) / len(labels)
-    return {"test": test, "marks": marks, "text": text, "verdict": verdict, "points": points}
+    return {"test": test, "marks": marks, "text": text, "verdict": verdict}

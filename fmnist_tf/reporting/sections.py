@@ -64,21 +64,13 @@ class Examples:
 
 def describe_change(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return how the test accuracy differs from the parent's, if that was compared."""
-    entry = evaluation.get("parent")
-    if entry is None:
+    if (entry := evaluation.get("parent")) is None:
         return None
-    numbers = {name: entry[name] for name in ("both", "only_first", "only_second", "neither")}
-    test = analysis.McNemar(**numbers, p_value=entry["p_value"])
-    total = sum(numbers.values())
-    before, change = test.both + test.only_first, test.only_second - test.only_first
-    verdict = ("rise" if change > 0 else "fall") if test.is_significant else "no"
-    return {
-        "run": entry["run"],
-        "accuracy": before / total,
-        "points": 100 * change / total,
-        "test": test,
-        "verdict": f"a significant {verdict}" if verdict != "no" else "no significant change",
-    }
+    test = analysis.McNemar(**entry["mcnemar"])
+    verdict = "no significant change"
+    if test.is_significant:
+        verdict = f"a significant {'rise' if test.points > 0 else 'fall'}"
+    return {"run": entry["run"], "test": test, "verdict": verdict}
 
 
 def describe_scores(confusion: np.ndarray) -> dict[str, Any]:

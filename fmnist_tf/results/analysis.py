@@ -283,6 +283,12 @@ class McNemar:
         """Whether the p-value is below 0.05."""
         return self.p_value < 0.05
 
+    @property
+    def points(self) -> float:
+        """Accuracy of the second less that of the first, in percentage points."""
+        total = self.both + self.only_first + self.only_second + self.neither
+        return 100 * (self.only_second - self.only_first) / total
+
 
 def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:
     """Test whether two classifiers have different error rates, from their probabilities (N, K).
