@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-EXTRAS := pretrained,openvino,hub,onnx,parquet,test,docs
+EXTRAS := pretrained,openvino,hub,demo,onnx,parquet,test,docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
 
 .PHONY: train lite test test-real test-networks test-kills bench docs constraints check format-check lint types

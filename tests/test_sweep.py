@@ -158,12 +158,12 @@ def test_trials_share_features_leave_the_test_alone_and_the_best_is_trained_agai
     assert "trial 4 of 4: learning_rate=1e-2 seed=5" in capsys.readouterr().out.splitlines()
     assert not list(Path().glob("runs/[a-z]*"))
     assert sweep(*words) == 0
-    # Random weights depend on the seed.
-    assert len(list(Path("runs/.cache/features").glob("*/shard-*.bin"))) == 2
+    # Random weights depend on the seed. Each has the maps of the head and those of finetune.
+    assert len(list(Path("runs/.cache/features").glob("*/shard-*.bin"))) == 4
     assert [row["state"] for row in read_trials()] == ["complete"] * 4
     assert {path.name for path in Path("runs/s/trial-001").iterdir()} == {
         "config.json", "evaluation.json", "history.csv", "labels.json", "provenance.json",
-        "trainable.txt", "DONE.json", ".lock",
+        "steps.csv", "trainable.txt", "DONE.json", ".lock",
     }  # fmt: skip
     figures = {path.name for path in Path("runs/s").glob("*.png")}
     assert figures == {"optimization_history.png", "slice.png"}

@@ -271,8 +271,8 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
         "--schedule", "cosine", "--warmup-epochs", "1", "--optimizer", "sgd", "--clip-norm", "1",
     )  # fmt: skip
     said = capsys.readouterr().err
-    # A flip is a second view of all images, stored like the first.
-    assert len(list(Path("runs/.cache/features").iterdir())) == 2
+    # A flip is a second view of all images, stored like the first; so is what finetune will read.
+    assert len(list(Path("runs/.cache/features").iterdir())) == 4
     suggested = float(re.search(r"steps suggest (\S+);", said)[1])
     history = RunDir(run).read_history()
     assert history[0].learning_rate == pytest.approx(suggested, rel=0.3)  # the end of warm-up
@@ -370,7 +370,7 @@ def test_precision_is_what_all_parts_compute_in(
         losses.add(RunDir(Path("runs", precision)).read_history()[0].loss)
     assert len(losses) == 2
     stored = list(Path("runs/.cache/features").glob("*/shard-*.bin"))
-    assert len(stored) == (2 if phase == "frozen" else 0)
+    assert len(stored) == (4 if phase == "frozen" else 0)  # finetune's, too
 
 
 def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
@@ -528,6 +528,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "--from nothing": (["--phase", "finetune", "--from", "x"], "x"),
     "backbone": ([*TOY, "--backbone", "vgg"], "vgg16"),
     "unfreeze": ([*TOY, "--unfreeze", "conv2"], "--unfreeze conv2"),
+    "keep": ([*TOY, "--keep-for-finetune", "conv9"], "--keep-for-finetune conv9"),
     "weights": ([*TOY, "--weights", "none.h5"], "--weights none.h5"),
     "data": ([*TOY, "--data", "none.csv"], "error[E001] none.csv"),
     "range": (["--epochs", "0"], "--epochs 0"),

@@ -66,7 +66,7 @@ def read_value(name: str, text: str) -> Any:
 def convert(name: str, text: str) -> Any:
     """Return a value as `read_value` does, unchecked: of another type it is the text itself."""
     kind, is_optional = _type_of(name)
-    if is_optional and text == "none":
+    if is_optional and text == "none" and text not in get_args(kind):
         return None
     of_text: Callable[[str], Any] = kind
     if kind is bool:

@@ -39,6 +39,8 @@ RANGES: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
     ("dropout", [1.0, -0.1, 10**400, False], [0.0, 0, 0.999], {}),
     ("unfreeze", ["conv5", [5], (5,), None, {"a"}], [("a", "b"), ("all",), ()], FINETUNE),
     ("unfreeze", [("conv5",)], [()], {}),
+    ("keep_for_finetune", [1, None], ["none", "conv4"], {}),
+    ("keep_for_finetune", ["none", "conv4"], ["auto"], FINETUNE),
     ("train_batch_norm", [1, "true", None], [True], FINETUNE),
     ("train_batch_norm", [True], [False], {"phase": "scratch"}),
     ("epochs", [0, 2**31, 1.0], [1, None], {}),
