@@ -163,10 +163,12 @@ def make_batches(
     rows: np.ndarray,
     batch_size: int,
     part: slice = slice(None),
+    n_parts: int = 1,
 ) -> tf.data.Dataset:
     """Return batches of (x, y) over `rows` in the given order; the last may be smaller.
 
-    Of each batch only `part` is read, such as every second row; it may be empty.
+    Of each batch only `part` is read, such as every second row; but all of a batch that has fewer
+    rows than `n_parts`.
 
     The dataset yields (B, *row_shape) and (B,) of the labels (N,) int64, has a known cardinality
     and is prefetched.
@@ -177,9 +179,13 @@ def make_batches(
         x = tf.numpy_function(source.take, [indices], dtype, stateful=False)
         return tf.ensure_shape(x, (None, *source.row_shape)), tf.gather(labels, indices)
 
+    def read_part(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        is_small = tf.size(indices) < n_parts
+        return read(tf.cond(is_small, lambda: indices, lambda: indices[part]))
+
     return (
         tf.data.Dataset.from_tensor_slices(np.asarray(rows, np.int64))
         .batch(batch_size)
-        .map(lambda indices: read(indices[part]))
+        .map(read_part)
         .prefetch(2)
     )

@@ -14,6 +14,7 @@ from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
 from fmnist_tf.system.memory import MemoryWatch, peak_memory_bytes
+from fmnist_tf.training import cluster
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.fit import Trained
@@ -95,6 +96,7 @@ def write_provenance(
         trained: the result; None before training.
     """
     network, dataset, splits = experiment.network, experiment.data.dataset, experiment.data.splits
+    workers = cluster.current()
     parent: dict[str, Any] = {}
     if network.parent:
         parent = {
@@ -108,7 +110,12 @@ def write_provenance(
         "wandb_mode": invocation.tracking.wandb,
         "tensorboard": invocation.tracking.tensorboard,
         "code": invocation.code,
-        "machine": {**describe_machine(), "devices": describe_devices()},
+        "machine": {
+            **describe_machine(),
+            "devices": describe_devices(),
+            "workers": workers.n_workers,
+            "replicas": workers.n_replicas,
+        },
         "precision": dict(zip(("compute", "why"), network.precision, strict=True)),
         "engine": trained.engine if trained else network.engine,
         "data": {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +26,7 @@ from fmnist_tf.errors import FmnistError, UsageError, printable
 from fmnist_tf.system import signals
 
 JOIN_SECONDS = 600.0
+_START_SECONDS = 120  # of TensorFlow, when all workers are there
 _TF_CONFIG = "TF_CONFIG"
 _EXAMPLE = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
 _LOST = {
@@ -79,6 +80,8 @@ class Cluster:
             workers = tuple(str(jobs[job][n]) for job, n in tasks)
             if jobs.keys() - {"chief", "worker"} or len(set(workers)) < len(workers):
                 raise ValueError("other jobs than chief and worker, or an address twice")
+            for worker in workers:
+                _split(worker)
             return cls(workers, tasks.index(task))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
@@ -140,6 +143,7 @@ class Cluster:
                 f"worker {self.index} of {self.n_workers}{' (chief)' * self.is_chief} at "
                 f"{self.workers[self.index]}: waiting for {', '.join(self._others)}"
             )
+            self._meet()
             self._join()
             kind = "NCCL" if tf.config.list_logical_devices("GPU") else "RING"
             say(f"training on {self.n_workers} workers, {self.n_replicas} devices, by {kind}")
@@ -160,8 +164,31 @@ class Cluster:
     def _others(self) -> list[str]:
         return [worker for worker in self.workers if worker != self.workers[self.index]]
 
+    def _meet(self) -> None:
+        """Wait until all workers are there; TensorFlow would wait deaf to signals.
+
+        Each listens at its address until it has reached all others, and then in TensorFlow.
+        """
+        own, missing = self.workers[self.index], self._others
+        try:
+            listener = socket.create_server(_split(own), reuse_port=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"worker {self.index}: expected its own address in TF_CONFIG, at a free port, "
+                f"found {printable(own)} ({error})"
+            ) from error
+        ends = time.monotonic() + JOIN_SECONDS
+        with listener:
+            while missing := [worker for worker in missing if not _is_up(worker)]:
+                if time.monotonic() > ends:
+                    raise WorkerLostError(
+                        f"worker {self.index}: expected {', '.join(missing)} within "
+                        f"{JOIN_SECONDS:.0f} s; start all workers, and let each reach the others"
+                    )
+                signals.check()
+                time.sleep(0.2)
+
     def _join(self) -> None:
-        """Create the strategy in a thread, for nothing interrupts TensorFlow while it waits."""
         import tensorflow as tf
 
         experimental = tf.distribute.experimental
@@ -169,30 +196,16 @@ class Cluster:
         kind = by.NCCL if tf.config.list_physical_devices("GPU") else by.RING
         own = {"cluster": {"worker": self.workers}, "task": {"type": "worker", "index": self.index}}
         os.environ[_TF_CONFIG] = json.dumps(own)
-        errors: list[BaseException] = []
-
-        def create() -> None:
-            try:
-                self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
-                    communication_options=experimental.CommunicationOptions(implementation=kind)
-                )
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=create, daemon=True)
-        thread.start()
-        ends = time.monotonic() + JOIN_SECONDS
-        while thread.is_alive() and time.monotonic() < ends:
-            thread.join(0.2)
-            _retake_sigterm()
-            signals.check()
-        if self.strategy is None:
-            reason = printable(str(errors[0]), 300) if errors else f"{JOIN_SECONDS:.0f} s are over"
-            raise WorkerLostError(
-                f"worker {self.index}: expected to meet {', '.join(self._others)}, which failed: "
-                f"{reason}. Start all workers, and let each reach the addresses in TF_CONFIG"
+        sigterm = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it waits for
+        signal.alarm(_START_SECONDS)
+        try:
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=experimental.CommunicationOptions(implementation=kind)
             )
-        _retake_sigterm()
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGTERM, sigterm)  # TensorFlow has replaced the handler
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -290,8 +303,14 @@ def current() -> Cluster:
     return _current
 
 
-def _retake_sigterm() -> None:
-    """Set the handler of SIGTERM again, which TensorFlow has replaced by its own."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def _is_up(address: str) -> bool:
+    try:
+        socket.create_connection(_split(address), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -6,7 +6,8 @@ augmentation in each step, and no iterator outlives an epoch. Within an epoch th
 `Trainer.state` and a `Position`, so training can continue after any step.
 
 Several workers and replicas (see `cluster`) share each batch: worker w of W takes its rows w, w+W,
-..., and its replicas share those in the same way; a share may be empty. The gradient is that of the
+..., and its replicas share those in the same way. Of a batch with fewer rows than replicas each
+replica takes all, and counts 1 / replicas of them. The gradient is that of the
 whole batch, BatchNorm uses the whole batch, and sums are those of all workers, so that a run
 depends on the number of replicas only by rounding, and by the streams of dropout and augmentation.
 
@@ -38,12 +39,11 @@ from fmnist_tf.training.lr_finder import has_diverged
 from fmnist_tf.training.optimizers import update_averages
 from fmnist_tf.training.schedules import RatePlan, rate_at
 
-Sums = tuple[tf.Tensor, tf.Tensor]
-"""Of a batch: cross entropy in nats, and correct predictions."""
-Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
+Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """This worker's rows, labels (B,) and (seed, number of the step, size of the whole batch, whether
-to stop) -> sums, and how many replicas are to stop; changes the network."""
-_LABELS = tf.TensorSpec((None,), tf.int64)
+to stop) -> (3,) float64 of the whole batch: cross entropy in nats, correct predictions, and how
+many replicas are to stop; changes the network."""
+_LABELS, _ABOUT = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((4,), tf.int32)
 _NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
 
@@ -173,7 +173,6 @@ class Trainer:
     ) -> None:
         self.classifier, self.split, self.optimizer = classifier, split, optimizer
         self.cluster, self.strategy = cluster.current(), tf.distribute.get_strategy()
-        self._own = slice(self.cluster.index, None, self.cluster.n_workers)
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         self._changing_variables = changing_variables(classifier)
@@ -185,7 +184,7 @@ class Trainer:
         if compute_features is None and split.has_frozen_layers:
             self._rows = tf.TensorSpec((None, *split.feature_shape), FEATURE_DTYPE)
         self._eval_step = tf.function(
-            self._run_eval_step, autograph=False, input_signature=[self._rows, _LABELS]
+            self._run_eval_step, autograph=False, input_signature=[self._rows, _LABELS, _ABOUT]
         )
         self._predict_step = tf.function(
             lambda x: tf.nn.softmax(self.split.logits(self._features(x), training=False)),
@@ -201,17 +200,15 @@ class Trainer:
         Raises:
             StoppedError: a signal stops this process.
         """
-        counts = Counts()
-        for x, y in make_batches(source, labels, rows, batch_size, self._own):
+        sums = np.zeros(3)
+        for size, x, y in self._read(source, labels, rows, batch_size):
             signals.check()
-            counts += _to_counts(self._eval_step(x, y), len(y))
-        if self.cluster.n_workers == 1:
-            return counts
-        stopped = signals.take()
-        own = [counts.loss_sum, counts.correct, counts.total, stopped is not None]
-        loss_sum, correct, total, n_stopped = self.cluster.total(np.array(own, np.float64)).tolist()
+            sums += self._eval_step(x, y, self._about(0, 0, size)).numpy()
+        stopped = signals.take() if self.cluster.n_workers > 1 else None
+        sums[2] = stopped is not None
+        loss_sum, correct, n_stopped = self.cluster.total(sums).tolist()
         _stop_together(stopped, n_stopped)
-        return Counts(loss_sum, int(correct), int(total))
+        return Counts(loss_sum, round(correct), len(rows))
 
     def predict(self, source: RowSource, rows: np.ndarray, batch_size: int) -> np.ndarray:
         """Return the probabilities of `rows`, (len(rows), K) float32."""
@@ -232,9 +229,10 @@ class Trainer:
 
         totals = np.zeros((2, math.prod(self.split.feature_shape)))
         labels = np.zeros(int(rows.max()) + 1, np.int64)
-        for x, _ in make_batches(source, labels, rows, batch_size, self._own):
+        for size, x, _ in self._read(source, labels, rows, batch_size):
             signals.check()
-            totals += [part.numpy() for part in sums_of(x)]
+            n_readers = self.cluster.n_workers if size < self.cluster.n_replicas else 1
+            totals += [part.numpy() / n_readers for part in sums_of(x)]
         mean, mean_square = self.cluster.total(totals) / len(rows)
         return mean, np.maximum(mean_square - mean**2, 0.0)
 
@@ -284,15 +282,13 @@ class Trainer:
             order = order_rows(train_rows, plan.seed, number)
             order = pick_views(order, n_rows, plan.n_views, plan.seed, number)
             order = order[position.step * plan.batch_size :]
-            sizes = _batch_sizes(len(order), plan.batch_size)
-            batches = make_batches(source, labels, order, plan.batch_size, self._own)
-            for size, (x, y) in zip(sizes, batches, strict=True):
+            for size, x, y in self._read(source, labels, order, plan.batch_size):
                 done = (number - 1) * steps + position.step
                 self.optimizer.learning_rate.assign(rate_at(plan.rates, done, val_losses))
                 stopped = signals.take() if self.cluster.n_workers > 1 else None
-                about = tf.constant([plan.seed, done, size, stopped is not None], tf.int32)
-                loss_sum, correct, n_stopped = train_step(x, y, about)
-                counts = position.counts + _to_counts((loss_sum, correct), size)
+                about = self._about(plan.seed, done, size, stopped is not None)
+                loss_sum, correct, n_stopped = train_step(x, y, about).numpy().tolist()
+                counts = position.counts + Counts(loss_sum, round(correct), size)
                 step = position.step + 1
                 if not math.isfinite(counts.loss_sum):
                     raise _non_finite(counts, number, f"step {step} of {steps}", peak)
@@ -377,15 +373,12 @@ class Trainer:
         self._seed_dropout(plan.seed, 0)
         order = np.resize(order_rows(train_rows, plan.seed, 0), len(rates) * plan.batch_size)
         losses: list[float] = []
-        batches = make_batches(source, labels, order, plan.batch_size, self._own)
-        for step, (x, y) in enumerate(batches):
+        for step, (size, x, y) in enumerate(self._read(source, labels, order, plan.batch_size)):
             self.optimizer.learning_rate.assign(rates[step])
-            about = tf.constant([plan.seed, step, plan.batch_size, 0], tf.int32)
-            loss_sum, correct, _ = train_step(x, y, about)
-            counts = _to_counts((loss_sum, correct), plan.batch_size)
-            if has_diverged([*losses, counts.loss]):
+            loss = float(train_step(x, y, self._about(plan.seed, step, size))[0]) / size
+            if has_diverged([*losses, loss]):
                 break
-            losses.append(counts.loss)
+            losses.append(loss)
         _assign(kept, values)
         return losses
 
@@ -435,8 +428,8 @@ class Trainer:
         n_classes = self.split.output_layer.units
         class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
 
-        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            x, y, seed = self._own_rows(x), self._own_rows(y), about[:2]
+        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
+            x, y, share, seed = *self._own_rows(x, y, about), about[:2]
             if self.cluster.n_replicas > 1:
                 replica = tf.distribute.get_replica_context().replica_id_in_sync_group
                 seed = tf.random.experimental.stateless_fold_in(seed, replica)
@@ -452,44 +445,60 @@ class Trainer:
                 logits = self.split.logits(features, training=True)
                 losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
                 # The replicas' gradients are summed: each divides by the whole batch.
-                loss = tf.reduce_sum(losses) / tf.cast(about[2], tf.float32)
+                loss = tf.reduce_sum(losses) * share / tf.cast(about[2], tf.float32)
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            return tf.reduce_sum(losses), _n_correct(y, logits), about[3]
+            return _add_up(losses, y, logits, share, about[3])
 
-        def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
             sums = self.strategy.run(step, (x, y, about))
             if averages:
                 update_averages(averages, self._changing_variables, plan.ema_decay, about[1])
-            add = tf.distribute.ReduceOp.SUM
-            return tuple(self.strategy.reduce(add, part, axis=None) for part in sums)
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
         # The signature allows any batch size, so the step is traced once.
         return tf.function(
             step_and_average,
             autograph=False,
-            input_signature=[self._rows, _LABELS, tf.TensorSpec((4,), tf.int32)],
+            input_signature=[self._rows, _LABELS, _ABOUT],
         )
 
-    def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor) -> Sums:
-        """Return the sums of this worker."""
+    def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
+        """Return the sums of this worker, as those of a `Step`."""
 
-        def step(x: tf.Tensor, y: tf.Tensor) -> Sums:
-            x, y = self._own_rows(x), self._own_rows(y)
+        def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
+            x, y, share = self._own_rows(x, y, about)
             logits = self.split.logits(self._features(x), training=False)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            return tf.reduce_sum(losses), _n_correct(y, logits)
+            return _add_up(losses, y, logits, share, 0)
 
-        loss_sum, correct = self.strategy.run(step, (x, y))
-        results = self.strategy.experimental_local_results
-        return tf.add_n(results(loss_sum)), tf.add_n(results(correct))
+        sums = self.strategy.run(step, (x, y, about))
+        return tf.add_n(self.strategy.experimental_local_results(sums))
 
-    def _own_rows(self, x: tf.Tensor) -> tf.Tensor:
-        """Return this replica's share of the worker's rows."""
-        n_local = self.cluster.n_local
-        if n_local == 1:
-            return x
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return x[replica % n_local :: n_local]
+    def _read(
+        self, source: RowSource, labels: np.ndarray, rows: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[int, tf.Tensor, tf.Tensor]]:
+        """Yield the size of each batch, and this worker's rows of it."""
+        own = slice(self.cluster.index, None, self.cluster.n_workers)
+        n_replicas = self.cluster.n_replicas
+        batches = make_batches(source, labels, rows, batch_size, own, n_replicas)
+        for first, (x, y) in zip(range(0, len(rows), batch_size), batches, strict=True):
+            yield min(batch_size, len(rows) - first), x, y
+
+    @staticmethod
+    def _about(seed: int, step: int, size: int, stops: bool = False) -> tf.Tensor:
+        return tf.constant([seed, step, size, stops], tf.int32)
+
+    def _own_rows(
+        self, x: tf.Tensor, y: tf.Tensor, about: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        """Return this replica's rows of the worker's, and how much each of them counts."""
+        n_replicas, n_local = self.cluster.n_replicas, self.cluster.n_local
+        if n_replicas == 1:
+            return x, y, 1.0
+        own = tf.distribute.get_replica_context().replica_id_in_sync_group % n_local
+        is_small = about[2] < n_replicas
+        first, step = tf.where(is_small, 0, own), tf.where(is_small, 1, n_local)
+        return x[first::step], y[first::step], tf.where(is_small, 1 / n_replicas, 1.0)
 
 
 def changing_variables(classifier: keras.Model) -> list[Any]:
@@ -509,17 +518,13 @@ def changing_variables(classifier: keras.Model) -> list[Any]:
     return [*classifier.trainable_variables, *statistics, *fixed]
 
 
-def _batch_sizes(n_rows: int, batch_size: int) -> list[int]:
-    return [min(batch_size, n_rows - first) for first in range(0, n_rows, batch_size)]
-
-
 def _draw_dropout(seed: int, epoch: int, number: int, replica: int) -> np.ndarray:
     """Return the first state of a random generator, (2,) uint32."""
     key = (replica,) if replica else ()
     return np.random.SeedSequence([seed, epoch, number], spawn_key=key).generate_state(2)
 
 
-def _stop_together(own: signals.StoppedError | None, n_stopped: tf.Tensor | float) -> None:
+def _stop_together(own: signals.StoppedError | None, n_stopped: float) -> None:
     """Stop if a signal asked any worker to, even if not this one."""
     if n_stopped:
         raise own or signals.StoppedError(signal.SIGTERM)
@@ -554,10 +559,12 @@ def _non_finite(counts: Counts, epoch: int, where: str, rate: float) -> NonFinit
     )
 
 
-def _n_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    return tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
-
-
-def _to_counts(sums: Sums, total: int) -> Counts:
-    loss_sum, correct = sums
-    return Counts(float(loss_sum), int(correct), total)
+def _add_up(
+    losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, share: Any, stops: tf.Tensor | int
+) -> tf.Tensor:
+    """Return what a `Step` returns, of one replica."""
+    n_correct = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
+    counted = (tf.cast(x, tf.float64) for x in (tf.reduce_sum(losses), n_correct))
+    return tf.stack(
+        [*(x * tf.cast(share, tf.float64) for x in counted), tf.cast(stops, tf.float64)]
+    )
