@@ -58,7 +58,7 @@ def train(
         runs_dir: the folder of runs.
         quiet: print warnings only.
         **settings: named as the flags of `python -m fmnist_tf.train`, with _ for -: `backbone`,
-            `epochs`, `learning_rate`, ...; also `recipe`, `run`, `from_run`, `resume`,
+            `epochs`, `lr`, `no_test`, ...; also `recipe`, `run`, `from_run`, `resume`,
             `accept_changes`, `checkpoint_seconds`, `wandb`, `wandb_system` and `tensorboard`.
 
     Raises:
@@ -71,6 +71,10 @@ def train(
     from fmnist_tf.settings.config import SettingError, check_names
     from fmnist_tf.settings.flags import setting_names, to_arguments
 
+    if settings.pop("no_test", False):
+        settings["limit_test"] = 0
+    if "lr" in settings:
+        settings["learning_rate"] = settings.pop("lr")
     check_names(settings, [*setting_names(), *_REQUEST], "argument", "train()")
     given = {**_name_data(data, test, Path(runs_dir)), "phase": phase}
     given |= {name: value for name, value in settings.items() if name not in _REQUEST}

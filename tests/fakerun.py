@@ -77,13 +77,19 @@ def make_run(
     test, val = predict(k, n, seed), predict(k, n, 9)
     own = make_history("finetune" if finetune else "frozen", range(0 if finetune else 1, 4), 0.7)
     run.write_history(own)
+    run.write_steps([2 / (step + 1) for step in range(12)])
     config = {
         "phase": own[0].phase, "backbone": "toy", "image_size": 16, "head": "gap", "seed": 0,
         "unfreeze": ["conv5"] if finetune else [], "limit": None, "test_time_flip": False,
-        "units": 8, "dropout": 0.5, "parent": "first" if finetune else None,
+        "augment": ["flip", "erasing"], "units": 8, "dropout": 0.5,
+        "parent": "first" if finetune else None,
     }  # fmt: skip
     run.write_json("config.json", config)
-    facts = {"dataset": "my|data", "chosen_epoch": 2, "tested_at": "2026-11-22T18:30:00+00:00"}
+    facts: dict[str, Any] = {"dataset": "my|data", "chosen_epoch": 2}
+    facts["tested_at"] = "2026-11-22T18:30:00+00:00"
+    if finetune:
+        counts = {"both": 35, "only_first": 5, "only_second": 17, "neither": 3, "p_value": 0.0169}
+        facts["parent"] = {"run": "first", "mcnemar": counts}
     run.write_json("evaluation.json", facts)
     run.write_json("labels.json", dict(zip(map(str, range(k)), names, strict=True)))
     provenance: dict[str, Any] = {
@@ -161,6 +167,7 @@ def write_test(
         "projection_pixels": points[1],
         "projection_embeddings_variance": np.array([0.5, 0.25]),
         "projection_pixels_variance": np.array([0.3, 0.1]),
+        "augmented": random.integers(0, 256, (2, 4, 784), dtype=np.uint8),
         "cam_rows": selected.explained,
         "cam_cells": np.array([7, 5]),
         "cam_maps": random.integers(0, 256, (len(selected.explained), 28, 28), dtype=np.uint8),

@@ -80,6 +80,18 @@ def test_arrays_in_place_of_files() -> None:
     assert fmnist_tf.load_run("a").test.loss == run.test.loss
 
 
+def test_settings_are_named_as_the_flags() -> None:
+    copy_toy_run(Path())
+    settings = {**SETTINGS, "lr": 0.02, "augment": "flip", "no_test": True}
+    del settings["learning_rate"]
+    run = fmnist_tf.train("toy_train.csv", **settings)
+    named = ("learning_rate", "augment", "limit_test")
+    assert [run.settings[name] for name in named] == [0.02, ["flip"], 0]
+    with pytest.raises(UsageError, match="not tested"):
+        _ = run.accuracy
+    assert run.evaluate().total == 21
+
+
 def test_errors_are_exceptions_that_name_the_argument(capfd: pytest.CaptureFixture[str]) -> None:
     copy_toy_run(Path())
     data = {"data": "toy_train.csv", **SETTINGS}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import weakref
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import keras
@@ -27,6 +27,7 @@ from fmnist_tf import load_run
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.reporting.tracking import start_tracking
+from fmnist_tf.results.analysis import compare_runs
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.train import describe_next, main
@@ -209,6 +210,11 @@ def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
     }
     assert {"conv2_conv/kernel", "hidden/kernel"} <= trained
     assert "stem_conv/kernel" not in trained
+    # The test images are the parent's, so the two are compared.
+    entry, runs = read(second, "evaluation.json")["parent"], [RunDir(first), RunDir(second)]
+    labels = runs[0].read_predictions()[0]
+    expected = compare_runs(labels, *(run.read_predictions()[1] for run in runs))
+    assert entry == {"run": "first", "mcnemar": asdict(expected)}
     # Only a frozen run can be continued.
     assert train("--phase", "finetune", *NEXT, "--from", "second") == 2
 
@@ -330,9 +336,16 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
 
 
 def test_random_augmentation_computes_features_in_each_epoch(folder: Path, capsys) -> None:
-    frozen("--epochs", "1", "--augment", "erasing", "--head", "gap", "--quiet")
+    run = frozen("--epochs", "1", "--augment", "flip,erasing", "--head", "gap", "--quiet")
     assert "--augment erasing" in capsys.readouterr().err
     assert not Path("runs/.cache/features").exists()
+    images = RunDir(run).read_arrays("report.npz")["augmented"].reshape(-1, 8, 28, 28)
+    assert len(images) == 8
+    first, views = images[:, :1], images[:, 1:]
+    alike, mirrored = ((views == of).mean(axis=(2, 3)) for of in (first, first[..., ::-1]))
+    assert 0.7 < np.maximum(alike, mirrored).mean() < 1  # the rest is erased
+    assert (alike == 1).any()
+    assert (mirrored == 1).any()
 
 
 def test_model_and_training_loop_are_compared(folder: Path) -> None:

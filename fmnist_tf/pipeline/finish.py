@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fmnist_tf.cli.terminal import progress_bar, warn
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
-from fmnist_tf.model.classifier import find_backbone
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
@@ -32,14 +33,17 @@ from fmnist_tf.reporting.plots import write_confusion, write_mistakes
 from fmnist_tf.reporting.tracking import RunResults, Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.rundir import PREDICTIONS, RunDir
 from fmnist_tf.results.temperature import fit_temperature, measure_scaling
+from fmnist_tf.settings.config import FLIP
 from fmnist_tf.system import signals
 from fmnist_tf.system.files import file_digest
+from fmnist_tf.training.augmentation import augment
 
 N_AGREEMENT = 256
 N_PROJECTED = 3000
 MIN_AGREEMENT = 0.97
+N_AUGMENTED = 8, 7  # training images, and views of each, that the report shows
 
 
 def finish(
@@ -97,6 +101,7 @@ def finish(
     directory.write_json(
         "evaluation.json",
         {
+            **_compare_with_parent(experiment, probabilities),
             "dataset": dataset.name,
             "weights": weights.kind,
             "chosen_epoch": trained.chosen_epoch,
@@ -111,6 +116,7 @@ def finish(
     heading, parent = experiment.heading, experiment.network.parent
     with clock.stage("analysis"), _may_fail("report.npz, for report.html,"):
         arrays = _analyse_val(data, val_probabilities) | dataset.summary.to_arrays()
+        arrays["augmented"] = _draw_augmented(experiment)
         if is_tested:
             arrays |= _analyse_test(data, model, probabilities)
             arrays |= _project(test.pixels, projected_rows, features)
@@ -240,17 +246,52 @@ def _analyse_test(
     selection = analysis.select_examples(test.labels, probabilities)
     explained = selection.explained
     images = test.pixels[explained].reshape(-1, 28, 28)
-    heat = run_grad_cam(model, images, probabilities[explained].argmax(axis=1))
-    if heat is None:
-        explained, heat = explained[:0], np.zeros((0, 28, 28), np.uint8)
+    found = run_grad_cam(model, images, probabilities[explained].argmax(axis=1))
+    if found is None:
+        explained, found = explained[:0], (np.zeros((0, 28, 28), np.uint8), (0, 0))
     return {
         "test_lines": test.lines,
         "test_shown": selection.rows,
         "test_pixels": test.pixels[selection.rows],
         "cam_rows": explained,
-        "cam_maps": heat,
-        "cam_cells": np.array(find_backbone(model).output_shape[1:3]),
+        "cam_maps": found[0],
+        "cam_cells": np.array(found[1]),
     }
+
+
+def _compare_with_parent(experiment: Experiment, probabilities: np.ndarray) -> dict[str, Any]:
+    """Return the entry `parent` of evaluation.json, if the parent has the same test images."""
+    parent, dataset = experiment.network.parent, experiment.data.dataset
+    if parent is None or not len(probabilities) or not parent.directory.file(PREDICTIONS).exists():
+        return {}
+    with _may_fail("the comparison with the parent run"):
+        labels, theirs = parent.directory.read_predictions()
+        files = [file["sha256"] for file in parent.provenance["data"]["files"]]
+        same = files == [file.sha256 for file in dataset.files]
+        if same and np.array_equal(labels, dataset.test.labels):
+            test = analysis.compare_runs(labels, theirs, probabilities)
+            return {"parent": {"run": parent.directory.full_name, "mcnemar": asdict(test)}}
+    return {}
+
+
+def _draw_augmented(experiment: Experiment) -> np.ndarray:
+    """Return (R, 1 + V, 784) uint8: training images, each with V views as training draws them.
+
+    R is 0 if nothing is augmented.
+    """
+    config, dataset = experiment.config, experiment.data.dataset
+    n_images, n_views = N_AUGMENTED if config.augment else (0, 0)
+    pixels = dataset.train.pixels[experiment.data.splits.train[:n_images]]
+    kinds, views = [kind for kind in config.augment if kind != FLIP], [pixels]
+    for number in range(n_views):
+        view = pixels.reshape(-1, 28, 28)
+        if FLIP in config.augment:  # of two views; training draws one of them in each epoch
+            is_flipped = (np.arange(len(view)) + number) % 2 == 0
+            view = np.where(is_flipped[:, None, None], view[..., ::-1], view)
+        targets, seed = tf.zeros((len(view), 2)), tf.constant([config.seed, number])
+        drawn, _ = augment(view, targets, seed, kinds, dataset.convention.background)
+        views.append(drawn.numpy())
+    return np.stack(views, axis=1)
 
 
 def _project(pixels: np.ndarray, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:

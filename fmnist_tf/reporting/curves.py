@@ -8,13 +8,16 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tf.reporting.style import BLUE, COLOURS, FAINT, INK, ORANGE, Heading, png_figure
+import numpy as np
+
+from fmnist_tf.reporting.style import BLUE, COLOURS, FAINT, INK, ORANGE, TIP, Heading, png_figure
 from fmnist_tf.results.history import HistoryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MAX_POINTS = 300  # of the curve of steps
 _Phases = list[tuple[list[int], list[HistoryRow]]]  # x coordinates and rows of each phase
 
 
@@ -34,7 +37,7 @@ def write_curves(
 def plot_curves(figure: Figure, rows: Sequence[HistoryRow], chosen_epoch: int) -> None:
     """Draw accuracy above loss over the epochs of all phases, training dashed, validation solid.
 
-    A ring marks the chosen epoch.
+    A ring marks the chosen epoch; tooltips tell the numbers of each.
 
     Raises:
         ValueError: the last phase has no such epoch.
@@ -54,6 +57,7 @@ def plot_curves(figure: Figure, rows: Sequence[HistoryRow], chosen_epoch: int) -
         y_chosen = getattr(chosen, f"val_{metric}")
         axes.plot(x_chosen, y_chosen, "o", markersize=11, mfc="none", mec=INK)
         axes.grid(axis="y")
+        _add_tips(axes, phases)
         for (before, _), (after, _) in pairwise(phases):
             axes.axvline((before[-1] + after[0]) / 2, color=FAINT, linestyle=":")
     upper.set_ylabel("accuracy")
@@ -72,10 +76,27 @@ def plot_learning_rate(figure: Figure, rows: Sequence[HistoryRow]) -> None:
     phases = _place_phases([row for row in rows if row.epoch])
     for x, phase_rows in phases:
         axes.plot(x, [row.learning_rate for row in phase_rows], "o-", color=BLUE, ms=3.5)
+    _add_tips(axes, phases)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.grid(axis="y")
     _count_epochs(axes, phases)
+
+
+def plot_steps(figure: Figure, losses: np.ndarray, n_epochs: int) -> None:
+    """Draw the loss of each step, (S,), over the epochs; of many steps means of neighbours."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes = figure.add_subplot(xlabel="epoch", ylabel="loss of a step (nats)", yscale="log")
+    parts = np.array_split(losses, min(len(losses), _MAX_POINTS))
+    y = np.array([part.mean() for part in parts])
+    x = np.cumsum([len(part) for part in parts]) * n_epochs / len(losses)
+    axes.plot(x, y, color=BLUE, lw=1.2)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y")
+    axes.margins(x=0.01)
 
 
 def plot_overlay(
@@ -111,7 +132,7 @@ def write_lr_finder(
     with png_figure(path, heading, width=6.4, height=4.0) as figure:
         axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
         tried = rates[: len(losses)]
-        axes.plot(tried, losses, color="#bbbbbb", linewidth=1, label="each step")
+        axes.plot(tried, losses, color=FAINT, linewidth=1, label="each step")
         axes.plot(tried, smoothed, color=BLUE, linewidth=2, label="smoothed")
         axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         if suggestion is not None:
@@ -119,6 +140,18 @@ def write_lr_finder(
         # Without a limit the diverging end would flatten the rest.
         axes.set_ylim(top=1.5 * max(smoothed[0], min(smoothed)))
         axes.legend()
+
+
+def _add_tips(axes: Axes, phases: _Phases) -> None:
+    """Give each epoch an invisible band over the height of the axes, with its numbers."""
+    for x, rows in phases:
+        for place, row in zip(x, rows, strict=True):
+            lines = [f"{row.phase} epoch {row.epoch}"]
+            if row.epoch:
+                lines.append(f"training loss {row.loss:.4f}, accuracy {row.accuracy:.2%}")
+            lines.append(f"validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.2%}")
+            lines += [f"learning rate {row.learning_rate:.3g}"] if row.epoch else []
+            axes.axvspan(place - 0.5, place + 0.5, alpha=0, gid=TIP + "\n".join(lines))
 
 
 def _place_phases(rows: Sequence[HistoryRow]) -> _Phases:

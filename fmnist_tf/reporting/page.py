@@ -14,6 +14,7 @@ from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, sections
 from fmnist_tf.reporting.record import (
     COLUMNS,
+    N_FACTS,
     RunRecord,
     damage_is_bad_input,
     describe_caveats,
@@ -27,6 +28,8 @@ from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import SAMPLE
 from fmnist_tf.results.rundir import RunDir
+
+_SHOWN_WITH = 4  # runs whose images are compared with those of the first
 
 
 def write_report(run: RunDir, path: Path) -> None:
@@ -44,7 +47,7 @@ def write_report(run: RunDir, path: Path) -> None:
             "banners": ["Not tested", *record.banners],
             "lead": f"Validation accuracy {record.cells[4]}, epoch {record.chosen.epoch}. Test it:",
             "command": f"python -m fmnist_tf.evaluate {run.name_in(run.runs_dir)}",
-            "training": sections.describe_training(record.history, record.chosen),
+            "training": sections.describe_training(record.history, record.chosen, record.steps),
             "invert": record.provenance["data"]["background"] < 128,
         }
         write_page(path, "untested.html.jinja", context)
@@ -56,25 +59,31 @@ def write_report(run: RunDir, path: Path) -> None:
         val = sections.Examples("val", *val_predictions, arrays, names)
         selected = analysis.select_examples(*record.predictions)
         summary, facts = DataSummary.from_arrays(arrays), record.provenance["data"]
+        scores = sections.describe_scores(confusion)
         context = {
             "run": record,
             "names": names,
             "confusion": confusion,
-            **sections.describe_scores(confusion),
-            "shown": sections.choose_confused(confusion),
-            "pairs": analysis.rank_confusions(confusion),
-            "pair_tiles": [test.tiles(examples) for _, examples in selected.confused],
+            **scores,
+            "change": sections.describe_change(record.evaluation),
+            "shown": analysis.choose_classes(confusion),
+            "pairs": analysis.rank_confusions(confusion, 6),
+            "cells": sections.describe_cells(test, selected.cells, confusion),
             "worst": test.tiles(selected.worst),
             "least_sure": test.tiles(selected.least_sure),
-            "issues": [sections.describe_label_issues(examples) for examples in (val, test)],
+            "issues": sections.describe_label_issues(val, test),
+            "precision_recall": sections.describe_precision_recall(
+                *record.predictions, names, scores["by_f1"]
+            ),
             "calibration": sections.describe_calibration(
                 *record.predictions, record.evaluation.get("calibration")
             ),
             "projections": sections.describe_projections(arrays, record.predictions[0], names),
             "cams": sections.describe_cams(arrays, test),
             "cam_cells": arrays["cam_cells"].tolist(),
+            "augmented": [np.hstack(row.reshape(-1, 28, 28)) for row in arrays["augmented"]],
             "data": sections.describe_data(facts, summary, names),
-            "training": sections.describe_training(record.history, record.chosen),
+            "training": sections.describe_training(record.history, record.chosen, record.steps),
             "cuts": sections.describe_cuts(run),
             "invert": facts["background"] < 128,
         }
@@ -158,27 +167,48 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
     )
     confusions = [record.confusion for record in records]
     context = {
-        "columns": COLUMNS,
+        "columns": COLUMNS[N_FACTS:],
         "rows": [
             (mark, COLOURS[number % len(COLOURS)], record)
             for number, (mark, record) in enumerate(zip(marks, records, strict=True))
         ],
+        **sections.describe_differences(records),
         "curves": sections.draw_chart("overlay", finding, 3.4, *chart),
         "pairs": pairs,
+        "changes": [None, *(pair["test"] for pair in pairs[: len(runs) - 1])],
+        "images": _show_disagreements(runs, records, pairs),
         "recalls": sections.describe_recalls(confusions) if same_classes else None,
         "names": records[0].class_names,
-        "invert": False,
+        "invert": records[0].provenance["data"]["background"] < 128,
     }
     write_page(path, "comparison.html.jinja", context)
     return [pair["text"] for pair in pairs]
 
 
+def _show_disagreements(
+    runs: Sequence[RunDir], records: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, list[Any]]]:
+    """Return marks and tiles of the first run with each of the next that have its test images."""
+
+    def read(number: int) -> sections.Examples:
+        record, arrays = records[number], runs[number].read_arrays("report.npz")
+        return sections.Examples("test", *record.predictions, arrays, record.class_names)
+
+    with_first = list(enumerate(pairs[: min(len(runs) - 1, _SHOWN_WITH)], start=1))
+    return [
+        (*pair["marks"], sections.describe_disagreements(read(0), read(number)))
+        for number, pair in with_first
+        if pair["test"]
+    ]
+
+
 def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dict[str, Any]:
     """Return the result of McNemar's test on two runs, or why it does not apply."""
     (mark_a, a), (mark_b, b) = first, second
-    names = f"{mark_a} {a.name} and {mark_b} {b.name}"
+    names, marks = f"{mark_a} {a.name} and {mark_b} {b.name}", (mark_a, mark_b)
     if not (a.is_tested and b.is_tested):
-        return {"test": None, "text": f"{names}: not compared, not both were tested"}
+        text = f"{names}: not compared, not both were tested"
+        return {"test": None, "marks": marks, "text": text}
     (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
     for is_same, why in (
         (a.test_data == b.test_data, "the recorded test data differ (SHA-256)"),
@@ -186,14 +216,13 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
         (np.array_equal(labels, other_labels), "the test labels differ"),
     ):
         if not is_same:
-            return {"test": None, "text": f"{names}: not compared, {why}"}
+            return {"test": None, "marks": marks, "text": f"{names}: not compared, {why}"}
     test = analysis.compare_runs(labels, probabilities, other_probabilities)
     verdict = "no significant difference"
-    if test.p_value < 0.05:
-        better = mark_a if test.only_first > test.only_second else mark_b
-        verdict = f"{better} is significantly better"
+    if test.is_significant:
+        verdict = f"{mark_b if test.points > 0 else mark_a} is significantly better"
     text = (
         f"{names}: of {len(labels):,} test images {test.only_first:,} are correct only in {mark_a} "
         f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
     )
-    return {"test": test, "marks": f"{mark_a} and {mark_b}", "text": text, "verdict": verdict}
+    return {"test": test, "marks": marks, "text": text, "verdict": verdict}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,17 @@ from fmnist_tf.reporting.style import (
     COLOURS,
     FAINT,
     GRID,
+    HIT,
     INK,
+    MISS,
     ORANGE,
+    PAPER,
+    TIP,
     Heading,
     drawable_names,
     png_figure,
 )
-from fmnist_tf.results.analysis import Calibration
+from fmnist_tf.results.analysis import Calibration, PrecisionRecall
 from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
 
 if TYPE_CHECKING:
@@ -37,16 +41,21 @@ def write_confusion(
 ) -> None:
     """Write the PNG of a confusion matrix: counts as text, fractions of the row as colour.
 
+    The diagonal is blue, mistakes are orange, as on the page.
     It stays within about 13 inches: beyond 30 classes it has no counts, beyond 60 the axes have
     class numbers instead of names.
     """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.colors import to_rgb
+    from matplotlib.ticker import MaxNLocator
 
     counts = evaluation.confusion
     n_classes = len(counts)
     names = drawable_names(class_names, 20)
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The square root makes rare mistakes visible.
+    shades = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))[..., None]
+    is_hit = np.eye(n_classes, dtype=bool)[..., None]
+    colours = np.where(is_hit, to_rgb(HIT), to_rgb(MISS))
+    colours = np.array(to_rgb(PAPER)) * (1 - shades) + colours * shades
     side = min(max(0.62 * n_classes, 3.6), 10.0)
     cell_points = 72 * side / n_classes
     low, high = evaluation.interval_95
@@ -55,16 +64,10 @@ def write_confusion(
         f"95 % interval {low:.4f} to {high:.4f}"
     )
     heading = replace(heading, subtitle=subtitle)
-    with png_figure(path, heading, width=side + 2.6, height=side + 1.2) as figure:
+    with png_figure(path, heading, width=max(side + 1.7, 6.2), height=side + 1.2) as figure:
         axes = figure.add_subplot(xlabel="prediction", ylabel="true label")
         axes.spines[:].set_visible(False)
-        # The square root makes rare mistakes visible.
-        norm = PowerNorm(0.5, vmin=0, vmax=1)
-        image = axes.imshow(fractions, cmap="Blues", norm=norm)
-        bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-        bar.set_label("fraction of the true class")
-        bar.outline.set_visible(False)
+        axes.imshow(colours)
         if n_classes <= _MAX_NAMED:
             size = min(9.0, 0.75 * cell_points)
             axes.set_yticks(range(n_classes), names, fontsize=size)
@@ -78,8 +81,7 @@ def write_confusion(
         if n_classes <= _MAX_COUNTED:
             size = min(10.0, 0.5 * cell_points, 1.4 * cell_points / len(f"{counts.max()}"))
             for row, column in np.argwhere(counts):
-                colour = "white" if norm(fractions[row, column]) > 0.6 else INK
-                text = axes.text(column, row, f"{counts[row, column]}", color=colour, fontsize=size)
+                text = axes.text(column, row, f"{counts[row, column]}", fontsize=size)
                 # In its cell anyway; to lay out 900 texts is slow.
                 text.set(ha="center", va="center", in_layout=False)
 
@@ -144,7 +146,10 @@ def plot_calibration(
     left, width = calibration.edges[:-1][filled], 0.92 * np.diff(calibration.edges)[filled]
     fractions = calibration.counts[filled] / calibration.counts.sum()
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    upper.bar(left, calibration.accuracy[filled], width, align="edge", color=BLUE, alpha=0.6)
+    bars = upper.bar(left, calibration.accuracy[filled], width, align="edge", color=BLUE, alpha=0.6)
+    columns = (calibration.confidence, calibration.accuracy, calibration.counts)
+    for bar, *values in zip(bars, *(column[filled] for column in columns), strict=True):
+        bar.set_gid(TIP + "confidence {:.1%}, accuracy {:.1%}, {:,} images".format(*values))
     lower.bar(left, fractions, width, align="edge", color=FAINT, alpha=0.6)
     confidence = calibration.confidence[filled]
     upper.hlines(confidence, left, left + width, color=ORANGE, linewidth=2.5)
@@ -154,6 +159,19 @@ def plot_calibration(
     upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy")
     lower.set(xlabel="probability of the prediction", ylabel="images")
     lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def plot_precision_recall(
+    figure: Figure, curves: Mapping[int, PrecisionRecall], names: Sequence[str]
+) -> None:
+    """Draw precision over recall, a curve for each class in the colour of its number."""
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    for k, curve in curves.items():
+        label, colour = f"{names[k]} {curve.average_precision:.2f}", COLOURS[k % len(COLOURS)]
+        (line,) = axes.plot(curve.recall, curve.precision, color=colour, lw=1.8, label=label)
+        line.set_gid(f"{TIP}{names[k]}: average precision {curve.average_precision:.1%}")
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, handlelength=1)
 
 
 def plot_projection(

@@ -17,6 +17,7 @@ from fmnist_tf.results.rundir import RunDir
 
 REPORT = "report.html"
 COLUMNS = ("run", "data", "backbone weights", "trained on", "val", "test", "95 % interval", "time")
+N_FACTS = 4  # the first of `COLUMNS`; the others are results
 CAVEATS = {
     SAMPLE: "An accuracy on it shows that the pipeline works; it says nothing about other data.",
     RANDOM: "The results say nothing about pretrained weights.",
@@ -32,6 +33,7 @@ class RunRecord:
         predictions: test labels (N,) int64 and probabilities (N, K) float32; if it is tested.
         class_names: K names for display.
         confusion: (K, K) int64 counts on the test images, else on val.
+        steps: the loss of each step of the last phase, (S,) float64.
         history: the epochs of all phases; `chosen` is the one whose weights were selected.
         test_data: identifies the test images.
         split: identifies the training and the validation images.
@@ -58,6 +60,7 @@ class RunRecord:
             self.class_names = display_names([self.label_map[str(k)] for k in range(n_classes)])
             before = [HistoryRow(**row) for row in self.provenance.get("parent_history", ())]
             self.history = before + run.read_history()
+            self.steps = run.read_steps()
             chosen = self.config["phase"], self.evaluation["chosen_epoch"]
             self.chosen = next(row for row in self.history if (row.phase, row.epoch) == chosen)
             data = self.provenance["data"]

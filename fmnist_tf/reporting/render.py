@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from fmnist_tf.errors import printable
+from fmnist_tf.reporting.style import PALETTE
 from fmnist_tf.system.files import replacing
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
     page.filters |= {
         "cut": cut_text,
         "image": encode_image,
+        "setting": show_setting,
         "pct": lambda fraction, digits=1: f"{fraction:.{digits}%}",
         "squeeze": squeeze,
         "probability": format_probability,
         "seconds": lambda number: f"{number / 60:.1f} min" if number >= 120 else f"{number:.1f} s",
     }
+    page.globals["palette"] = PALETTE
     try:
         text = page.get_template(template).render(context)
     except jinja2.UndefinedError as error:
@@ -61,6 +64,13 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
     with replacing(path.resolve()) as temporary:
         # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def show_setting(value: Any) -> str:
+    """Return a setting as text; lists have commas."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def cut_text(value: object, limit: int = _TEXT_LIMIT) -> Markup:

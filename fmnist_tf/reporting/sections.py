@@ -6,7 +6,7 @@ K classes; `names` are K names for display, `arrays` those of report.npz.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,16 @@ import numpy as np
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.reporting import curves, plots
 from fmnist_tf.reporting.cuts import plot_cuts, read_cuts
-from fmnist_tf.reporting.render import blend_heat_map, format_probability, squeeze
+from fmnist_tf.reporting.record import COLUMNS, N_FACTS, RunRecord
+from fmnist_tf.reporting.render import blend_heat_map, format_probability, show_setting, squeeze
 from fmnist_tf.reporting.style import inline_svg
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.results.temperature import scale
 
-_ALL_CLASSES = 30  # up to this many classes, tables show every class
-_FEW_CLASSES = 20  # of more classes they show this many
+_CURVES = 10  # classes at most
+_DISAGREEMENTS = 12  # images at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,32 +62,59 @@ class Examples:
         return [self.tile(int(index)) for index in indices]
 
 
+def describe_change(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the test accuracy differs from the parent's, if that was compared."""
+    if (entry := evaluation.get("parent")) is None:
+        return None
+    test = analysis.McNemar(**entry["mcnemar"])
+    verdict = "no significant change"
+    if test.is_significant:
+        verdict = f"a significant {'rise' if test.points > 0 else 'fall'}"
+    return {"run": entry["run"], "test": test, "verdict": verdict}
+
+
 def describe_scores(confusion: np.ndarray) -> dict[str, Any]:
-    """Return the scores of all classes, and the classes to name: extremes, lowest F1 of many."""
+    """Return the scores of all classes, and the classes to name, the lowest F1 first."""
     scores = analysis.score_classes(confusion)
-    tested = np.flatnonzero(scores.support)
-    by_recall = tested[np.argsort(scores.recall[tested], kind="stable")].tolist()
-    by_f1 = sorted(by_recall, key=lambda k: scores.f1[k])
-    lowest = by_f1[:_FEW_CLASSES] if len(confusion) > _ALL_CLASSES else []
-    return {"scores": scores, "by_recall": by_recall, "lowest": lowest}
+    by_f1 = sorted(range(len(confusion)), key=lambda k: (scores.support[k] == 0, scores.f1[k]))
+    lowest = by_f1[: analysis.FEW_CLASSES] if len(confusion) > analysis.ALL_CLASSES else by_f1
+    return {"scores": scores, "by_f1": by_f1, "lowest": lowest}
 
 
-def choose_confused(confusion: np.ndarray) -> list[int]:
-    """Return the classes for the confusion matrix: all, or of many the most confused."""
-    classes = list(range(len(confusion)))
-    if len(classes) <= _ALL_CLASSES:
-        return classes
-    pairs = analysis.rank_confusions(confusion, len(classes))
-    ranked = dict.fromkeys(k for pair in pairs for k in (pair.label, pair.prediction))
-    return sorted(list(ranked)[:_FEW_CLASSES]) or classes[:_FEW_CLASSES]
+def describe_cells(
+    examples: Examples, cells: Mapping[tuple[int, int], np.ndarray], confusion: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return the filled cells of the confusion matrix with their examples, mistakes first."""
+    order = sorted(cells, key=lambda cell: (cell[0] == cell[1], -confusion[cell]))
+    return [{"label": k, "prediction": j, "tiles": examples.tiles(cells[k, j])} for k, j in order]
 
 
-def describe_label_issues(examples: Examples) -> dict[str, Any]:
-    """Return how many labels of a split are suspect, and the most suspect examples."""
-    n_examples = len(examples.labels)
-    suspects = analysis.find_label_issues(examples.labels, examples.probabilities, n_examples)
-    tiles = examples.tiles(suspects[: analysis.LABEL_ISSUES])
-    return {"n_examples": n_examples, "n_suspects": len(suspects), "tiles": tiles}
+def describe_precision_recall(
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], classes: Sequence[int]
+) -> dict[str, Any]:
+    """Return the curves of some classes, the lowest F1 first."""
+    shown = sorted(k for k in classes[:_CURVES] if (labels == k).any())
+    traced = {k: analysis.trace_precision_recall(labels, probabilities, k) for k in shown}
+    worst = min(traced, key=lambda k: traced[k].average_precision)
+    finding = (
+        f"Each class against the rest; the number is the average precision, lowest for "
+        f"{names[worst]} with {traced[worst].average_precision:.1%}."
+    )
+    short_names = [squeeze(name, 14) for name in names]
+    plot = plots.plot_precision_recall
+    return draw_chart("precision-recall", finding, 4.4, plot, traced, short_names)
+
+
+def describe_label_issues(val: Examples, test: Examples) -> dict[str, Any]:
+    """Return how many labels of each split are suspect, and the most suspect val examples."""
+    suspects = {
+        examples.split: analysis.find_label_issues(
+            examples.labels, examples.probabilities, len(examples.labels)
+        )
+        for examples in (val, test)
+    }
+    tiles = val.tiles(suspects["val"][: analysis.LABEL_ISSUES])
+    return {"counts": {split: len(found) for split, found in suspects.items()}, "tiles": tiles}
 
 
 def describe_calibration(
@@ -151,9 +179,10 @@ def describe_data(
     """Return the facts on a data set, as in provenance.json, and its summary."""
     train = summary.train_counts
     shown = np.arange(len(names))
-    if len(shown) > _ALL_CLASSES:
+    if len(shown) > analysis.ALL_CLASSES:
         by_size = np.argsort(-train, kind="stable")
-        shown = np.concatenate([by_size[: _FEW_CLASSES // 2], by_size[-_FEW_CLASSES // 2 :]])
+        half = analysis.FEW_CLASSES // 2
+        shown = np.concatenate([by_size[:half], by_size[-half:]])
     n_examples = np.clip(train, 1, summary.examples.shape[1])
     levels = summary.histogram / max(summary.histogram.sum(), 1)
     finding = (
@@ -175,22 +204,32 @@ def describe_data(
     }
 
 
-def describe_training(rows: Sequence[HistoryRow], chosen: HistoryRow) -> list[dict[str, Any]]:
-    """Return the charts of accuracy and loss, and of learning rates, over the epochs."""
+def describe_training(
+    rows: Sequence[HistoryRow], chosen: HistoryRow, losses: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Return the charts of accuracy and loss, of the loss of each step, and of learning rates.
+
+    Args:
+        rows: the epochs of all phases.
+        chosen: the selected one.
+        losses: of each step of the last phase, if known.
+    """
     phases = " and ".join(dict.fromkeys(row.phase for row in rows))
     finding = (
         f"{phases.capitalize()}: validation accuracy {rows[0].val_accuracy:.2%} in the first "
         f"epoch, {chosen.val_accuracy:.2%} in the selected one, {chosen.phase} epoch "
         f"{chosen.epoch} (ring)."
     )
+    charts = [draw_chart("curves", finding, 4.6, curves.plot_curves, rows, chosen.epoch)]
+    if losses is not None and len(losses):
+        step_finding = f"Training loss of each of the {len(losses):,} {chosen.phase} steps."
+        n_epochs = rows[-1].epoch
+        charts.append(draw_chart("steps", step_finding, 2.3, curves.plot_steps, losses, n_epochs))
     rates = [row.learning_rate for row in rows if row.epoch]
     rate_finding = f"Learning rate between {min(rates):.3g} and {max(rates):.3g}."
     if min(rates) == max(rates):
         rate_finding = f"Constant learning rate of {rates[0]:.3g}."
-    return [
-        draw_chart("curves", finding, 4.6, curves.plot_curves, rows, chosen.epoch),
-        draw_chart("rates", rate_finding, 2.3, curves.plot_learning_rate, rows),
-    ]
+    return [*charts, draw_chart("rates", rate_finding, 2.3, curves.plot_learning_rate, rows)]
 
 
 def describe_cuts(run: RunDir) -> dict[str, Any] | None:
@@ -209,20 +248,50 @@ def describe_cuts(run: RunDir) -> dict[str, Any] | None:
     return {"chart": chart, "rows": cuts, "chosen": chosen}
 
 
+def describe_differences(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what differs between runs: names and a value for each run; and what does not."""
+    facts = [(column, [r.cells[n] for r in records]) for n, column in enumerate(COLUMNS[:N_FACTS])]
+    names = dict.fromkeys(name for record in records for name in record.config)
+    settings = [
+        (name.replace("_", " "), [show_setting(record.config.get(name)) for record in records])
+        for name in names
+    ]
+    # The other facts are summaries of settings.
+    rows = [row for row in facts if row[0] in ("data", "backbone weights")] + settings
+    return {
+        "differ": [row for row in rows if len(set(row[1])) > 1],
+        "same": [(name, values[0]) for name, values in facts if len(set(values)) == 1],
+    }
+
+
+def describe_disagreements(first: Examples, second: Examples) -> list[list[dict[str, Any]]]:
+    """Return tiles of images that only the first run has right, and that only the second has.
+
+    They are the most confident mistakes of the other run, among the images that either shows.
+    """
+    stored, places = np.unique(
+        np.concatenate([run.arrays["test_shown"] for run in (first, second)]), return_index=True
+    )
+    pixels = np.concatenate([run.arrays["test_pixels"] for run in (first, second)])[places]
+    arrays = {"test_shown": stored, "test_pixels": pixels, "test_lines": first.arrays["test_lines"]}
+    correct = [run.probabilities.argmax(axis=1) == run.labels for run in (first, second)]
+    columns = []
+    for is_right, wrong, run in ((*correct, second), (*correct[::-1], first)):
+        rows = stored[(is_right & ~wrong)[stored]]
+        order = np.argsort(-run.probabilities[rows].max(axis=1), kind="stable")
+        columns.append(replace(run, arrays=arrays).tiles(rows[order[:_DISAGREEMENTS]]))
+    return columns
+
+
 def describe_recalls(confusions: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return the scores of several runs of the same classes, and the classes that differ most."""
     scores = [analysis.score_classes(confusion) for confusion in confusions]
     recalls = np.stack([score.recall for score in scores])
     spread = np.ptp(recalls, axis=0)
-    shown = np.arange(len(spread))
-    if len(shown) > _ALL_CLASSES:
-        shown = np.argsort(-spread, kind="stable")[:_FEW_CLASSES]
-    return {
-        "scores": scores,
-        "shown": shown.tolist(),
-        "best": recalls.max(axis=0),
-        "spread": spread,
-    }
+    shown = np.argsort(-spread, kind="stable")
+    if len(shown) > analysis.ALL_CLASSES:
+        shown = shown[: analysis.FEW_CLASSES]
+    return {"scores": scores, "shown": shown.tolist(), "by_class": recalls.T, "spread": spread}
 
 
 def draw_chart(

@@ -22,25 +22,37 @@ from fmnist_tf.errors import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito: distinct to colour-blind readers too
-INK, FAINT, GRID = "#222222", "#8a8a8a", "#e6e6e6"
+# Of pages, each a CSS variable, in the light and in the dark theme; PNG files have the light ones.
+# Blue and orange are distinct to colour-blind readers too.
+PALETTE = {
+    "paper": ("#fcfbf8", "#141619"),
+    "panel": ("#f4f2ec", "#1d2024"),
+    "ink": ("#1c1d20", "#e9e7e2"),
+    "soft": ("#55585f", "#b0b2b6"),
+    "faint": ("#85878c", "#85888e"),
+    "rule": ("#dedbd2", "#34383e"),
+    "blue": ("#0a63a8", "#74b4ec"),
+    "orange": ("#c04a00", "#ff9d5c"),
+    "hit": ("#3e84c4", "#3474b2"),  # surfaces, with text on them
+    "miss": ("#de7428", "#b05218"),
+    "warn": ("#fdeccb", "#43340f"),
+}
+BLUE, ORANGE, INK, SOFT, FAINT, GRID, PAPER, WARN, HIT, MISS = (
+    PALETTE[name][0]
+    for name in ("blue", "orange", "ink", "soft", "faint", "rule", "paper", "warn", "hit", "miss")
+)
 # Mid-tones that are visible on white and on black; the first ten after Tableau's.
 COLOURS = (
     "#4e79a7", "#f28e2b", "#e15759", "#59a14f", "#b07aa1", "#2fa8a0", "#c9a227", "#9c6b4a",
     "#ef7fa5", "#7f8c8d", "#7a5fd0", "#a3b93b", "#c2410c", "#4cc3e6", "#8b2f6b", "#3d6b35",
     "#d98f8f", "#5b6b8f", "#b5651d", "#00b894",
 )  # fmt: skip
-_CSS_VARIABLES = {
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    INK: "--ink",
-    FAINT: "--faint",
-    GRID: "--rule",
-}
 _STYLE = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the same on every machine
     "text.parse_math": False,  # a class name is not a formula
     "text.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -51,6 +63,7 @@ _STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+TIP = "tip:"  # what follows it in the gid of an artist is a tooltip in inline SVG
 _DPI = 130
 _SVG_WIDTH = 5.0  # inches of 72 units; a unit is about a pixel on a phone
 
@@ -75,11 +88,11 @@ def png_figure(path: Path, heading: Heading, *, width: float, height: float) -> 
 
     lines: list[tuple[str, float, dict[str, Any]]] = []  # text, inches, style
     if heading.banner:
-        box = {"facecolor": "#fff3cd", "edgecolor": ORANGE, "boxstyle": "round,pad=0.4"}
+        box = {"facecolor": WARN, "edgecolor": ORANGE, "boxstyle": "round,pad=0.4"}
         lines.append((heading.banner, 0.44, {"fontsize": 11, "color": ORANGE, "bbox": box}))
     lines.append((heading.title, 0.34, {"fontsize": 13, "fontweight": "bold"}))
     if heading.subtitle:
-        lines.append((heading.subtitle, 0.24, {"fontsize": 9, "color": "#555555"}))
+        lines.append((heading.subtitle, 0.24, {"fontsize": 9, "color": SOFT}))
     total = height + 0.12 + sum(inches for _, inches, _ in lines)
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(width, total), dpi=_DPI)
@@ -125,11 +138,13 @@ def inline_svg(
     used_ids = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
 
     def adapt(tag: re.Match[str]) -> str:
-        """Take an unused id from a tag, and put the page's colours and font in."""
+        """Take an unused id from a tag, and put tooltips and the page's colours and font in."""
+        if tip := re.match(f'<g id="{TIP}([^"]*)"', tag[0]):
+            return f"<g><title>{tip[1]}</title>"
         text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used_ids else "", tag[0])
         text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-        for colour, variable in _CSS_VARIABLES.items():
-            text = text.replace(f": {colour.lower()}", f": var({variable})")
+        for name, (colour, _) in PALETTE.items():
+            text = text.replace(f": {colour}", f": var(--{name})")
         return re.sub(r"\s+", " ", text)
 
     # matplotlib escapes texts, so what looks like a tag is one.

@@ -13,9 +13,11 @@ import numpy as np
 
 from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mistakes
 
-_WORST, _LEAST_SURE, LABEL_ISSUES = 36, 24, 24  # examples
-_PAIRS, _EXAMPLES_OF_A_PAIR = 6, 6
+_WORST, _LEAST_SURE, LABEL_ISSUES = 24, 12, 12  # examples
+_EXAMPLES_OF_A_CELL, _EXAMPLES_OF_ALL_CELLS = 6, 600
 _EXPLAINED_CLASSES = 20  # at most two examples each
+ALL_CLASSES = 30  # up to this many classes, tables show every class
+FEW_CLASSES = 20  # of more classes they show this many
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,16 @@ def rank_confusions(confusion: np.ndarray, count: int = 10) -> list[ConfusedPair
     return [ConfusedPair(k, other, n, n / int(support[k])) for k, other, n in ranked]
 
 
+def choose_classes(confusion: np.ndarray) -> list[int]:
+    """Return the classes of a confusion matrix to show: all, or of many the most confused."""
+    classes = list(range(len(confusion)))
+    if len(classes) <= ALL_CLASSES:
+        return classes
+    pairs = rank_confusions(confusion, len(classes))
+    ranked = dict.fromkeys(k for pair in pairs for k in (pair.label, pair.prediction))
+    return sorted(list(ranked)[:FEW_CLASSES]) or classes[:FEW_CLASSES]
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Accuracy against confidence, the probability of the prediction, in B bins of equal width.
@@ -112,6 +124,28 @@ def measure_calibration(
     return Calibration(edges, counts, mean_confidence, accuracy, ece, float(gaps.max()))
 
 
+@dataclass(frozen=True, eq=False)
+class PrecisionRecall:
+    """Precision over recall of one class against the rest, (P,) float64 each, recall falling."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    average_precision: float
+
+
+def trace_precision_recall(
+    labels: np.ndarray, probabilities: np.ndarray, label: int, n_points: int = 200
+) -> PrecisionRecall:
+    """Return the curve of a class that has examples, of at most `n_points` points."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    truth, scores = labels == label, probabilities[:, label]
+    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+    kept = np.unique(np.linspace(0, len(recall) - 1, n_points).astype(int))
+    average = float(average_precision_score(truth, scores))
+    return PrecisionRecall(precision[kept], recall[kept], average)
+
+
 def find_least_sure(probabilities: np.ndarray, count: int) -> np.ndarray:
     """Return at most `count` indices, the smallest margin between the two top classes first."""
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
@@ -146,26 +180,23 @@ class Selection:
     """The examples that a report shows. All arrays are int64 indices.
 
     Attributes:
-        worst: at most 36, see `evaluation.worst_mistakes`.
-        least_sure: at most 24, see `find_least_sure`.
-        label_issues: at most 24, see `find_label_issues`.
-        confused: the at most 6 most confused pairs, each with at most 6 of its examples, the
-            highest confidence first.
+        worst: at most 24, see `evaluation.worst_mistakes`.
+        least_sure: at most 12, see `find_least_sure`.
+        cells: of the confusion matrix of `choose_classes`, by (label, prediction): at most 6
+            examples of each cell, of many cells fewer, the highest confidence first.
         explained: for each class the most confident correct prediction and the worst mistake, if
             any; at most 20 classes, those with the most mistakes.
     """
 
     worst: np.ndarray
     least_sure: np.ndarray
-    label_issues: np.ndarray
-    confused: tuple[tuple[ConfusedPair, np.ndarray], ...]
+    cells: dict[tuple[int, int], np.ndarray]
     explained: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
         """All indices above, ascending, each once."""
-        pairs = [indices for _, indices in self.confused]
-        groups = [self.worst, self.least_sure, self.label_issues, *pairs, self.explained]
+        groups = [self.worst, self.least_sure, *self.cells.values(), self.explained]
         return np.unique(np.concatenate(groups))
 
 
@@ -178,17 +209,20 @@ def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
     confusion = Evaluation.from_probabilities(labels, probabilities).confusion
     predictions = probabilities.argmax(axis=1)
     by_confidence = np.argsort(-probabilities.max(axis=1), kind="stable")
-    confused = []
-    for pair in rank_confusions(confusion, _PAIRS):
-        is_of_pair = (labels == pair.label) & (predictions == pair.prediction)
-        confused.append((pair, by_confidence[is_of_pair[by_confidence]][:_EXAMPLES_OF_A_PAIR]))
+    shown = choose_classes(confusion)
+    filled = [(k, other) for k in shown for other in shown if confusion[k, other]]
+    count = max(1, min(_EXAMPLES_OF_A_CELL, _EXAMPLES_OF_ALL_CELLS // max(len(filled), 1)))
+    ordered_cells = (labels * len(confusion) + predictions)[by_confidence]
+    cells = {
+        cell: by_confidence[ordered_cells == cell[0] * len(confusion) + cell[1]][:count]
+        for cell in filled
+    }
     correct = by_confidence[(predictions == labels)[by_confidence]]
     mistakes = worst_mistakes(labels, probabilities, len(labels))
     return Selection(
         worst=mistakes[:_WORST],
         least_sure=find_least_sure(probabilities, _LEAST_SURE),
-        label_issues=find_label_issues(labels, probabilities, LABEL_ISSUES),
-        confused=tuple(confused),
+        cells=cells,
         explained=_select_explained(labels, correct, mistakes),
     )
 
@@ -243,6 +277,17 @@ class McNemar:
     only_second: int
     neither: int
     p_value: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the p-value is below 0.05."""
+        return self.p_value < 0.05
+
+    @property
+    def points(self) -> float:
+        """Accuracy of the second less that of the first, in percentage points."""
+        total = self.both + self.only_first + self.only_second + self.neither
+        return 100 * (self.only_second - self.only_first) / total
 
 
 def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:

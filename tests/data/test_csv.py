@@ -267,6 +267,7 @@ BAD: list[tuple[str, str, int | None, int | None, Build]] = [
     ("E004 empty", "E004", None, None, saved(b"")),
     ("E004 empty in gzip", "E004", None, None, saved(gzip.compress(b""))),
     ("E004 byte-order mark only", "E004", None, None, saved(b"\xef\xbb\xbf")),
+    ("E004 blank lines only", "E004", None, None, saved(b"\n \r\n")),
     ("E005 header only", "E005", 1, None, saved([HEADER])),
     ("E005 header without line end", "E005", 1, None, saved(text([HEADER])[:-1])),
     ("E008 truncated", "E008", None, None, saved(ZIPPED[:-20])),

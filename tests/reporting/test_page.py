@@ -200,14 +200,59 @@ def test_caveats_are_banners(tmp_path, changes, phase, words):
 def test_scores_and_matrix_are_the_counts(plain):
     run, page = plain
     confusion = np.array(run.read_json("evaluation.json")["test"]["confusion"])
-    cells = re.findall(r'<td class="(hit|miss|none)"[^>]*>(\d+)</td>', page.source)
+    cells = re.findall(
+        r'<td class="(hit|miss|none)"[^>]*>(?:<a [^>]*>)?(\d+)(?:</a>)?</td>', page.source
+    )
     assert [int(count) for _, count in cells] == confusion.ravel().tolist()
     kinds = np.where(np.eye(10, dtype=bool), "hit", np.where(confusion, "miss", "none"))
     assert [kind for kind, _ in cells] == kinds.ravel().tolist()
     correct, predicted = confusion[3, 3], confusion[:, 3].sum()
-    recall, precision = f"{correct / 6:.1%}", f"{correct / predicted:.1%}"
-    row = f"garment d {recall} {correct} of 6 {precision} {correct} of {predicted}"
+    f1 = 2 * confusion.diagonal() / (confusion.sum(axis=0) + 6)
+    row = f"garment d {f1[3]:.1%} {correct / 6:.1%} {correct / predicted:.1%} 6"
     assert row in page.text
+    table = page.section("classes").split("<tbody>")[1]
+    assert [NAMES.index(f"garment {k}") for k in re.findall("garment ([a-j])<", table)][:10] == (
+        np.argsort(f1, kind="stable").tolist()
+    )
+    assert table.index('class="worst"') < table.index("<th")  # the first row alone
+    assert table.count('class="worst"') == 1
+
+
+def test_a_number_of_the_matrix_leads_to_its_images(plain):
+    run, page = plain
+    labels, probabilities = run.read_predictions()
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    cells = page.section("matrix").split('<div class="cell" id="cell-')[1:]
+    assert len(cells) == len(set(zip(labels.tolist(), predictions.tolist(), strict=True)))
+    counts = []
+    for cell in cells:
+        k, j = map(int, cell.split('"')[0].split("-"))
+        inside = np.flatnonzero((labels == k) & (predictions == j))
+        counts.append((k == j, -len(inside)))
+        shown = [int(decode(source)[0, 0]) for source in re.findall(r'src="([^"]+)"', cell)]
+        surest_first = sorted(inside.tolist(), key=lambda index: -confidence[index])
+        assert shown == surest_first[:6]
+        assert f'href="#cell-{k}-{j}"' in page.section("matrix")
+    assert counts == sorted(counts)  # without a choice, the most frequent mistake is shown
+
+
+def test_charts_have_tooltips(plain):
+    _, page = plain
+    titles = re.findall("<title>([^<]*)</title>", page.section("training"))
+    assert "frozen epoch 2\ntraining loss 0.3333, accuracy 70.00%" in "".join(titles)
+    assert len(titles) == 3 * 3  # three epochs in the axes of accuracy, loss and learning rate
+    assert len(re.findall("<title>garment . average precision", page.section("classes"))) == 0
+    tips = re.findall("<title>(garment .): average precision", page.section("classes"))
+    assert sorted(tips) == sorted(NAMES)
+    assert "<title>confidence " in page.section("calibration")
+
+
+def test_augmented_images_are_the_recorded_ones(plain):
+    run, page = plain
+    recorded = run.read_arrays("report.npz")["augmented"]
+    sources = re.findall(r'src="([^"]+)"', page.section("augmented"))
+    for source, views in zip(sources, recorded, strict=True):
+        assert (np.hstack(list(views.reshape(-1, 28, 28))) == decode(source)).all()
 
 
 def test_a_mistake_has_its_own_pixels_probabilities_and_line(plain):
@@ -240,17 +285,16 @@ def test_calibration_is_shown_before_and_after_temperature_scaling(tmp_path):
 
 def test_label_issues_have_the_lines_of_their_file(tmp_path):
     run = make_run(tmp_path / "a", n=600)
-    val, test = report_of(run).section("labels").split("<h3>")[1:]
-    for part, (labels, probabilities), first, file in (
-        (val, predict(10, 600, 9), 70_002, "train &lt;b&gt;.csv"),
-        (test, run.read_predictions(), 2, "test.csv"),
-    ):
-        suspects = find_label_issues(labels, probabilities, 600)
-        assert len(suspects) > LABEL_ISSUES
-        lines = [int(line) - first for line in re.findall(r"line (\d+)", part)]
-        assert lines == suspects[:LABEL_ISSUES].tolist()
-        assert str(len(suspects)) in part
-        assert file in part
+    part = report_of(run).section("labels")
+    val, test = (
+        find_label_issues(labels, probabilities, 600)
+        for labels, probabilities in (predict(10, 600, 9), run.read_predictions())
+    )
+    assert len(val) > LABEL_ISSUES
+    lines = [int(line) - 70_002 for line in re.findall(r"line (\d+)", part)]
+    assert lines == val[:LABEL_ISSUES].tolist()
+    assert all(f"{len(suspects)} of 600" in part for suspects in (val, test))
+    assert "train &lt;b&gt;.csv" in part
 
 
 def test_heat_is_bright_where_the_map_is_and_grey_elsewhere():
@@ -268,6 +312,9 @@ def test_a_finetune_run_shows_both_phases(tmp_path):
     assert "72.00%" in str(label)
     assert "data 4.0 s 1.0 s features 3.3 min training 90.0 s" in page.text
     assert "head 3,456 78 0" in page.text
+    # 40 of 60 before, 52 now.
+    for text in ("▲ +20.00 points", "first", "66.67%", "17 more", "5 no longer", "p = 0.017"):
+        assert text in page.text
 
 
 def test_many_classes_are_limited(tmp_path):
@@ -275,6 +322,7 @@ def test_many_classes_are_limited(tmp_path):
     page = report_of(make_run(tmp_path / "a", names=names, n=400))
     check_accessible(page)
     assert len(re.findall(r'<td class="(?:hit|miss|none)"', page.source)) == 20 * 20
+    assert page.source.count('class="px plain"') < 1000
     assert page.section("data").count('alt="mean image') == 20
     few, _, all_of_them = page.section("classes").partition("<details>")
     assert (few.count('<th scope="row"'), all_of_them.count('<th scope="row"')) == (20, 40)
@@ -290,7 +338,7 @@ def test_a_run_without_mistakes_and_a_class_without_test_images(tmp_path):
     page = report_of(run)
     check_accessible(page)
     assert "100.00%" in page.text
-    assert page.section("pairs").count("<li>") == page.section("labels").count("<li") == 0
+    assert page.section("labels").count("<li") == page.section("classes").count("worst") == 0
     assert f"{NAMES[4]} – – – 0" in page.text  # no scores
     assert page.of("body") == [{}]  # images on white are not inverted
 
@@ -355,7 +403,30 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     assert f"A and B {counts}" in page.text
     confusions = [np.array(r.read_json("evaluation.json")["test"]["confusion"]) for r in runs]
     a, b = (confusion[4, 4] for confusion in confusions)
-    assert f"garment e {a / 6:.1%} {a} of 6 {b / 6:.1%} {b} of 6" in page.text
+    change = f" {'▲ +' if b > a else '▼ −'}{100 * abs(b - a) / 6:.2f}" if a != b else ""
+    assert f"garment e {a / 6:.1%} {b / 6:.1%}{change} 6" in page.text
+    assert "▼ −" in page.text
+    predictions = [run.read_predictions()[1].argmax(axis=1) for run in runs]
+    titles = "A has right and B wrong", "B has right and A wrong"
+    parts = page.section("images").split("<h3>")[1:]
+    for title, (right, wrong), part in zip(
+        titles, (predictions, predictions[::-1]), parts, strict=True
+    ):
+        assert part.startswith(title)
+        shown = [int(decode(source)[0, 0]) for source in re.findall(r'src="([^"]+)"', part)]
+        # The pages show all mistakes of these small runs.
+        assert set(shown) <= set(np.flatnonzero((right == labels) & (wrong != labels)).tolist())
+        assert len(shown) == min(12, ((right == labels) & (wrong != labels)).sum())
+
+
+def test_a_comparison_begins_with_the_settings_that_differ(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, weights__path="/a/v.h5")]
+    change_json(runs[1].file("config.json"), units=16)
+    page, _ = comparison_of(*runs)
+    table = page.section("runs").split("</table>")[0]
+    rows = re.findall('<th scope="row">([^<]*)</th>', table)
+    assert rows == ["backbone weights", "units", "val", "test", "95 % interval", "time"]
+    assert "units 8 16" in page.text
 
 
 def test_a_significantly_better_run_is_named(tmp_path):

@@ -99,6 +99,35 @@ def test_a_page_never_overflows_sideways(browser, pages, name, width):
     assert outside == []
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "table"),
+    [("report", 390, ".matrix"), ("many", 390, ".matrix"), ("comparison", 1280, "table")],
+)
+def test_a_table_is_seen_without_scrolling(browser, pages, name, width, table):
+    show(browser, pages[name], width=width)
+    inside, found = browser.execute_script(
+        f"const region = document.querySelector('{table}').closest('.scroll');"
+        "return [region.clientWidth, region.scrollWidth]"
+    )
+    assert found == inside < width
+
+
+def test_a_number_of_the_matrix_shows_its_images_alone(browser, pages):
+    show(browser, pages["report"])
+    visible = "return [...document.querySelectorAll('.cell')].filter(c => c.offsetHeight > 0)"
+    (first,) = browser.execute_script(f"{visible}.map(c => c.id)")
+    link = browser.find_elements("css selector", ".matrix .miss a")[-1]
+    chosen = link.get_attribute("href").split("#")[1]
+    assert chosen != first
+    browser.execute_script("arguments[0].click()", link)
+    assert browser.execute_script(f"{visible}.map(c => c.id)") == [chosen]
+    top, bottom = browser.execute_script(
+        f"const box = document.getElementById('{chosen}').getBoundingClientRect();"
+        "return [box.top, box.bottom]"
+    )
+    assert 0 < top < bottom < 900
+
+
 def test_dark_and_light_differ_and_both_can_be_read(browser, pages):
     seen = {}
     for theme in ("light", "dark"):
@@ -173,8 +202,8 @@ def contrast(paper: str, ink: str, over: str = "rgba(0, 0, 0, 0)") -> float:
 
 
 def _numbers(colour: str) -> np.ndarray:
-    numbers = map(float, re.findall(r"[\d.]+", colour))
-    return np.array([*numbers, 1.0][:4])
+    numbers = np.array([*map(float, re.findall(r"[\d.]+", colour)), 1.0][:4])
+    return numbers * [255, 255, 255, 1] if colour.startswith("color(srgb") else numbers
 
 
 def _luminance(rgb: np.ndarray) -> float:

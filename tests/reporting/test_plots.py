@@ -105,7 +105,10 @@ def test_confusion_shows_counts_and_fractions_by_row(tmp_path, drawn):
     confusion = np.array([[8, 2, 0], [0, 0, 0], [1, 0, 3]])
     write_confusion(tmp_path / "c.png", HEADING, Evaluation(confusion, 1.0), NAMES)
     axes = drawn[0].axes[0]
-    assert axes.images[0].get_array().tolist() == [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0, 0.75]]
+    red, _, blue = np.moveaxis(np.asarray(axes.images[0].get_array()), 2, 0)
+    assert (np.diagonal(blue - red) > 0)[[0, 2]].all()  # correct ones are blue, mistakes are not
+    assert red[0, 1] - blue[0, 1] < red[2, 0] - blue[2, 0]  # the darker, the larger the fraction
+    assert red[0, 2] == red[1, 1] == red[1, 2]  # nothing
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "8", (1, 0): "2", (0, 2): "1", (2, 2): "3"}
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):

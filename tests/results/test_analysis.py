@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fmnist_tf.results.analysis import (
     ConfusedPair,
     McNemar,
+    choose_classes,
     compare_runs,
     find_label_issues,
     find_least_sure,
@@ -18,8 +19,9 @@ from fmnist_tf.results.analysis import (
     rank_confusions,
     score_classes,
     select_examples,
+    trace_precision_recall,
 )
-from fmnist_tf.results.evaluation import worst_mistakes
+from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
 
 few = settings(deadline=None, max_examples=40)
 
@@ -133,12 +135,16 @@ def test_selection_of_seven_examples_by_hand():
     selection = select_examples(labels, probabilities)
     # Of class 2 only mistakes, of class 0 the first of two correct, and its only mistake.
     assert selection.explained.tolist() == [0, 2, 3, 4, 5]
-    pairs = [((pair.label, pair.prediction), found.tolist()) for pair, found in selection.confused]
-    assert pairs == [((2, 1), [5, 6]), ((0, 1), [2]), ((1, 0), [4])]
-    assert selection.worst.tolist() == worst_mistakes(labels, probabilities, 36).tolist()
+    cells = {cell: found.tolist() for cell, found in selection.cells.items()}
+    assert cells == {(0, 0): [0, 1], (0, 1): [2], (1, 0): [4], (1, 1): [3], (2, 1): [5, 6]}
+    assert selection.worst.tolist() == worst_mistakes(labels, probabilities, 24).tolist()
     assert selection.rows.tolist() == list(range(7))
     perfect = select_examples(np.array([1, 0, 1]), np.eye(2, dtype=np.float32)[[1, 0, 1]])
-    assert perfect.worst.tolist() == perfect.label_issues.tolist() == list(perfect.confused) == []
+    assert perfect.worst.tolist() == []
+    assert {cell: found.tolist() for cell, found in perfect.cells.items()} == {
+        (0, 0): [1],
+        (1, 1): [0, 2],
+    }
     assert perfect.explained.tolist() == [1, 0]
     assert perfect.rows.dtype == np.int64
 
@@ -149,20 +155,36 @@ def test_selection_has_the_promised_sizes_and_pairs(k, n, seed):
     labels, probabilities = make_predictions(n, k, seed)
     predictions = probabilities.argmax(1)
     selection = select_examples(labels, probabilities)
-    groups = [selection.worst, selection.least_sure, selection.label_issues, selection.explained]
-    groups += [found for _, found in selection.confused]
+    groups = [selection.worst, selection.least_sure, selection.explained]
+    groups += selection.cells.values()
     assert {group.dtype for group in groups} == {np.dtype(np.int64)}
     assert set(selection.rows.tolist()) == {index for group in groups for index in group.tolist()}
     assert (np.diff(selection.rows) > 0).all()
-    assert len(selection.worst) == min(36, (predictions != labels).sum())
-    assert len(selection.least_sure) == min(24, n)
-    assert len(selection.label_issues) <= 24
-    assert len(selection.confused) <= 6
+    assert len(selection.worst) == min(24, (predictions != labels).sum())
+    assert len(selection.least_sure) == min(12, n)
     assert len(np.unique(labels[selection.explained])) == min(20, len(np.unique(labels)))
-    for pair, found in selection.confused:
-        inside = np.flatnonzero((labels == pair.label) & (predictions == pair.prediction))
+    shown = choose_classes(Evaluation.from_probabilities(labels, probabilities).confusion)
+    pairs = set(zip(labels.tolist(), predictions.tolist(), strict=True))
+    assert set(selection.cells) == {pair for pair in pairs if {*pair} <= {*shown}}
+    count = max(1, min(6, 600 // max(len(selection.cells), 1)))
+    for (label, prediction), found in selection.cells.items():
+        inside = np.flatnonzero((labels == label) & (predictions == prediction))
         surest_first = sorted(inside, key=lambda index: (-probabilities[index].max(), index))
-        assert found.tolist() == surest_first[:6]
+        assert found.tolist() == surest_first[:count]
+
+
+def test_a_precision_recall_curve_has_its_average_precision_and_few_points():
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]])
+    curve = trace_precision_recall(labels, probabilities, 1)
+    # By falling probability of class 1: yes, no, yes, no.
+    assert curve.average_precision == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert {(0.5, 1.0), (1.0, 2 / 3), (0.0, 1.0)} <= set(
+        zip(curve.recall.tolist(), curve.precision.tolist(), strict=True)
+    )
+    labels, probabilities = make_predictions(5000, 3)
+    probabilities = probabilities + np.random.default_rng(0).random(probabilities.shape) / 100
+    assert len(trace_precision_recall(labels, probabilities, 1).recall) <= 200
 
 
 @pytest.mark.parametrize("shape", [(40, 5), (600, 30), (510, 60)])  # a solver each

@@ -79,6 +79,7 @@ def test_help_has_groups_and_every_default() -> None:
         ("lr_finder", "false", False), ("augment", "flip,mixup", ("flip", "mixup")),
         ("augment", "none", ()), ("early_stopping", "none", None),
         ("class_weights", "none", "none"), ("label_column", "none", None),
+        ("standardize", "none", "none"),
         ("data", "none", "none"), ("augment", "flip,", ("flip",)),
     ],
 )  # fmt: skip

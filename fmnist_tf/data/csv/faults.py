@@ -79,7 +79,7 @@ _TEXTS = {
     "E037": ("the number {0}", "{1} within 64 bits"),
     "E038": ("a quote that is not closed", "quotes around whole cells, closed in the same line",
              "a cell may not hold a line break"),
-    "E038 long": ("a longer line", f"at most {LINE_BYTES} bytes", "is this a CSV of images?"),
+    "E038 long": (f"a line over {LINE_BYTES} bytes", "shorter lines", "is this a CSV of images?"),
     "E039 blank": ("a blank line", _IMAGE, "delete the line"),
     "E039 comment": ("a comment line", _IMAGE, "delete the line"),
     "E039 header": ("the header again", _IMAGE, "files joined? delete the inner header"),

@@ -123,8 +123,8 @@ class _Columns:
         elif ends and not others:
             return _choose_end(self.sample, ends, (run[1], run[-2]))
         if like:
-            what = printable(names[like[0]])
-            return (like[0],), (), f"the label is column {like[0] + 1}, {what}"
+            name = f", {printable(names[like[0]])}" if self._top.names else ""
+            return (like[0],), (), f"the label is column {like[0] + 1}{name}"
         if len(others) > 1 and is_one_hot(self.sample, others):
             what = f"columns {others[0] + 1}..{others[-1] + 1} are one-hot labels"
             return tuple(others), _name_classes([names[c] for c in others]), what

@@ -211,12 +211,10 @@ class _Rows:
         lines = chunk.split(b"\n")
         is_open = bool(lines[-1])  # the file ends without ending this line
         lines = lines if is_open else lines[:-1]
-        rows, labels = [], []
-        for number, raw in enumerate(lines, line):
-            pixels, label = self._read_line(raw, number, is_open and raw is lines[-1])
-            rows.append(pixels)
-            labels.append(label)
-        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1), labels
+        last = line + len(lines) - 1
+        read = [self._read_line(raw, n, is_open and n == last) for n, raw in enumerate(lines, line)]
+        pixels, labels = zip(*read, strict=True)
+        return np.frombuffer(b"".join(pixels), np.uint8).reshape(len(lines), -1), list(labels)
 
     def _read_line(self, raw: bytes, line: int, is_open: bool) -> tuple[bytes, str | None]:
         layout = self._layout
