@@ -121,8 +121,8 @@ class Run:
 
     def __init__(self, saved: SavedRun, *, quiet: bool = False) -> None:
         self._saved, self._quiet = saved, quiet
-        self.path = saved.directory.path
-        self.class_names = saved.class_names
+        self.path: Path = saved.directory.path
+        self.class_names: tuple[str, ...] = saved.class_names
         self.settings: Mapping[str, Any] = saved.config.to_json()
 
     def __repr__(self) -> str:

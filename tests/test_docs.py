@@ -151,7 +151,7 @@ def test_versions_agree() -> None:
     extras = dict(setup["options.extras_require"])
     wanted = [
         setup["options"]["install_requires"],
-        *(extras[name] for name in extras if name not in ("gpu", "bench")),
+        *(extras[name] for name in extras if name not in ("gpu", "bench", "demo")),
     ]
     for line in "\n".join(wanted).split("\n"):
         if line and not line.startswith("#"):

@@ -52,6 +52,7 @@ def test_the_same_images_get_the_same_rows_in_every_form(folder: Path) -> None:
 
 
 def test_a_csv_gets_the_probabilities_that_the_run_recorded(folder: Path, capsys) -> None:
+    change_json(Path("runs/first/evaluation.json"), calibration={"temperature": 2.0})
     found = predict("toy_test.csv")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "toy_test.csv"
@@ -65,9 +66,7 @@ def test_a_csv_gets_the_probabilities_that_the_run_recorded(folder: Path, capsys
     safe = ["'=1+1", "bag", "shoe"]
     with np.load("runs/first/predictions.npz") as arrays:
         recorded = arrays["probabilities"]
-    told = json.loads(Path("runs/first/evaluation.json").read_text())["calibration"]
-    assert told["temperature"] != 1
-    recorded = scale(recorded, told["temperature"])
+    recorded = scale(recorded, 2.0)
     for row, expected in zip(found, recorded, strict=True):
         order = np.argsort(-expected, kind="stable")
         names = [row[name] for name in ("prediction", "prediction_2", "prediction_3")]

@@ -45,10 +45,13 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     bound = np.log(_LARGEST)
-    found = minimize_scalar(
-        lambda log: losses(labels, scale(probabilities, np.exp(log))).mean(), bounds=(-bound, bound)
-    )
-    return float(np.exp(found.x)) if abs(found.x) < 0.99 * bound else 1.0
+
+    def loss(log: float) -> float:
+        return float(losses(labels, scale(probabilities, float(np.exp(log)))).mean())
+
+    found = minimize_scalar(loss, bounds=(-bound, bound))
+    # A loss that only falls towards a bound has no minimum.
+    return float(np.exp(found.x)) if found.fun < min(loss(-bound), loss(bound)) else 1.0
 
 
 def measure_scaling(

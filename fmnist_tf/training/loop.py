@@ -498,7 +498,9 @@ class Trainer:
         own = tf.distribute.get_replica_context().replica_id_in_sync_group % n_local
         is_small = about[2] < n_replicas
         first, step = tf.where(is_small, 0, own), tf.where(is_small, 1, n_local)
-        return x[first::step], y[first::step], tf.where(is_small, 1 / n_replicas, 1.0)
+        # The shape of a slice with a step that is a tensor is not known.
+        own_x, own_y = (tf.ensure_shape(part[first::step], part.shape) for part in (x, y))
+        return own_x, own_y, tf.where(is_small, 1 / n_replicas, 1.0)
 
 
 def changing_variables(classifier: keras.Model) -> list[Any]:

@@ -56,4 +56,5 @@ def test_without_a_minimum_nothing_is_scaled() -> None:
     sure[:, 1] = 0.8
     assert fit_temperature(np.ones(9, int), sure) == 1  # no mistake: the sharper the better
     assert fit_temperature(np.zeros(9, int), sure) == 1  # only mistakes: the flatter the better
+    assert fit_temperature(np.ones(9, int), np.eye(3, dtype=np.float32)[[1] * 9]) == 1
     assert scale(sure, 1) is sure

@@ -175,6 +175,18 @@ def test_workers_end_as_one_process_does_and_alike_each_time(folder: Path) -> No
 
 
 @pytest.mark.slow
+def test_workers_train_a_head_on_the_features_that_they_share(folder: Path) -> None:
+    words = [*SCRATCH, "--phase", "frozen", "--cut", "stem"]
+    for n in (1, 2):
+        train(folder, n, f"head-{n}", *words, "--cache", f"cache-{n}")
+    np.testing.assert_allclose(history(folder, "head-2"), history(folder, "head-1"), rtol=1e-4)
+    shards = [sorted((folder / f"cache-{n}").rglob("shard-*")) for n in (1, 2)]
+    assert [path.name for path in shards[0]] == [path.name for path in shards[1]] != []
+    for one, other in zip(*shards, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
 def test_more_workers_than_rows_in_a_batch(folder: Path) -> None:
     words = [*SCRATCH, "--data", "tiny.csv", "--test-data", "train.csv", "--clip-norm", "0.1"]
     words += ["--val-fraction", "0.42", "--batch-size", "5"]  # 7 rows train: 5, then 2
