@@ -22,6 +22,7 @@ from fmnist_tf.errors import UsageError
 from fmnist_tf.training.cluster import Cluster
 
 TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
 TOY = [sys.executable, str(TESTS / "toy.py")]
 NAMES = ("bag", "hat", "shoe")
 # Without dropout the number of workers changes nothing but rounding; Adam would turn that of
@@ -120,7 +121,7 @@ class Workers:
         self.files = [folder / f"worker-{index}.log" for index in range(n)]
         self.processes = []
         for index, file in enumerate(self.files):
-            environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+            environment = dict(ENVIRONMENT)
             if n > 1:
                 environment["TF_CONFIG"] = tf_config(*addresses, index=index)
             with file.open("w") as log:
@@ -242,7 +243,7 @@ def test_a_worker_with_other_settings_is_refused(folder: Path) -> None:
         subprocess.Popen(
             [*TOY, *SCRATCH, "--run", "differing", "--seed", str(index)],
             cwd=folder,
-            env={**os.environ, "TF_CONFIG": tf_config(*addresses, index=index)},
+            env={**ENVIRONMENT, "TF_CONFIG": tf_config(*addresses, index=index)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -268,7 +269,7 @@ def test_two_devices_of_one_process_share_batches(folder: Path) -> None:
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, str(TESTS), *SCRATCH, "--run", "mirrored"]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "training on 2 devices of this machine" in answer.stderr
     train(folder, 1, "alone", *SCRATCH)
