@@ -274,7 +274,7 @@ def test_a_stopped_run_is_used_with_a_warning(stopped: Path, capsys) -> None:
     assert report.main(["copy"]) == 0
     said = capsys.readouterr()
     assert said.err.count("STOPPED after") == 3
-    assert f"{best['val_accuracy']:.4f} so far" in said.out
+    assert f"{best['val_accuracy']:.4f}" in said.out
     assert "--resume copy" in (stopped / "report.html").read_text()
     words = ["--phase", "finetune", "--epochs", "1", "--wandb", "disabled", "--run", "of-stopped"]
     assert main([*words, "--from", "copy"]) == 0

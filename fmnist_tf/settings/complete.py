@@ -23,7 +23,7 @@ FIXED_BY_PARENT = (
 )  # fmt: skip
 INHERITED = (
     *FIXED_BY_PARENT, "data", "test_data", "labels", "label_column", "limit_test", "seed",
-    "dropout",
+    "dropout", "test_time_flip",
 )  # fmt: skip
 
 
