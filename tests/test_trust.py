@@ -40,7 +40,7 @@ OF_MODEL = {"DONE.json", "config.json", "labels.json", "provenance.json", "histo
 READ = {
     "evaluate": {*OF_MODEL, "model.keras"},
     "predict": {*OF_MODEL, "model.keras", "report.npz"},
-    "report": {*OF_MODEL, "predictions.npz", "report.npz"},
+    "report": {*OF_MODEL, "predictions.npz", "report.npz", "steps.csv"},
     "export": {*OF_MODEL, "model.keras"},
     "finetune": {*OF_MODEL, "model.keras"},
 }
