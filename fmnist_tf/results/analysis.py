@@ -139,10 +139,10 @@ def trace_precision_recall(
     """Return the curve of a class that has examples, of at most `n_points` points."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    truth, scores = labels == label, probabilities[:, label]
-    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+    is_label, scores = labels == label, probabilities[:, label]
+    precision, recall, _ = precision_recall_curve(is_label, scores, drop_intermediate=True)
     kept = np.unique(np.linspace(0, len(recall) - 1, n_points).astype(int))
-    average = float(average_precision_score(truth, scores))
+    average = float(average_precision_score(is_label, scores))
     return PrecisionRecall(precision[kept], recall[kept], average)
 
 
