@@ -139,7 +139,9 @@ def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
             assert f"{run.relative_to(killer.folder)} keeps {n_epochs} epochs; `" in kept, (
                 killer.log
             )
-        assert killer.run(*words)[0] == 0, killer.log
+        # What fails may be the last flush of DONE.json, which is there then.
+        is_complete = (run / "DONE.json").exists()
+        assert killer.run(*words)[0] == (3 if is_complete else 0), killer.log
     assert hash_all(run) == hash_all(killer.folder / "runs/frozen")
 
 
