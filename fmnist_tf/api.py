@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     Data = str | Path | tuple[ArrayLike, ArrayLike]
     """A file or folder as `--data` takes it; or images (N, 28, 28) or (N, 784) uint8, 0 the
     background, and their N labels (numbers or texts)."""
-
-_REQUEST = (
-    "recipe", "from_run", "run", "resume", "accept_changes", "checkpoint_seconds", "wandb",
-    "wandb_system", "tensorboard",
-)  # fmt: skip
 
 
 def train(
@@ -75,10 +71,11 @@ def train(
         settings["limit_test"] = 0
     if "lr" in settings:
         settings["learning_rate"] = settings.pop("lr")
-    check_names(settings, [*setting_names(), *_REQUEST], "argument", "train()")
+    of_request = {field.name for field in fields(Request)} - {"given", "runs_dir"}
+    check_names(settings, [*setting_names(), *sorted(of_request)], "argument", "train()")
     given = {**_name_data(data, test, Path(runs_dir)), "phase": phase}
-    given |= {name: value for name, value in settings.items() if name not in _REQUEST}
-    own = {name: settings[name] for name in _REQUEST if settings.get(name) is not None}
+    given |= {name: value for name, value in settings.items() if name not in of_request}
+    own = {name: settings[name] for name in sorted(of_request) if settings.get(name) is not None}
     own |= {name: str(own[name]) for name in ("recipe", "from_run", "resume") if name in own}
     try:
         given = {name: _check(name, value) for name, value in given.items() if value is not None}
