@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from toyrun import WORDS, draw, write_csv
 from yardstick import hash_run
 
-from fmnist_tf.data.batches import ArrayRows, make_batches
+from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.errors import UsageError
 from fmnist_tf.training.cluster import Cluster
+from fmnist_tf.training.sharing import Sharing
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
@@ -80,12 +82,13 @@ def test_workers_share_the_rows_of_each_batch(n_rows: int, n_workers: int) -> No
     numbers = np.arange(n_rows)
     source, order = ArrayRows(numbers[:, None]), np.random.default_rng(0).permutation(n_rows)
 
-    def read(part: slice) -> list[list[int]]:
-        batches = make_batches(source, numbers, order, 4, part, n_workers)
-        return [x[:, 0].numpy().tolist() for x, _ in batches]
+    def read(cluster: Cluster) -> list[list[int]]:
+        batches = Sharing(cluster).read(source, numbers, order, 4)
+        return [x[:, 0].numpy().tolist() for _, x, _ in batches]
 
-    shares = [read(slice(index, None, n_workers)) for index in range(n_workers)]
-    for batch, *parts in zip(read(slice(None)), *shares, strict=True):
+    workers, strategy = tuple("abcd"[:n_workers]), SimpleNamespace(num_replicas_in_sync=n_workers)
+    shares = [read(Cluster(workers, index, strategy)) for index in range(n_workers)]
+    for batch, *parts in zip(read(Cluster()), *shares, strict=True):
         if len(batch) < n_workers:  # too few to share: each has all, and counts its part of them
             assert parts == [batch] * n_workers
             continue
