@@ -58,12 +58,14 @@ class FeatureStore:
         n_rows: N.
         row_shape: the shape of one row's features.
         rows_per_shard: a power of two.
+        part: (i, n): this process keeps shards i, i+n, i+2n, ...; n-1 others keep the rest.
     """
 
     path: Path
     n_rows: int
     row_shape: tuple[int, ...]
     rows_per_shard: int = SHARD_ROWS
+    part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         require_unlinked(self.path)
@@ -85,8 +87,8 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """The size of all rows, without the checksums of 16 bytes a shard."""
-        return self.n_rows * self.row_bytes
+        """The size of the rows that are kept, without the checksums of 16 bytes a shard."""
+        return self.n_kept * self.row_bytes
 
     @cached_property
     def shards(self) -> list[range]:
@@ -96,22 +98,43 @@ class FeatureStore:
             range(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)
         ]
 
+    @property
+    def kept_shards(self) -> range:
+        """The numbers of the shards that this process keeps."""
+        return range(self.part[0], len(self.shards), self.part[1])
+
+    @property
+    def n_kept(self) -> int:
+        """Rows that this process keeps."""
+        return sum(len(self.shards[number]) for number in self.kept_shards)
+
+    def keepers(self, rows: Any) -> Any:
+        """Return the number of the process that keeps each row, of this view or of another.
+
+        Args:
+            rows: numbers in `StackedRows`, (B,) of NumPy or TensorFlow.
+        """
+        return rows % self.n_rows // self.rows_per_shard % self.part[1]
+
     def shard_path(self, number: int) -> Path:
         """Return the path of one shard."""
         return self.path / f"shard-{number:05d}.bin"
 
     @cached_property
-    def _arrays(self) -> list[np.ndarray]:
+    def _arrays(self) -> dict[int, np.ndarray]:
         # NumPy copies integers faster than bfloat16.
-        return [
-            np.memmap(
-                self.shard_path(number), np.uint16, "r", shape=(len(rows), *self.row_shape)
+        return {
+            number: np.memmap(
+                self.shard_path(number),
+                np.uint16,
+                "r",
+                shape=(len(self.shards[number]), *self.row_shape),
             ).view(np.ndarray)
-            for number, rows in enumerate(self.shards)
-        ]
+            for number in self.kept_shards
+        }
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features of these rows, (B, *row_shape) bfloat16."""
+        """Return the features of these rows, which this process keeps, (B, *row_shape) bfloat16."""
         taken = np.empty((len(rows), *self.row_shape), np.uint16)
         for place, row in enumerate(rows.tolist()):
             number, row_within = divmod(row, self.rows_per_shard)
@@ -119,12 +142,12 @@ class FeatureStore:
         return taken.view(FEATURE_DTYPE)
 
     def is_complete(self) -> bool:
-        """Return whether every shard is valid. Reads every byte, unless bytes are missing."""
+        """Return whether every kept shard is valid. Reads every byte, unless bytes are missing."""
         return bytes_on_disk(self.path) >= self.n_bytes and not self.find_invalid_shards()
 
     def find_invalid_shards(self) -> list[int]:
-        """Return the numbers of the shards that are missing or corrupt."""
-        numbers = range(len(self.shards))
+        """Return the numbers of the shards that should be kept and are missing or corrupt."""
+        numbers = self.kept_shards
         with closing(map_ahead(self.is_valid, numbers)) as answers:
             return [number for number, valid in zip(numbers, answers, strict=True) if not valid]
 

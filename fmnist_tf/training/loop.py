@@ -211,8 +211,12 @@ class Trainer:
     def predict(self, source: RowSource, rows: np.ndarray, batch_size: int) -> np.ndarray:
         """Return the probabilities of `rows`, (len(rows), K) float32."""
         labels = np.zeros(int(rows.max()) + 1, np.int64)
-        batches = make_batches(source, labels, rows, batch_size)
-        return np.concatenate([self._predict_step(x).numpy() for x, _ in batches])
+        kept = self._sharing.is_kept(source, rows)
+        predicted = np.zeros((len(rows), self.split.output_layer.units))
+        batches = make_batches(source, labels, rows[kept], batch_size)
+        own = [self._predict_step(x).numpy() for x, _ in batches]
+        predicted[kept] = np.concatenate([predicted[:0], *own])
+        return self._sharing.add_parts(source, predicted).astype(np.float32)
 
     def measure_features(
         self, source: RowSource, rows: np.ndarray, batch_size: int
