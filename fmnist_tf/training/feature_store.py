@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 # fill several. A power of two, so that batches divide it.
 SHARD_ROWS = 256
 READ_BYTES = 1 << 20
+MAX_MAPPED = 1 << 14  # of two views; Linux maps 65,530 files in one process
 # Threads that compute or verify: one works while another starts, ends or is copied.
 N_THREADS = 2
 # The disk also needs room for the run directory and for other programs.
@@ -121,24 +122,21 @@ class FeatureStore:
         return self.path / f"shard-{number:05d}.bin"
 
     @cached_property
-    def _arrays(self) -> dict[int, np.ndarray]:
-        # NumPy copies integers faster than bfloat16.
-        return {
-            number: np.memmap(
-                self.shard_path(number),
-                np.uint16,
-                "r",
-                shape=(len(self.shards[number]), *self.row_shape),
-            ).view(np.ndarray)
-            for number in self.kept_shards
-        }
+    def _map(self) -> Callable[[int], np.ndarray]:
+        @lru_cache(MAX_MAPPED)
+        def map_shard(number: int) -> np.ndarray:
+            shape = len(self.shards[number]), *self.row_shape
+            # NumPy copies integers faster than bfloat16.
+            return np.memmap(self.shard_path(number), np.uint16, "r", shape=shape).view(np.ndarray)
+
+        return map_shard
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of these rows, which this process keeps, (B, *row_shape) bfloat16."""
         taken = np.empty((len(rows), *self.row_shape), np.uint16)
         for place, row in enumerate(rows.tolist()):
             number, row_within = divmod(row, self.rows_per_shard)
-            taken[place] = self._arrays[number][row_within]
+            taken[place] = self._map(number)[row_within]
         return taken.view(FEATURE_DTYPE)
 
     def is_complete(self) -> bool:
