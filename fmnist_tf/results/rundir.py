@@ -25,6 +25,7 @@ SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 STEPS = "steps.csv"
 PREDICTIONS = "predictions.npz"
+CUTS = "cuts.csv"  # of `--cut auto`
 CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
 
