@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.cli.terminal import say
-from fmnist_tf.errors import UsageError
+from fmnist_tf.cli.terminal import log_to, say
 from fmnist_tf.pipeline.prepare import Experiment, prepare_network, read_data
 from fmnist_tf.pipeline.record import Invocation, start_invocation
 from fmnist_tf.pipeline.resolve import Request, naming_parent, read_settings
@@ -83,9 +84,14 @@ def launch(
 def work(request: Request, arguments: Sequence[str], workers: Cluster) -> None:
     """Train as a worker that is not the chief, whose run it does not touch.
 
+    Its messages go to a file in the folder of runs too: NAME.worker-1.log, where NAME is that of
+    --run or --resume, else the time.
+
     Raises:
         FmnistError, OSError: as `launch`; also if the chief ends early.
     """
+    name = request.run or Path(request.resume or f"{datetime.now(UTC):%Y%m%d-%H%M%S}").name
+    log_to(request.runs_dir / f"{name}.worker-{workers.index}.log")
     with workers.watching():
         prepared = _prepare(request, arguments, find_unfinished(request), workers)
         from fmnist_tf.pipeline.run import run_worker  # imports TensorFlow
@@ -124,11 +130,6 @@ def _prepare(
             request = replace(request, recipe=str(unfinished.file(CONFIG)))
     settings = read_settings(request, default_parent=begun.get("parent"))
     (config, lines), parent = settings.complete(), settings.parent
-    if workers.workers and config.cut == "auto" and not begun:
-        raise UsageError(
-            "--cut auto: expected one process, as it measures one, found TF_CONFIG or Slurm's "
-            "variables; search with --dry-run in one process and give the cut that it prints"
-        )
     for line in () if request.resume is not None else lines:
         say(line)
     command = command_line("fmnist_tf.train", naming_parent(arguments, request.from_run, config))
@@ -143,11 +144,14 @@ def _prepare(
             found = {name: begun.get(name) for name in ("cut", "image_size")}
             config = config.replace(**found, time_budget=None)
         else:
-            from fmnist_tf.pipeline.cut_search import search_cut
+            if workers.is_chief:
+                from fmnist_tf.pipeline.cut_search import search_cut
 
-            with clock.stage("cut_search"):
-                search = search_cut(config, data)
-            config = search.apply(config)
+                with clock.stage("cut_search"):
+                    search = search_cut(config, data)
+                config = search.apply(config)
+            found = {"cut": config.cut, "image_size": config.image_size}
+            config = config.replace(**workers.json_from_chief(found), time_budget=None)
     from fmnist_tf.pipeline.train_state import require_same_work
 
     with workers.scope():
