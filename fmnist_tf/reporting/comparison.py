@@ -90,14 +90,13 @@ def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dic
 def _describe_differences(records: Sequence[RunRecord]) -> dict[str, Any]:
     """Return what differs between runs: names and a value for each run; and what does not."""
     facts = {name: [record.cells[name] for record in records] for name in FACTS}
-    settings = {
-        name.replace("_", " "): [show_setting(record.config.get(name)) for record in records]
-        for name in dict.fromkeys(name for record in records for name in record.config)
-    }
     # The other facts are summaries of settings.
-    rows = {name: facts[name] for name in ("data", "backbone weights")} | settings
+    rows = [(name, facts[name]) for name in ("data", "backbone weights")]
+    for name in dict.fromkeys(name for record in records for name in record.config):
+        values = [show_setting(record.config.get(name)) for record in records]
+        rows.append((name.replace("_", " "), values))
     return {
-        "differ": {name: values for name, values in rows.items() if len(set(values)) > 1},
+        "differ": [row for row in rows if len(set(row[1])) > 1],
         "same": {name: values[0] for name, values in facts.items() if len(set(values)) == 1},
         "results": [name for name in records[0].cells if name not in FACTS],
     }

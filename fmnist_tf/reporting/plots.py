@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-N_COLOURED = len(COLOURS)  # classes that the embedding projection colours and names
 _MAX_COUNTED, _MAX_NAMED = 30, 60  # classes up to which cells have room for counts, axes for names
 _N_MISTAKES = 36
 _MAX_POINTS = 200  # of a precision-recall curve
@@ -214,21 +213,14 @@ def plot_projection(
     labels: np.ndarray,
     names: Sequence[str],
 ) -> str:
-    """Draw the projection of "embeddings" or "pixels", coloured by class.
+    """Draw the projection in report.npz of the `kind` "embeddings" or "pixels", coloured by class.
 
-    The number of a class stands at its mean. Of more than `N_COLOURED` classes only the largest are
-    coloured and named.
-
-    Args:
-        figure: an empty one.
-        kind: of the projection.
-        arrays: of report.npz.
-        labels: (N,) of all test images.
-        names: K names.
+    The number of a class stands at its mean. Of more than 20 classes only the largest are coloured
+    and named. `labels` are (N,) of all test images.
     """
     points, labels = arrays[f"projection_{kind}"], labels[arrays["projection_rows"]]
     sizes = np.bincount(labels, minlength=len(names))
-    shown = np.sort(np.argsort(-sizes, kind="stable")[:N_COLOURED])
+    shown = np.sort(np.argsort(-sizes, kind="stable")[: len(COLOURS)])
     shown = shown[sizes[shown] > 0]
     colours = np.full(len(names), FAINT, dtype=object)
     colours[shown] = COLOURS[: len(shown)]

@@ -397,12 +397,14 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
 
 
 def test_a_comparison_begins_with_the_settings_that_differ(tmp_path):
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, weights__path="/a/v.h5")]
-    change_json(runs[1].file("config.json"), units=16)
+    other = {"weights__path": "/a/v.h5", "data__name": "other"}
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, **other)]
+    for run, units in zip(runs, (8, 16), strict=True):
+        change_json(run.file("config.json"), units=units, data="auto")  # also a setting
     page, _ = comparison_of(*runs)
     table = page.section("runs").split("</table>")[0]
     rows = re.findall('<th scope="row">([^<]*)</th>', table)
-    assert rows == ["backbone weights", "units", "val", "test", "95 % interval", "time"]
+    assert rows == ["data", "backbone weights", "units", "val", "test", "95 % interval", "time"]
     assert "units 8 16" in page.text
 
 
