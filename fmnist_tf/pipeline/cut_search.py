@@ -47,11 +47,6 @@ class CutSearch:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
 
-    def apply(self, config: RunConfig) -> RunConfig:
-        """Return the settings with what was chosen."""
-        chosen = self.chosen
-        return config.replace(cut=chosen.cut, image_size=chosen.image_size, time_budget=None)
-
     def write(self, directory: RunDir, heading: Heading) -> None:
         """Write cuts.csv and cuts.png."""
         text = io.StringIO()

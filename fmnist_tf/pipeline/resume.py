@@ -154,6 +154,7 @@ def require_same_work(experiment: Experiment) -> None:
     own = ("processors", "processor", "data", "test_data", "labels", "cache", "weights", "parent")
     facts = {**experiment.config.to_json(), **describe_conditions(experiment)}
     facts = {name: value for name, value in facts.items() if name not in own}
+    facts["features are to be cached"] = experiment.config.cache != "off"
     initial = json_digest(digest_weights(experiment.network.classifier))
     workers.require_same({**facts, "initial weights, SHA-256": initial})
 

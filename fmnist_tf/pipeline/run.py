@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fmnist_tf.cli.terminal import say
-from fmnist_tf.errors import FmnistError, UsageError
+from fmnist_tf.cli.terminal import log_to, say
+from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.prepare import Experiment, prepare_network, read_data
 from fmnist_tf.pipeline.record import (
     start_invocation,
@@ -73,9 +74,14 @@ def launch(
 def work(request: Request, arguments: Sequence[str], workers: Cluster) -> None:
     """Train as a worker that is not the chief, whose run it does not touch.
 
+    Its messages go to a file in the folder of runs too: NAME.worker-1.log, where NAME is that of
+    --run or --resume, else the time.
+
     Raises:
         FmnistError, OSError: as `launch`; also if the chief ends early.
     """
+    name = request.run or Path(request.resume or f"{datetime.now(UTC):%Y%m%d-%H%M%S}").name
+    log_to(request.runs_dir / f"{name}.worker-{workers.index}.log")
     with workers.watching(), TemporaryDirectory() as folder:
         experiment = _prepare(request, arguments, find_unfinished(request), workers)
         from fmnist_tf.pipeline.fit import fit
@@ -101,11 +107,6 @@ def _prepare(
             request = replace(request, recipe=str(unfinished.file(CONFIG)))
     settings, parent = read_settings(request, default_parent=begun.get("parent"))
     config, lines = settings.complete()
-    if workers.workers and config.cut == "auto" and not begun:
-        raise UsageError(
-            "--cut auto: expected one process, as it measures one, found TF_CONFIG or Slurm's "
-            "variables; search with --dry-run in one process and give the cut that it prints"
-        )
     for line in () if request.resume is not None else lines:
         say(line)
     command = command_line("fmnist_tf.train", naming_parent(arguments, request.from_run, config))
@@ -114,15 +115,15 @@ def _prepare(
     with invocation.clock.stage("import_tensorflow"):
         import_tensorflow(lambda: workers.start(say))
     search = None
-    if config.cut == "auto" and begun:
+    if config.cut == "auto":  # a run that was begun keeps what it has found
         found = {name: begun.get(name) for name in ("cut", "image_size")}
-        config = config.replace(**found, time_budget=None)
-    elif config.cut == "auto":
-        from fmnist_tf.pipeline.cut_search import search_cut
+        if workers.is_chief and not begun:
+            from fmnist_tf.pipeline.cut_search import search_cut
 
-        with invocation.clock.stage("cut_search"):
-            search = search_cut(config, data)
-        config = search.apply(config)
+            with invocation.clock.stage("cut_search"):
+                search = search_cut(config, data)
+            found = {"cut": search.chosen.cut, "image_size": search.chosen.image_size}
+        config = config.replace(**workers.json_from_chief(found), time_budget=None)
     with workers.scope():
         experiment = prepare_network(config, data, parent, invocation)
     require_same_work(experiment)

@@ -420,6 +420,16 @@ def test_the_first_batch_is_computed_alone_and_then_two_at_once(
     entry.check()
 
 
+def test_a_store_of_more_shards_than_a_process_can_map_is_read(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_store, "MAX_MAPPED", 2)
+    entry.fill()
+    rows = np.random.default_rng(0).permutation(N_ROWS)
+    np.testing.assert_array_equal(entry.store.take(rows).astype(np.float32), EXPECTED[rows])
+    assert Path("/proc/self/maps").read_text().count(str(entry.path)) == 2
+
+
 def test_computing_does_not_run_ahead_of_writing(entry: Entry) -> None:
     started = 0
     ahead = []
