@@ -80,8 +80,8 @@ def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.pipeline.saved_run import find_run
     from fmnist_tf.pipeline.use import write_page
-    from fmnist_tf.reporting.page import write_comparison
-    from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
+    from fmnist_tf.reporting.comparison import write_comparison
+    from fmnist_tf.reporting.record import REPORT, read_complete
     from fmnist_tf.reporting.tracking import TrackedRun
     from fmnist_tf.reporting.wandb_tracker import track_comparison
     from fmnist_tf.results.rundir import describe_runs, list_runs
@@ -123,15 +123,13 @@ def _show_runs(flags: argparse.Namespace) -> None:
         names = [run.path.resolve().name for run in runs]
         title = printable(" and ".join(names), 100)
         tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
-        table = [[name, *record.cells] for name, record in zip(names, records, strict=True)]
-        columns = ["name", *COLUMNS]
+        columns = ["name", *records[0].cells]
+        table = [[n, *record.cells.values()] for n, record in zip(names, records, strict=True)]
         track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
 
 
 def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
     """Print a table of runs, and what limits the meaning of its figures."""
-    from fmnist_tf.results.provenance import find_caveats
-
     rows, notes = [], dict[str, list[str]]()
     for name, record in zip(names, records, strict=True):
         config, provenance = record.config, record.provenance
@@ -140,8 +138,7 @@ def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
         minutes = sum(provenance["seconds"].values()) / 60
         network = f"{config['phase']} {config['backbone']}"
         rows.append([name, network, f"{val['accuracy']:.4f}", *figures, f"{minutes:.1f}"])
-        kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
-        for caveat in find_caveats(*kinds, config["phase"]):
+        for caveat in record.caveats:
             notes.setdefault(caveat, []).append(name)
     print(format_runs(rows, shutil.get_terminal_size().columns))
     for caveat, of in notes.items():

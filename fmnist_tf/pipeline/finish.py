@@ -30,14 +30,13 @@ from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import RunResults, Trackers
+from fmnist_tf.reporting.tracking import Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import PREDICTIONS, RunDir
 from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.settings.config import FLIP
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import file_digest
 from fmnist_tf.training.augmentation import augment
 
 N_AGREEMENT = 256
@@ -129,34 +128,7 @@ def finish(
         write_report(directory, directory.file("report.html"))
 
     # --- Mirror in the trackers -----------------------------------------------------------------
-    metadata = {
-        "test_accuracy": evaluation.accuracy if is_tested else None,
-        "test_total": len(test.labels),
-        "val_accuracy": val.accuracy,
-        "test_time_flip": config.test_time_flip,
-        "dataset": dataset.name,
-        "data_kind": dataset.kind,
-        "backbone": config.backbone,
-        "weights": weights.kind,
-        "weights_sha256": weights.sha256,
-        "classes": list(names),
-        "sha256": file_digest(directory.file(MODEL)),
-    }
-    # Page and model card name paths and the machine: they stay in the run directory.
-    files = [directory.file(name) for name in (MODEL, "labels.json")]
-    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
-    trackers.log_results(
-        RunResults(
-            evaluations,
-            test.pixels,
-            test.labels,
-            probabilities,
-            names,
-            figures=[path for path in figures if path.is_file()],
-            model=files,
-            metadata=metadata,
-        )
-    )
+    trackers.log_results(directory, test.pixels)
     directory.write_done()
     return evaluation
 
