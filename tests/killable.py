@@ -146,7 +146,7 @@ def _serve() -> None:
 
     # As `import_tensorflow` has them. No operation runs before a fork: its threads would be lost.
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="1")
-    importlib.import_module("fmnist_tf.pipeline.run")
+    importlib.import_module("fmnist_tf.pipeline.fit")
     from fmnist_tf.model.backbones import BACKBONES
 
     BACKBONES["toy"] = build_toy_spec()
