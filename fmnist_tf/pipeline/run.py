@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,14 +115,14 @@ def _prepare(
     with invocation.clock.stage("import_tensorflow"):
         import_tensorflow(lambda: workers.start(say))
     search = None
-    if config.cut == "auto":  # a run that was begun keeps what it has found
-        found = {name: begun.get(name) for name in ("cut", "image_size")}
-        if workers.is_chief and not begun:
+    if config.cut == "auto":
+        if not begun and workers.is_chief:
             from fmnist_tf.pipeline.cut_search import search_cut
 
             with invocation.clock.stage("cut_search"):
                 search = search_cut(config, data)
-            found = {"cut": search.chosen.cut, "image_size": search.chosen.image_size}
+            begun = asdict(search.chosen)
+        found = {name: begun.get(name) for name in ("cut", "image_size")}
         config = config.replace(**workers.json_from_chief(found), time_budget=None)
     with workers.scope():
         experiment = prepare_network(config, data, parent, invocation)
