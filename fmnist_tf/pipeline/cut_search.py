@@ -68,11 +68,6 @@ class CutSearch:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
 
-    def apply(self, config: RunConfig) -> RunConfig:
-        """Return the settings with what was chosen."""
-        chosen = self.chosen
-        return config.replace(cut=chosen.cut, image_size=chosen.image_size, time_budget=None)
-
     def write(self, directory: RunDir, heading: Heading) -> None:
         """Write cuts.csv and cuts.png."""
         cuts = pd.DataFrame(self.candidates)
@@ -83,12 +78,9 @@ class CutSearch:
 
 
 def search_cut(config: RunConfig, data: RunData) -> CutSearch:
-    """Probe every stage at every image size, print the table, and choose.
+    """Probe every stage at every image size on training rows, print the table, and choose.
 
-    Args:
-        config: with `cut` auto. The best probe within `time_budget` is chosen; of equals the first,
-            which is cheaper.
-        data: only training rows are read.
+    The best probe within the time budget is chosen; of equals the first, which is cheaper.
 
     Raises:
         UsageError: no candidate keeps to the time budget; the backbone is unknown, cannot be built
@@ -185,11 +177,7 @@ def _compute_features(
 def probe(features: np.ndarray, labels: np.ndarray) -> float:
     """Return the cross-validated accuracy, 0..1, of a ridge classifier on standardized features.
 
-    In its dual form, so that a hundred thousand features cost one matrix product.
-
-    Args:
-        features: (N, F) floats.
-        labels: (N,) integers.
+    In its dual form, so that a hundred thousand features (N, F) cost one matrix product.
 
     Raises:
         UsageError: a class has one row.

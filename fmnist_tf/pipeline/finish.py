@@ -24,7 +24,7 @@ from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
 from fmnist_tf.pipeline.prepare import Experiment, RunData
-from fmnist_tf.pipeline.record import Invocation, write_provenance
+from fmnist_tf.pipeline.record import write_provenance
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
@@ -46,26 +46,15 @@ N_AUGMENTED = 8, 7  # training images, and views of each, that the report shows
 
 
 def finish(
-    experiment: Experiment,
-    directory: RunDir,
-    invocation: Invocation,
-    trained: Trained,
-    tracker: Trackers,
+    experiment: Experiment, directory: RunDir, trained: Trained, trackers: Trackers
 ) -> Evaluation:
-    """Test the saved model once, and write everything up to DONE.json.
-
-    Args:
-        experiment: as it was trained.
-        directory: holds model.keras.
-        invocation: how the run was started.
-        trained: what training left behind.
-        tracker: gets the results.
+    """Test model.keras once, and write everything up to DONE.json.
 
     Returns:
         The test evaluation; that of val if there are no test images (`limit_test` 0).
     """
     config, data, weights = experiment.config, experiment.data, experiment.network.weights
-    clock, dataset = invocation.clock, data.dataset
+    clock, dataset = experiment.invocation.clock, data.dataset
     test, names = dataset.test, dataset.train.class_names
 
     # --- Predict with the file on disk: what is reported is what anybody gets who loads it ------
@@ -131,7 +120,7 @@ def finish(
                 write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
-    write_provenance(experiment, directory, invocation, trained)
+    write_provenance(experiment, directory, trained)
     with _may_fail("README.md"):
         write_model_card(directory)
     command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
@@ -139,7 +128,7 @@ def finish(
         write_report(directory, directory.file("report.html"))
 
     # --- Mirror in the trackers -----------------------------------------------------------------
-    tracker.log_results(directory, test.pixels)
+    trackers.log_results(directory, test.pixels)
     directory.write_done()
     return evaluation
 

@@ -49,19 +49,16 @@ def write_report(run: RunDir, path: Path) -> None:
         }
         write_page(path, "untested.html.jinja", context)
         return
-    names, confusion, (labels, probabilities) = (
-        record.class_names, record.confusion, record.predictions,
-    )  # fmt: skip
+    names, confusion, predictions = record.class_names, record.confusion, record.predictions
     with damage_is_bad_input(run):
         arrays = run.read_arrays("report.npz")
-        val_predictions = arrays["val_labels"], arrays["val_probabilities"]
-        val = Examples("val", *val_predictions, arrays, names)
-        test = Examples("test", *record.predictions, arrays, names)
+        val = Examples("val", arrays["val_labels"], arrays["val_probabilities"], arrays, names)
+        test = Examples("test", *predictions, arrays, names)
         val_issues, test_issues = (
             analysis.find_label_issues(some.labels, some.probabilities, len(some.labels))
             for some in (val, test)
         )
-        selected = analysis.select_examples(labels, probabilities)
+        selected = analysis.select_examples(*predictions)
         scores = analysis.score_classes(confusion)
         by_f1 = sorted(range(len(names)), key=lambda k: (scores.support[k] == 0, scores.f1[k]))
         is_few = len(names) <= analysis.ALL_CLASSES
@@ -86,15 +83,15 @@ def write_report(run: RunDir, path: Path) -> None:
             "n_issues": {"val": len(val_issues), "test": len(test_issues)},
             "issues": val.tiles(val_issues[: analysis.LABEL_ISSUES]),
             "precision_recall": draw_chart(
-                "precision-recall", 4.4, plots.plot_precision_recall, *record.predictions, curves_of
+                "precision-recall", 4.4, plots.plot_precision_recall, *predictions, curves_of
             ),
             "calibration": draw_chart(
-                "calibration", 4.4, plots.plot_calibration, *record.predictions, temperature
+                "calibration", 4.4, plots.plot_calibration, *predictions, temperature
             ),
             "projections": [
                 draw_chart(
                     f"projection-{kind}", 5.6, plots.plot_projection,
-                    kind, arrays, labels, names, dpi=150,
+                    kind, arrays, predictions[0], names, dpi=150,
                 )
                 for kind in ("embeddings", "pixels")
             ],
@@ -118,14 +115,7 @@ def write_report(run: RunDir, path: Path) -> None:
 def write_stopped_report(
     run: RunDir, history: Sequence[HistoryRow], best_epoch: int, command: str, path: Path
 ) -> None:
-    """Write the page of a run that was stopped: its training so far.
-
-    Args:
-        run: has config.json and provenance.json.
-        history: of its epochs.
-        best_epoch: one of them.
-        command: finishes the run.
-        path: of the page.
+    """Write the page of a run that was stopped: its training so far, and what finishes it.
 
     Raises:
         UsageError: a file is missing or damaged.
@@ -164,10 +154,7 @@ def _draw_training(
 ) -> list[dict[str, str]]:
     """Return the charts of accuracy and loss, of the loss of each step, and of learning rates.
 
-    Args:
-        rows: the epochs of all phases.
-        chosen: the selected one.
-        losses: of each step of the last phase, if known.
+    `losses` are those of each step of the last phase, if known.
     """
     charts = [draw_chart("curves", 4.6, curves.plot_curves, rows, chosen)]
     if losses is not None and len(losses):

@@ -21,8 +21,6 @@ from fmnist_tf.reporting.record import RunRecord
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 
-TENSORBOARD = "tensorboard"  # a folder of the run directory
-
 
 @dataclass(frozen=True)
 class TrackingOptions:
@@ -128,7 +126,7 @@ def start_tracking(options: TrackingOptions, run_dir: Path, tracked: TrackedRun)
         from fmnist_tf.reporting.tensorboard_tracker import TensorBoardTracker
 
         try:
-            trackers.append(TensorBoardTracker(run_dir / TENSORBOARD))
+            trackers.append(TensorBoardTracker(run_dir / "tensorboard"))
         except Exception as error:
             warn_of_failure("TensorBoard is not recording", error)
     return Trackers(*trackers, epochs_before=tracked.epochs_before)

@@ -91,13 +91,8 @@ def start_wandb(
 
     If the server does not answer within 20 seconds, or refuses the credentials, the run is recorded
     offline. If that fails, too, or wandb is not installed, return None. WANDB_PROJECT and
-    WANDB_ENTITY are respected.
-
-    Args:
-        mode: see `choose_mode`.
-        run_dir: the folder of the run.
-        tracked: its name, settings and so on.
-        system: record system metrics and console output, and let the web page stop the run.
+    WANDB_ENTITY are respected. `mode` is as for `choose_mode`; with `system`, system metrics and
+    console output are recorded, and the web page can stop the run.
     """
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(

@@ -151,12 +151,7 @@ class RunDir(CheckedFolder):
             return np.loadtxt(file, delimiter=",", skiprows=1, usecols=1, ndmin=1)
 
     def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write the test predictions to `predictions.npz`.
-
-        Args:
-            labels: (N,) integers 0..K-1, the true labels.
-            probabilities: (N, K) floats.
-        """
+        """Write true labels (N,) and probabilities (N, K) to `predictions.npz`."""
         labels, probabilities = labels.astype("int64"), probabilities.astype("float32")
         self.write_arrays(PREDICTIONS, {"labels": labels, "probabilities": probabilities})
 

@@ -77,12 +77,9 @@ def make_trained(
 
 def run_offline(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run TRAIN in a world full of secrets and of settings that point elsewhere."""
-    elsewhere = {
-        name: str(tmp_path / "elsewhere")
-        for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "WANDB_DIR")
-    }
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
-        elsewhere[name] = str(tmp_path / "elsewhere")
+    places = "HOME XDG_CACHE_HOME XDG_DATA_HOME XDG_CONFIG_HOME WANDB_DIR WANDB_DATA_DIR"
+    places += " WANDB_CACHE_DIR WANDB_ARTIFACT_DIR"
+    elsewhere = dict.fromkeys(places.split(), str(tmp_path / "elsewhere"))
     secrets = {"WANDB_API_KEY": KEY, "MY_TOKEN": VARIABLE, "WANDB_MODE": "offline"}
     root = str(Path(__file__).parents[2])
     (tmp_path / "work").mkdir()
@@ -267,16 +264,6 @@ def make_wandb(*failures: str, error: BaseException | None = None, logged_in: bo
     return wandb
 
 
-def calls_of(wandb: Mock) -> list[str]:
-    return [name for name, *_ in wandb.mock_calls]
-
-
-def logged_by(wandb: Mock) -> dict[str, object]:
-    return {
-        name: media for call in wandb.run.log.call_args_list for name, media in call.args[0].items()
-    }
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """Start without W&B's variables, and let what the tracker sets end with the test."""
@@ -327,7 +314,7 @@ def test_each_failure_gives_one_warning_and_silence(
     wandb = make_wandb(*failures.split(), error=error)
     install(wandb)
     track(tmp_path)
-    assert calls_of(wandb)[-len(calls) :] == calls
+    assert [name for name, *_ in wandb.mock_calls][-len(calls) :] == calls
     for call in wandb.run.finish.call_args_list:
         assert call.kwargs["exit_code"] == int("log" in failures)
     (line,) = capsys.readouterr().err.splitlines()
@@ -348,7 +335,8 @@ def test_results_are_recorded_as_metrics_tables_figures_and_model(tmp_path, inst
     assert {"test_loss", "test_macro_f1", "test_expected_calibration_error"} <= set(summary)
     names = ("worst_mistakes", "classes", "confused_pairs", "confusion_matrix")
     tables = [f"table/{name}" for name in names]
-    assert list(logged_by(wandb)) == [*tables, "figure/curves", "table/runs", "comparison"]
+    logged = [name for call in wandb.run.log.call_args_list for name in call.args[0]]
+    assert logged == [*tables, "figure/curves", "table/runs", "comparison"]
     mistakes, classes, pairs, _ = (c.kwargs["data"] for c in wandb.Table.call_args_list)
     assert [row[0] for row in classes] == ["\\u202egnp.exe\\u202d", "W" * 29 + "..."]
     assert sum(row[2] for row in pairs) == len(mistakes) == 60 - summary["test_correct"]
@@ -410,13 +398,12 @@ def test_wandb_is_told_to_record_nothing_else_and_not_to_stop_the_run(
     assert settings.pop("stop_fn")() is None  # by default a click in the browser sends SIGINT
     assert 0 < settings.pop("init_timeout") <= 30
     assert 0 < settings.pop("finish_timeout") <= 600
-    off = ("disable_meta", "disable_machine_info", "disable_stats")
     assert settings == {
-        **{f"x_{name}": True for name in off},
-        **{"disable_git": True, "disable_code": True, "finish_timeout_raises": True},
-        **{"save_code": False, "x_save_requirements": False, "use_dot_wandb": False},
-        **{"host": "", "console": "off", "reinit": "finish_previous"},
-    }
+        "x_disable_meta": True, "x_disable_machine_info": True, "x_disable_stats": True,
+        "disable_git": True, "disable_code": True, "finish_timeout_raises": True,
+        "save_code": False, "x_save_requirements": False, "use_dot_wandb": False,
+        "host": "", "console": "off", "reinit": "finish_previous",
+    }  # fmt: skip
     track(tmp_path, wandb_system=True)
     settings = wandb.init.call_args.kwargs["settings"]
     assert not {"stop_fn", "console"} & set(settings)
