@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from fmnist_tf.data.images import PixelRows
     from fmnist_tf.model.backbones import BackboneSpec
     from fmnist_tf.model.inference import Progress, RunBatches
 
@@ -268,7 +269,7 @@ def compile_saved_model(run: SavedRun, *, scaled: bool = True) -> RunBatches:
         run_batches = average_flips(run_batches)
     temperature = run.temperature if scaled else 1.0
 
-    def run_scaled(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
+    def run_scaled(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
         for probabilities, *others in run_batches(images, show):
             yield [scale(probabilities, temperature), *others]
 

@@ -40,8 +40,10 @@ class Examples:
     names: Sequence[str]
 
     def tile(self, index: int) -> dict[str, Any]:
-        """Return pixels (784,) uint8, captions and line of an example that is shown."""
+        """Return pixels (784,) uint8, captions and place of an example that is shown."""
         (place,) = np.flatnonzero(self.arrays[f"{self.split}_shown"] == index)
+        files = self.arrays.get(f"{self.split}_files")
+        file = "" if files is None else f"{files[place]} "
         row, label = self.probabilities[index], int(self.labels[index])
         first, second = (int(k) for k in np.argsort(-row, kind="stable")[:2])
         captions = [("true", "", label), ("predicted", "→ ", first)]
@@ -54,7 +56,7 @@ class Examples:
             "alt": f"{self.names[label]}, predicted {self.names[first]} ({chance})",
             "prediction": self.names[first],
             "captions": [(word, sign, self.names[k], float(row[k])) for word, sign, k in captions],
-            "line": int(self.arrays[f"{self.split}_lines"][index]),
+            "place": f"{file}line {self.arrays[f'{self.split}_lines'][index]}",
         }
 
     def tiles(self, indices: np.ndarray) -> list[dict[str, Any]]:
@@ -272,8 +274,9 @@ def describe_disagreements(first: Examples, second: Examples) -> list[list[dict[
     stored, places = np.unique(
         np.concatenate([run.arrays["test_shown"] for run in (first, second)]), return_index=True
     )
-    pixels = np.concatenate([run.arrays["test_pixels"] for run in (first, second)])[places]
-    arrays = {"test_shown": stored, "test_pixels": pixels, "test_lines": first.arrays["test_lines"]}
+    arrays = {"test_shown": stored, "test_lines": first.arrays["test_lines"]}
+    for name in {"test_pixels", "test_files"} & first.arrays.keys() & second.arrays.keys():
+        arrays[name] = np.concatenate([run.arrays[name] for run in (first, second)])[places]
     correct = [run.probabilities.argmax(axis=1) == run.labels for run in (first, second)]
     columns = []
     for is_right, wrong, run in ((*correct, second), (*correct[::-1], first)):

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fmnist_tf.cli.terminal import warn
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.errors import printable
 from fmnist_tf.results.analysis import measure_calibration, score_classes
 from fmnist_tf.results.evaluation import Evaluation
@@ -73,7 +74,7 @@ class RunResults:
     """
 
     evaluations: Mapping[str, Evaluation]
-    pixels: np.ndarray
+    pixels: PixelRows
     labels: np.ndarray
     probabilities: np.ndarray
     class_names: Sequence[str]
