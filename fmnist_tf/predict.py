@@ -28,8 +28,8 @@ from fmnist_tf.system.files import check_folder, check_target, write_atomically
 
 if TYPE_CHECKING:
     from fmnist_tf.data.images import PixelRows
-    from fmnist_tf.model.inference import RunBatches
     from fmnist_tf.pipeline.run_data import Images
+    from fmnist_tf.pipeline.saved_run import SavedRun
 
 SHOWN_ROWS = 10
 """Rows of a CSV that are printed."""
@@ -84,13 +84,10 @@ Prediction = list[tuple[str, float]]
 
 def _predict(flags: argparse.Namespace) -> None:
     from fmnist_tf.pipeline.run_data import read_inputs
-    from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
-    from fmnist_tf.pipeline.use import show_caveats
-    from fmnist_tf.system.startup import import_tensorflow
+    from fmnist_tf.pipeline.use import open_run
 
     _check_flags(flags)
-    run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    show_caveats(run)
+    run = open_run(flags.run, flags.runs_dir)
     sources: list[Images] = []
     errors: list[str] = []
     n_bad = 0
@@ -103,8 +100,6 @@ def _predict(flags: argparse.Namespace) -> None:
     if flags.save_crops is not None:
         _save_crops(sources, flags.save_crops)
     if sources:
-        import_tensorflow()
-        run_batches = compile_saved_model(run)
         top = min(flags.top, len(run.class_names))
         is_labelled = any(source.true_labels is not None for source in sources)
         width = shutil.get_terminal_size().columns
@@ -115,7 +110,7 @@ def _predict(flags: argparse.Namespace) -> None:
             writer.writerow(_header(top, is_labelled))
             for source in sources:
                 pixels = source.pixels[:SHOWN_ROWS] if flags.out is None else source.pixels
-                predictions = _run_model(run_batches, pixels, run.class_names, top)
+                predictions = _run_model(run, pixels, top)
                 shown = []
                 for row, prediction in enumerate(predictions):
                     writer.writerow(_csv_row(source, row, prediction, is_labelled))
@@ -168,19 +163,18 @@ def _save_crops(sources: Sequence[Images], folder: Path) -> None:
     say(f"--save-crops {folder}: {len(pictures)} pictures of 28x28 pixels")
 
 
-def _run_model(
-    run_batches: RunBatches, pixels: PixelRows, class_names: Sequence[str], top: int
-) -> Iterator[Prediction]:
+def _run_model(run: SavedRun, pixels: PixelRows, top: int) -> Iterator[Prediction]:
     """Yield the prediction of each image, batch by batch; of equals the first class comes first."""
     import numpy as np
 
     from fmnist_tf.cli.terminal import progress_bar
 
+    run_batches = run.run_scaled
     with progress_bar("predict", "image") as show:
         for probabilities, *_ in run_batches(pixels, show):
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             for row, classes in zip(probabilities.tolist(), order.tolist(), strict=True):
-                yield [(class_names[k], row[k]) for k in classes]
+                yield [(run.class_names[k], row[k]) for k in classes]
 
 
 def format_predictions(source: Images, shown: Sequence[Prediction], width: int) -> list[str]:

@@ -238,7 +238,7 @@ def test_changes_are_refused_or_accepted_and_recorded(stopped: Path, capsys, mon
     assert "learning_rate: expected 0.01, found 0.02" in capsys.readouterr().err
     assert main([*FROZEN, "--run", "copy", "--epochs", "5"]) == 2
     assert "epochs: expected 4, found 5" in capsys.readouterr().err
-    monkeypatch.setattr("fmnist_tf.pipeline.train_state.usable_cpus", lambda: range(99))
+    monkeypatch.setattr("fmnist_tf.pipeline.resume.usable_cpus", lambda: range(99))
     assert main(resume) == 2
     assert "processors: expected" in capsys.readouterr().err
     assert main([*resume, "--learning-rate", "0.02", "--accept-changes"]) == 0
@@ -380,11 +380,11 @@ def test_room_is_checked_before_training(stopped: Path, capsys, monkeypatch) -> 
 
 
 def test_a_checkpoint_that_training_removed_is_replaced_by_the_newest(stopped: Path) -> None:
-    from fmnist_tf.pipeline.saved_run import build_saved_model, read_saved_run
+    from fmnist_tf.pipeline.saved_run import read_saved_run
 
     run = read_saved_run(RunDir(stopped))
     shutil.move(run.checkpoint.path, run.checkpoint.path.with_name("999999"))
-    assert build_saved_model(run).count_params() > 0
+    assert run.model.count_params() > 0
 
 
 def test_what_a_kill_after_the_end_left_is_removed(killer: Killer, tmp_path: Path) -> None:
@@ -433,10 +433,10 @@ def test_memory_and_descriptors_stay_flat(
 
 def test_a_frozen_model_is_what_the_checkpoint_says(stopped: Path) -> None:
     """The network of a stopped run is that of the model.keras that its stop wrote."""
-    from fmnist_tf.pipeline.saved_run import build_saved_model, read_saved_run
+    from fmnist_tf.pipeline.saved_run import read_saved_run
 
     expected = keras.saving.load_model(stopped / "model.keras").get_weights()
-    found = build_saved_model(read_saved_run(RunDir(stopped))).get_weights()
+    found = read_saved_run(RunDir(stopped)).model.get_weights()
     for one, other in zip(found, expected, strict=True):
         if np.issubdtype(one.dtype, np.floating):  # no count of batches
             np.testing.assert_array_equal(one, other)

@@ -30,6 +30,11 @@ def name_command(name: str = "") -> str:
     return f"{program} {name}".strip()
 
 
+def runs_dir_words(runs_dir: Path) -> list[str]:
+    """Return the words that name the folder of runs to a command; none for the default."""
+    return [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command; wrong usage is one line with a suggestion, and exit code 2.
 

@@ -9,7 +9,9 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -24,12 +26,21 @@ _WITH_NOTE = (
 )
 
 _quiet = False
+_log: Path | None = None
 
 
 def set_quiet(quiet: bool) -> None:
     """Turn `say` and progress bars off, or on again."""
     global _quiet
     _quiet = quiet
+
+
+def log_to(path: Path) -> None:
+    """Append to this file, from now on, what `say` and `warn` print, with the time (UTC)."""
+    global _log
+    _log = path
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def say(line: str, colour: str = "") -> None:
@@ -46,6 +57,10 @@ def warn(text: str, colour: str = YELLOW) -> None:
     messages: a closed pipe or terminal is no error.
     """
     lines = [escape(line) for line in text.split("\n")]
+    if _log:
+        with suppress(OSError), _log.open("a") as file:
+            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+            file.writelines(f"{now} {line}\n" for line in lines)
     try:
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns
@@ -80,6 +95,17 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     lines = (columns, ["---"] * len(columns), *rows)
     cells = ([printable(cell, 90).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def align(rows: Sequence[Sequence[str]], n_left: int = 1) -> list[str]:
+    """Return rows as lines of columns, two spaces apart: the first `n_left` left-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = "<" * n_left + ">" * (len(widths) - n_left)
+    lines = (
+        (f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
+        for row in rows
+    )
+    return ["  ".join(cells).rstrip() for cells in lines]
 
 
 @contextmanager

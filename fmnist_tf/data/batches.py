@@ -8,6 +8,7 @@ Shape letters: N rows, B batch, V views.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -158,30 +159,25 @@ def make_batches(
     labels: np.ndarray,
     rows: np.ndarray,
     batch_size: int,
-    part: slice = slice(None),
-    n_parts: int = 1,
+    pick: Callable[[tf.Tensor], tf.Tensor] = lambda batch: batch,
 ) -> tf.data.Dataset:
     """Return batches of (x, y) over `rows` in the given order; the last may be smaller.
 
-    Of each batch only `part` is read, such as every second row; but all of a batch that has fewer
-    rows than `n_parts`.
+    Of each batch only what `pick` returns is read, (B,) row numbers -> some of them.
 
     The dataset yields (B, *row_shape) and (B,) of the labels (N,) int64, has a known cardinality
     and is prefetched.
     """
     dtype = tf.as_dtype(source.dtype)
 
-    def read(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        indices = pick(batch)
         x = tf.numpy_function(source.take, [indices], dtype, stateful=False)
         return tf.ensure_shape(x, (None, *source.row_shape)), tf.gather(labels, indices)
-
-    def read_part(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        is_small = tf.size(indices) < n_parts
-        return read(tf.cond(is_small, lambda: indices, lambda: indices[part]))
 
     return (
         tf.data.Dataset.from_tensor_slices(np.asarray(rows, np.int64))
         .batch(batch_size)
-        .map(read_part)
+        .map(read)
         .prefetch(2)
     )

@@ -26,20 +26,19 @@ from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
 from fmnist_tf.pipeline.prepare import Experiment, RunData
-from fmnist_tf.pipeline.record import Invocation, write_provenance
+from fmnist_tf.pipeline.record import write_provenance
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import RunResults, Trackers
+from fmnist_tf.reporting.tracking import Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import PREDICTIONS, RunDir
 from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.settings.config import FLIP
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import file_digest
 from fmnist_tf.training.augmentation import augment
 
 N_AGREEMENT = 256
@@ -49,26 +48,15 @@ N_AUGMENTED = 8, 7  # training images, and views of each, that the report shows
 
 
 def finish(
-    experiment: Experiment,
-    directory: RunDir,
-    invocation: Invocation,
-    trained: Trained,
-    tracker: Trackers,
+    experiment: Experiment, directory: RunDir, trained: Trained, trackers: Trackers
 ) -> Evaluation:
-    """Test the saved model once, and write everything up to DONE.json.
-
-    Args:
-        experiment: as it was trained.
-        directory: holds model.keras.
-        invocation: how the run was started.
-        trained: what training left behind.
-        tracker: gets the results.
+    """Test model.keras once, and write everything up to DONE.json.
 
     Returns:
         The test evaluation; that of val if there are no test images (`limit_test` 0).
     """
     config, data, weights = experiment.config, experiment.data, experiment.network.weights
-    clock, dataset = invocation.clock, data.dataset
+    clock, dataset = experiment.invocation.clock, data.dataset
     test, names = dataset.test, dataset.train.class_names
 
     # --- Predict with the file on disk: what is reported is what anybody gets who loads it ------
@@ -134,7 +122,7 @@ def finish(
                 write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
-    write_provenance(experiment, directory, invocation, trained)
+    write_provenance(experiment, directory, trained)
     with _may_fail("README.md"):
         write_model_card(directory)
     command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
@@ -142,34 +130,7 @@ def finish(
         write_report(directory, directory.file("report.html"))
 
     # --- Mirror in the trackers -----------------------------------------------------------------
-    metadata = {
-        "test_accuracy": evaluation.accuracy if is_tested else None,
-        "test_total": len(test.labels),
-        "val_accuracy": val.accuracy,
-        "test_time_flip": config.test_time_flip,
-        "dataset": dataset.name,
-        "data_kind": dataset.kind,
-        "backbone": config.backbone,
-        "weights": weights.kind,
-        "weights_sha256": weights.sha256,
-        "classes": list(names),
-        "sha256": file_digest(directory.file(MODEL)),
-    }
-    # Page and model card name paths and the machine: they stay in the run directory.
-    files = [directory.file(name) for name in (MODEL, "labels.json")]
-    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
-    tracker.log_results(
-        RunResults(
-            evaluations,
-            test.pixels,
-            test.labels,
-            probabilities,
-            names,
-            figures=[path for path in figures if path.is_file()],
-            model=files,
-            metadata=metadata,
-        )
-    )
+    trackers.log_results(directory, test.pixels)
     directory.write_done()
     return evaluation
 

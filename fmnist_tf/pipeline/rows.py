@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import HEAD, SplitClassifier, build_extractor
-from fmnist_tf.pipeline.prepare import Experiment, Network
+from fmnist_tf.pipeline.network import Network
+from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
-from fmnist_tf.training import feature_store, features
+from fmnist_tf.training import cluster, feature_store, features
 from fmnist_tf.training.engine import (
     N_CHECKED,
     TENSORFLOW,
@@ -48,7 +50,8 @@ def open_rows(
 
     A flip is a second view of every image: twice the rows. Backbone features are cached, unless the
     whole network trains, the settings forbid it, an augmentation is random, or the disk is too
-    small. The pass that computes them for a frozen run caches too what finetune will read.
+    small. The pass that computes them for a frozen run caches too what finetune will read. Several
+    workers share the caches if they see the same folder; else each keeps a part of the features.
 
     Args:
         experiment: gives the settings, and the network's precision and image size.
@@ -71,6 +74,11 @@ def open_rows(
             "features are computed in each epoch instead of once, which takes far longer"
         )
 
+    workers, part = cluster.current(), (0, 1)
+    if folder and not workers.have_one(folder):
+        part = workers.index, workers.n_workers
+        say("backbone features: the workers share no disk; each computes and keeps a part")
+
     def open_with(engine: str) -> tuple[StackedRows, ComputeFeatures | None, str, list[str]]:
         build = partial(_build_compute, network, split, engine, pixels)
         if folder:
@@ -78,7 +86,7 @@ def open_rows(
             def list_stores(extractor: keras.Model) -> list[FeatureStore]:
                 shape, precision = extractor.output_shape[1:], network.precision[0]
                 keys = [features.feature_key(view, extractor, precision, engine) for view in views]
-                return [FeatureStore(folder / key, pixels.n_rows, shape) for key in keys]
+                return [FeatureStore(folder / key, pixels.n_rows, shape, part=part) for key in keys]
 
             with clock.stage("features"):
                 stores, kept = list_stores(split.feature_extractor), []
@@ -93,10 +101,14 @@ def open_rows(
         return StackedRows(views), build(), engine, []
 
     try:
-        return open_with(network.engine)
+        opened = open_with(network.engine)
     except EngineError as error:
         warn(f"{error}; TensorFlow computes the backbone features instead")
-    return open_with(TENSORFLOW)
+        opened = open_with(TENSORFLOW)
+    _, compute_features, engine, _ = opened
+    is_cached = compute_features is None
+    workers.require_same({"engine": engine, "backbone features are cached": is_cached})
+    return opened
 
 
 def _cache_views(
@@ -117,15 +129,17 @@ def _cache_views(
         kept: an entry for what finetune reads of each view, or none.
         build: returns the function that computes the features, and if asked what finetune reads.
     """
-    n_rows, folder = views[0].n_rows, maps[0].path.parent
+    folder = maps[0].path.parent
     stores = tuple(maps)
     if split.pools_features:
-        names = [f"{entry.path.name}-mean" for entry in maps]
-        stores = tuple(FeatureStore(folder / name, n_rows, split.feature_shape) for name in names)
+        stores = tuple(
+            replace(entry, path=folder / f"{entry.path.name}-mean", row_shape=split.feature_shape)
+            for entry in maps
+        )
     missing = [store for store in stores if not store.is_complete()]
     for store in stores:
         if store not in missing:
-            say(f"backbone features: found those of {n_rows:,} images in {store.path}")
+            say(f"backbone features: found those of {store.n_kept:,} images in {store.path}")
     # Room for all views is checked before hours go into the first.
     if missing and not feature_store.fits_on_disk(missing):
         n_bytes, cached = sum(s.n_bytes for s in missing), feature_store.bytes_on_disk(folder)
@@ -193,7 +207,7 @@ def _compute(
     stores: Sequence[FeatureStore], rows: RowSource, compute: ComputeFeatures, batch_size: int
 ) -> None:
     """Compute and cache the features of one view, and print how long that took."""
-    n_rows, n_bytes = rows.n_rows, sum(store.n_bytes for store in stores)
+    n_rows, n_bytes = stores[0].n_kept, sum(store.n_bytes for store in stores)
     say(f"backbone features: computing {n_rows:,} images, {n_bytes / 1e9:.3g} GB")
     started = time.perf_counter()
     # When so many were done. The first is what an interrupted run has cached, the second waits for

@@ -129,21 +129,20 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
 
 def read_inputs(run: SavedRun, path: Path, label_column: str | None = None) -> list[Images]:
     """Read pictures, or tables as `read_table` does, with or without labels: all of a pattern."""
-    inputs = []
-    for part in list_parts(path):
-        if not (part.is_dir() or split_member(part)[1]) and is_picture(part):
-            inputs.append(Images(str(part), read_run_picture(run, part)[None]))
-            continue
-        for file in list_parts(pick_table(part)):
-            table = read_table(run, file, label_column)
-            true_labels = None
-            if table.label_index is not None:
-                index = index_classes(run.class_names)
-                texts = table.label_values
-                names = [run.class_names[index[text]] if text in index else text for text in texts]
-                true_labels = [names[value] for value in table.label_index]
-            inputs.append(Images(str(file), table.pixels, table.first_line, true_labels))
-    return inputs
+    return [_read_input(run, part, label_column) for part in list_parts(path)]
+
+
+def _read_input(run: SavedRun, path: Path, label_column: str | None) -> Images:
+    if not split_member(path)[1] and is_picture(path):
+        return Images(str(path), read_run_picture(run, path)[None])
+    table = read_table(run, path, label_column)
+    true_labels = None
+    if table.label_index is not None:
+        index = index_classes(run.class_names)
+        texts = table.label_values
+        names = [run.class_names[index[text]] if text in index else text for text in texts]
+        true_labels = [names[value] for value in table.label_index]
+    return Images(str(path), table.pixels, table.first_line, true_labels)
 
 
 def find_convention(run: SavedRun, path: Path) -> Convention:

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from fmnist_tf.errors import did_you_mean, suggest
-from fmnist_tf.settings.config import RunConfig, SettingError
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.types import SettingError
 
 
 @functools.cache

@@ -13,11 +13,13 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -289,6 +291,18 @@ class Cluster:
                     for name in differing
                 ),
             )
+
+    def have_one(self, folder: Path) -> bool:
+        """Return whether the chief's folder is every worker's, as on a shared disk."""
+        if self.n_workers == 1:
+            return True
+        with ExitStack() as held:
+            name = ""
+            if self.is_chief:
+                folder.mkdir(parents=True, exist_ok=True)
+                name = held.enter_context(tempfile.NamedTemporaryFile(dir=folder)).name
+            seen = folder / Path(self.json_from_chief(name)).name
+            return bool(self.total(np.array([seen.exists()], np.int32))[0] == self.n_workers)
 
     def wait_for_all(self) -> None:
         """Return when every worker has called this."""

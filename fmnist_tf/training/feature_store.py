@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ FEATURE_DTYPE = np.dtype(ml_dtypes.bfloat16)
 # fill several. A power of two, so that batches divide it.
 SHARD_ROWS = 256
 READ_BYTES = 1 << 20
+MAX_MAPPED = 1 << 14  # of two views; Linux maps 65,530 files in one process
 # Threads that compute or verify: one works while another starts, ends or is copied.
 N_THREADS = 2
 # The disk also needs room for the run directory and for other programs.
@@ -58,12 +59,14 @@ class FeatureStore:
         n_rows: N.
         row_shape: the shape of one row's features.
         rows_per_shard: a power of two.
+        part: (i, n): this process keeps shards i, i+n, i+2n, ...; n-1 others keep the rest.
     """
 
     path: Path
     n_rows: int
     row_shape: tuple[int, ...]
     rows_per_shard: int = SHARD_ROWS
+    part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         require_unlinked(self.path)
@@ -85,8 +88,8 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """The size of all rows, without the checksums of 16 bytes a shard."""
-        return self.n_rows * self.row_bytes
+        """The size of the rows that are kept, without the checksums of 16 bytes a shard."""
+        return self.n_kept * self.row_bytes
 
     @cached_property
     def shards(self) -> list[range]:
@@ -96,35 +99,53 @@ class FeatureStore:
             range(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)
         ]
 
+    @property
+    def kept_shards(self) -> range:
+        """The numbers of the shards that this process keeps."""
+        return range(self.part[0], len(self.shards), self.part[1])
+
+    @property
+    def n_kept(self) -> int:
+        """Rows that this process keeps."""
+        return sum(len(self.shards[number]) for number in self.kept_shards)
+
+    def keepers(self, rows: Any) -> Any:
+        """Return the number of the process that keeps each row, of this view or of another.
+
+        Args:
+            rows: numbers in `StackedRows`, (B,) of NumPy or TensorFlow.
+        """
+        return rows % self.n_rows // self.rows_per_shard % self.part[1]
+
     def shard_path(self, number: int) -> Path:
         """Return the path of one shard."""
         return self.path / f"shard-{number:05d}.bin"
 
     @cached_property
-    def _arrays(self) -> list[np.ndarray]:
-        # NumPy copies integers faster than bfloat16.
-        return [
-            np.memmap(
-                self.shard_path(number), np.uint16, "r", shape=(len(rows), *self.row_shape)
-            ).view(np.ndarray)
-            for number, rows in enumerate(self.shards)
-        ]
+    def _map(self) -> Callable[[int], np.ndarray]:
+        @lru_cache(MAX_MAPPED)
+        def map_shard(number: int) -> np.ndarray:
+            shape = len(self.shards[number]), *self.row_shape
+            # NumPy copies integers faster than bfloat16.
+            return np.memmap(self.shard_path(number), np.uint16, "r", shape=shape).view(np.ndarray)
+
+        return map_shard
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features of these rows, (B, *row_shape) bfloat16."""
+        """Return the features of these rows, which this process keeps, (B, *row_shape) bfloat16."""
         taken = np.empty((len(rows), *self.row_shape), np.uint16)
         for place, row in enumerate(rows.tolist()):
             number, row_within = divmod(row, self.rows_per_shard)
-            taken[place] = self._arrays[number][row_within]
+            taken[place] = self._map(number)[row_within]
         return taken.view(FEATURE_DTYPE)
 
     def is_complete(self) -> bool:
-        """Return whether every shard is valid. Reads every byte, unless bytes are missing."""
+        """Return whether every kept shard is valid. Reads every byte, unless bytes are missing."""
         return bytes_on_disk(self.path) >= self.n_bytes and not self.find_invalid_shards()
 
     def find_invalid_shards(self) -> list[int]:
-        """Return the numbers of the shards that are missing or corrupt."""
-        numbers = range(len(self.shards))
+        """Return the numbers of the shards that should be kept and are missing or corrupt."""
+        numbers = self.kept_shards
         with closing(map_ahead(self.is_valid, numbers)) as answers:
             return [number for number, valid in zip(numbers, answers, strict=True) if not valid]
 

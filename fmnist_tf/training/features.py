@@ -183,19 +183,19 @@ def cache_features(
     batches, however many rows there are. An interruption or a full disk costs the shard in work.
 
     Args:
-        stores: of `feature_key`'s keys, N rows each, with shards of the same rows.
+        stores: of `feature_key`'s keys, N rows each, with shards and parts of the same rows.
         source: N rows, pixels or cached feature maps.
         compute: (B, ...) rows -> (B, *row_shape) of the first store, or a list that begins with
             one such output for each store; called from several threads.
         batch_size: B, a power of two.
-        progress: called with the rows that are stored or computed, and N.
+        progress: called with the rows that are stored or computed, and those of the part.
         say: called if this process waits for shards of others.
 
     Raises:
         OSError: the disk does not take the features; the message says how many are stored.
         StoppedError: a signal stops this process.
     """
-    shards, n_rows = stores[0].shards, stores[0].n_rows
+    shards, n_rows = stores[0].shards, stores[0].n_kept
     step = min(batch_size, stores[0].rows_per_shard)
 
     def compute_rows(rows: np.ndarray) -> list[np.ndarray]:

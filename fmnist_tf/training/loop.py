@@ -5,11 +5,9 @@ function of (seed, e) and the state before: order, views and dropout are seeded 
 augmentation in each step, and no iterator outlives an epoch. Within an epoch the state is that of
 `Trainer.state` and a `Position`, so training can continue after any step.
 
-Several workers and replicas (see `cluster`) share each batch: worker w of W takes its rows w, w+W,
-..., and its replicas share those in the same way. Of a batch with fewer rows than replicas each
-replica takes all, and counts 1 / replicas of them. The gradient is that of the
-whole batch, BatchNorm uses the whole batch, and sums are those of all workers, so that a run
-depends on the number of replicas only by rounding, and by the streams of dropout and augmentation.
+Several workers and replicas share each batch (see `sharing`). The gradient is that of the whole
+batch, BatchNorm uses the whole batch, and sums are those of all workers, so that a run depends on
+the number of replicas only by rounding, and by the streams of dropout and augmentation.
 
 Shape letters: B batch, N rows, K classes.
 """
@@ -17,7 +15,6 @@ Shape letters: B batch, N rows, K classes.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,12 +35,12 @@ from fmnist_tf.training.feature_store import FEATURE_DTYPE
 from fmnist_tf.training.lr_finder import has_diverged
 from fmnist_tf.training.optimizers import update_averages
 from fmnist_tf.training.schedules import RatePlan, rate_at
+from fmnist_tf.training.sharing import ABOUT, Sharing, add_up, describe_batch, stop_together
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""This worker's rows, labels (B,) and (seed, number of the step, size of the whole batch, whether
-to stop) -> (3,) float64 of the whole batch: cross entropy in nats, correct predictions, and how
-many replicas are to stop; changes the network."""
-_LABELS, _ABOUT = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((4,), tf.int32)
+"""This worker's rows, labels (B,) and `describe_batch` -> (3,) float64 of the whole batch: cross
+entropy in nats, correct predictions, and how many replicas are to stop; changes the network."""
+_LABELS = tf.TensorSpec((None,), tf.int64)
 _NO_RATES = RatePlan("constant", peak=1.0, steps_per_epoch=1, epochs=1)
 
 
@@ -173,6 +170,7 @@ class Trainer:
     ) -> None:
         self.classifier, self.split, self.optimizer = classifier, split, optimizer
         self.cluster, self.strategy = cluster.current(), tf.distribute.get_strategy()
+        self._sharing = Sharing(self.cluster)
         self._compute_features = compute_features
         self._variables = classifier.trainable_variables
         self._changing_variables = changing_variables(classifier)
@@ -184,7 +182,7 @@ class Trainer:
         if compute_features is None and split.has_frozen_layers:
             self._rows = tf.TensorSpec((None, *split.feature_shape), FEATURE_DTYPE)
         self._eval_step = tf.function(
-            self._run_eval_step, autograph=False, input_signature=[self._rows, _LABELS, _ABOUT]
+            self._run_eval_step, autograph=False, input_signature=[self._rows, _LABELS, ABOUT]
         )
         self._predict_step = tf.function(
             lambda x: tf.nn.softmax(self.split.logits(self._features(x), training=False)),
@@ -201,20 +199,24 @@ class Trainer:
             StoppedError: a signal stops this process.
         """
         sums = np.zeros(3)
-        for size, x, y in self._read(source, labels, rows, batch_size):
+        for size, x, y in self._sharing.read(source, labels, rows, batch_size):
             signals.check()
-            sums += self._eval_step(x, y, self._about(0, 0, size)).numpy()
-        stopped = signals.take() if self.cluster.n_workers > 1 else None
+            sums += self._eval_step(x, y, describe_batch(0, 0, size)).numpy()
+        stopped = self._sharing.take_signal()
         sums[2] = stopped is not None
         loss_sum, correct, n_stopped = self.cluster.total(sums).tolist()
-        _stop_together(stopped, n_stopped)
+        stop_together(stopped, n_stopped)
         return Counts(loss_sum, round(correct), len(rows))
 
     def predict(self, source: RowSource, rows: np.ndarray, batch_size: int) -> np.ndarray:
         """Return the probabilities of `rows`, (len(rows), K) float32."""
         labels = np.zeros(int(rows.max()) + 1, np.int64)
-        batches = make_batches(source, labels, rows, batch_size)
-        return np.concatenate([self._predict_step(x).numpy() for x, _ in batches])
+        kept = self._sharing.is_kept(source, rows)
+        predicted = np.zeros((len(rows), self.split.output_layer.units))
+        batches = make_batches(source, labels, rows[kept], batch_size)
+        own = [self._predict_step(x).numpy() for x, _ in batches]
+        predicted[kept] = np.concatenate([predicted[:0], *own])
+        return self._sharing.add_parts(source, predicted).astype(np.float32)
 
     def measure_features(
         self, source: RowSource, rows: np.ndarray, batch_size: int
@@ -229,10 +231,9 @@ class Trainer:
 
         totals = np.zeros((2, math.prod(self.split.feature_shape)))
         labels = np.zeros(int(rows.max()) + 1, np.int64)
-        for size, x, _ in self._read(source, labels, rows, batch_size):
+        for size, x, _ in self._sharing.read(source, labels, rows, batch_size):
             signals.check()
-            n_readers = self.cluster.n_workers if size < self.cluster.n_replicas else 1
-            totals += [part.numpy() / n_readers for part in sums_of(x)]
+            totals += [part.numpy() / self._sharing.n_readers(size) for part in sums_of(x)]
         mean, mean_square = self.cluster.total(totals) / len(rows)
         return mean, np.maximum(mean_square - mean**2, 0.0)
 
@@ -282,11 +283,11 @@ class Trainer:
             order = order_rows(train_rows, plan.seed, number)
             order = pick_views(order, n_rows, plan.n_views, plan.seed, number)
             order = order[position.step * plan.batch_size :]
-            for size, x, y in self._read(source, labels, order, plan.batch_size):
+            for size, x, y in self._sharing.read(source, labels, order, plan.batch_size):
                 done = (number - 1) * steps + position.step
                 self.optimizer.learning_rate.assign(rate_at(plan.rates, done, val_losses))
-                stopped = signals.take() if self.cluster.n_workers > 1 else None
-                about = self._about(plan.seed, done, size, stopped is not None)
+                stopped = self._sharing.take_signal()
+                about = describe_batch(plan.seed, done, size, stops=stopped is not None)
                 loss_sum, correct, n_stopped = train_step(x, y, about).numpy().tolist()
                 counts = position.counts + Counts(loss_sum, round(correct), size)
                 step = position.step + 1
@@ -295,7 +296,7 @@ class Trainer:
                 seconds = time.perf_counter() - started
                 position = Position(number, step, counts, seconds, val_losses)
                 on_step(position)
-                _stop_together(stopped, n_stopped)
+                stop_together(stopped, n_stopped)
             _swap(averages, changing)
             try:
                 val = self.evaluate(source, labels, val_rows, plan.batch_size)
@@ -373,9 +374,11 @@ class Trainer:
         self._seed_dropout(plan.seed, 0)
         order = np.resize(order_rows(train_rows, plan.seed, 0), len(rates) * plan.batch_size)
         losses: list[float] = []
-        for step, (size, x, y) in enumerate(self._read(source, labels, order, plan.batch_size)):
+        for step, (size, x, y) in enumerate(
+            self._sharing.read(source, labels, order, plan.batch_size)
+        ):
             self.optimizer.learning_rate.assign(rates[step])
-            loss = float(train_step(x, y, self._about(plan.seed, step, size))[0]) / size
+            loss = float(train_step(x, y, describe_batch(plan.seed, step, size))[0]) / size
             if has_diverged([*losses, loss]):
                 break
             losses.append(loss)
@@ -429,10 +432,7 @@ class Trainer:
         class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
 
         def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
-            x, y, share, seed = *self._own_rows(x, y, about), about[:2]
-            if self.cluster.n_replicas > 1:
-                replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-                seed = tf.random.experimental.stateless_fold_in(seed, replica)
+            x, y, share, seed = self._sharing.take_own(x, y, about)
             targets = tf.one_hot(y, n_classes)
             if plan.augment:  # x is pixels then
                 x, targets = augment(x, targets, seed, plan.augment, plan.background)
@@ -447,7 +447,7 @@ class Trainer:
                 # The replicas' gradients are summed: each divides by the whole batch.
                 loss = tf.reduce_sum(losses) * share / tf.cast(about[2], tf.float32)
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            return _add_up(losses, y, logits, share, about[3])
+            return add_up(losses, y, logits, share, about[3])
 
         def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
             sums = self.strategy.run(step, (x, y, about))
@@ -459,48 +459,20 @@ class Trainer:
         return tf.function(
             step_and_average,
             autograph=False,
-            input_signature=[self._rows, _LABELS, _ABOUT],
+            input_signature=[self._rows, _LABELS, ABOUT],
         )
 
     def _run_eval_step(self, x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
         """Return the sums of this worker, as those of a `Step`."""
 
         def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
-            x, y, share = self._own_rows(x, y, about)
+            x, y, share, _ = self._sharing.take_own(x, y, about)
             logits = self.split.logits(self._features(x), training=False)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            return _add_up(losses, y, logits, share, 0)
+            return add_up(losses, y, logits, share, 0)
 
         sums = self.strategy.run(step, (x, y, about))
         return tf.add_n(self.strategy.experimental_local_results(sums))
-
-    def _read(
-        self, source: RowSource, labels: np.ndarray, rows: np.ndarray, batch_size: int
-    ) -> Iterator[tuple[int, tf.Tensor, tf.Tensor]]:
-        """Yield the size of each batch, and this worker's rows of it."""
-        own = slice(self.cluster.index, None, self.cluster.n_workers)
-        n_replicas = self.cluster.n_replicas
-        batches = make_batches(source, labels, rows, batch_size, own, n_replicas)
-        for first, (x, y) in zip(range(0, len(rows), batch_size), batches, strict=True):
-            yield min(batch_size, len(rows) - first), x, y
-
-    @staticmethod
-    def _about(seed: int, step: int, size: int, stops: bool = False) -> tf.Tensor:
-        return tf.constant([seed, step, size, stops], tf.int32)
-
-    def _own_rows(
-        self, x: tf.Tensor, y: tf.Tensor, about: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, Any]:
-        """Return this replica's rows of the worker's, and how much each of them counts."""
-        n_replicas, n_local = self.cluster.n_replicas, self.cluster.n_local
-        if n_replicas == 1:
-            return x, y, 1.0
-        own = tf.distribute.get_replica_context().replica_id_in_sync_group % n_local
-        is_small = about[2] < n_replicas
-        first, step = tf.where(is_small, 0, own), tf.where(is_small, 1, n_local)
-        # The shape of a slice with a step that is a tensor is not known.
-        own_x, own_y = (tf.ensure_shape(part[first::step], part.shape) for part in (x, y))
-        return own_x, own_y, tf.where(is_small, 1 / n_replicas, 1.0)
 
 
 def changing_variables(classifier: keras.Model) -> list[Any]:
@@ -524,12 +496,6 @@ def _draw_dropout(seed: int, epoch: int, number: int, replica: int) -> np.ndarra
     """Return the first state of a random generator, (2,) uint32."""
     key = (replica,) if replica else ()
     return np.random.SeedSequence([seed, epoch, number], spawn_key=key).generate_state(2)
-
-
-def _stop_together(own: signals.StoppedError | None, n_stopped: float) -> None:
-    """Stop if a signal asked any worker to, even if not this one."""
-    if n_stopped:
-        raise own or signals.StoppedError(signal.SIGTERM)
 
 
 def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
@@ -558,15 +524,4 @@ def _non_finite(counts: Counts, epoch: int, where: str, rate: float) -> NonFinit
     return NonFiniteLossError(
         f"the loss is {counts.loss_sum} at epoch {epoch}, {where}: expected a finite number. Try a "
         f"lower --learning-rate than {rate:g}"
-    )
-
-
-def _add_up(
-    losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, share: Any, stops: tf.Tensor | int
-) -> tf.Tensor:
-    """Return what a `Step` returns, of one replica."""
-    n_correct = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
-    counted = (tf.cast(x, tf.float64) for x in (tf.reduce_sum(losses), n_correct))
-    return tf.stack(
-        [*(x * tf.cast(share, tf.float64) for x in counted), tf.cast(stops, tf.float64)]
     )

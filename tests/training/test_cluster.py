@@ -9,17 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from toyrun import WORDS, draw, write_csv
 from yardstick import hash_run
 
-from fmnist_tf.data.batches import ArrayRows, make_batches
+from fmnist_tf.data.batches import ArrayRows, StackedRows, order_rows
 from fmnist_tf.errors import UsageError
 from fmnist_tf.training.cluster import Cluster
+from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
+from fmnist_tf.training.sharing import Sharing
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
@@ -75,22 +80,77 @@ def test_slurm_numbers_its_tasks_in_the_order_of_its_node_list() -> None:
     assert Cluster.find({**step, "SLURM_STEP_NUM_TASKS": "1"}) == Cluster()
 
 
-@pytest.mark.parametrize(("n_rows", "n_workers"), [(7, 3), (6, 3), (1, 2), (4, 2), (1000, 4)])
-def test_workers_share_the_rows_of_each_batch(n_rows: int, n_workers: int) -> None:
+@pytest.mark.parametrize(
+    ("n_rows", "n_workers", "batch_size"),
+    [(7, 3, 4), (6, 3, 4), (1, 2, 4), (4, 2, 4), (60_000, 4, 256)],
+)
+def test_workers_share_the_rows_of_each_batch(n_rows: int, n_workers: int, batch_size: int) -> None:
     numbers = np.arange(n_rows)
-    source, order = ArrayRows(numbers[:, None]), np.random.default_rng(0).permutation(n_rows)
+    source, order = ArrayRows(numbers[:, None]), order_rows(numbers, 0, 1)
 
-    def read(part: slice) -> list[list[int]]:
-        batches = make_batches(source, numbers, order, 4, part, n_workers)
-        return [x[:, 0].numpy().tolist() for x, _ in batches]
+    def read(cluster: Cluster) -> list[list[int]]:
+        batches = Sharing(cluster).read(source, numbers, order, batch_size)
+        return [x[:, 0].numpy().tolist() for _, x, _ in batches]
 
-    shares = [read(slice(index, None, n_workers)) for index in range(n_workers)]
-    for batch, *parts in zip(read(slice(None)), *shares, strict=True):
+    workers, strategy = tuple("abcd"[:n_workers]), SimpleNamespace(num_replicas_in_sync=n_workers)
+    shares = [read(Cluster(workers, index, strategy)) for index in range(n_workers)]
+    whole = read(Cluster())
+    assert sorted(row for batch in whole for row in batch) == numbers.tolist()
+    for batch, *parts in zip(whole, *shares, strict=True):
         if len(batch) < n_workers:  # too few to share: each has all, and counts its part of them
             assert parts == [batch] * n_workers
             continue
         assert sorted(row for part in parts for row in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+class Thread(Cluster):
+    """A worker that is a thread; it adds up by a barrier."""
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        shared, barrier = self.strategy.given, self.strategy.barrier
+        shared[self.index] = values
+        barrier.wait(30)
+        total = np.sum(list(shared.values()), axis=0, dtype=values.dtype)
+        barrier.wait(30)
+        return total
+
+
+@pytest.mark.parametrize(("n_rows", "n_workers"), [(20, 2), (7, 3), (23, 3), (4, 3), (60, 4)])
+def test_workers_that_keep_parts_of_the_features_share_each_batch(
+    tmp_path: Path, n_rows: int, n_workers: int
+) -> None:
+    numbers = np.arange(2 * n_rows)
+    order = np.random.default_rng(0).permutation(numbers)
+    strategy = SimpleNamespace(
+        num_replicas_in_sync=n_workers, given={}, barrier=threading.Barrier(n_workers)
+    )
+
+    def read(index: int) -> list[tuple[list[int], list[int]]]:
+        stores = []
+        for view in (0, 1):
+            path = tmp_path / f"{index}/{view}"
+            path.mkdir(parents=True)
+            store = FeatureStore(path, n_rows, (3,), rows_per_shard=2, part=(index, n_workers))
+            for number in store.kept_shards:
+                rows = np.array(store.shards[number]) + view * n_rows
+                with store.writing_shard(number) as write:
+                    write(np.repeat(rows, 3).reshape(-1, 3).astype(FEATURE_DTYPE))
+            assert store.is_complete()
+            stores.append(store)
+        cluster = Thread(tuple("abcd"[:n_workers]), index, strategy)
+        batches = Sharing(cluster).read(StackedRows(tuple(stores)), numbers, order, 5)
+        return [(np.asarray(x)[:, 2].tolist(), np.asarray(y).tolist()) for _, x, y in batches]
+
+    with ThreadPoolExecutor(n_workers) as threads:
+        shares = list(threads.map(read, range(n_workers)))
+    for first, *parts in zip(range(0, len(order), 5), *shares, strict=True):
+        batch = order[first : first + 5].tolist()
+        assert all(x == y != [] for x, y in parts)
+        if len(batch) < n_workers:
+            assert [y for _, y in parts] == [batch] * n_workers
+        else:
+            assert sorted(row for _, y in parts for row in y) == sorted(batch)
 
 
 # --- Processes ----------------------------------------------------------------------------------
@@ -100,7 +160,7 @@ def test_workers_share_the_rows_of_each_batch(n_rows: int, n_workers: int) -> No
 def folder(tmp_path_factory) -> Path:
     """A folder with data."""
     folder = tmp_path_factory.mktemp("workers")
-    for name, n_rows in (("train", 61), ("tiny", 12)):
+    for name, n_rows in (("train", 61), ("tiny", 12), ("many", 700)):
         write_csv(folder / f"{name}.csv", draw(n_rows, 0), [NAMES[n % 3] for n in range(n_rows)])
     return folder
 
@@ -127,7 +187,11 @@ class Workers:
             with file.open("w") as log:
                 self.processes.append(
                     subprocess.Popen(
-                        [*TOY, *words], cwd=folder, env=environment, stdout=log, stderr=log
+                        [*TOY, *(word.replace("INDEX", str(index)) for word in words)],
+                        cwd=folder,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
                     )
                 )
 
@@ -172,7 +236,8 @@ def test_workers_end_as_one_process_does_and_alike_each_time(folder: Path) -> No
     train(folder, 1, "one", *SCRATCH)
     np.testing.assert_allclose(history(folder, "three-1"), history(folder, "one"), rtol=1e-4)
     names = {path.name for path in (folder / "runs").glob("[!.]*")}
-    assert names == {"three-1", "three-2", "one"}
+    logs = {f"three-{run}.worker-{index}.log" for run in (1, 2) for index in (1, 2)}
+    assert names == {"three-1", "three-2", "one"} | logs
 
 
 @pytest.mark.slow
@@ -185,6 +250,32 @@ def test_workers_train_a_head_on_the_features_that_they_share(folder: Path) -> N
     assert [path.name for path in shards[0]] == [path.name for path in shards[1]] != []
     for one, other in zip(*shards, strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_without_a_common_folder_keep_parts_of_the_features(folder: Path) -> None:
+    words = [*SCRATCH, "--phase", "frozen", "--cut", "stem", "--data", "many.csv"]
+    words += ["--test-data", "train.csv", "--batch-size", "24"]
+    for n in (1, 3):
+        train(folder, n, f"apart-{n}", *words, "--cache", f"apart-{n}-INDEX")
+    np.testing.assert_allclose(history(folder, "apart-3"), history(folder, "apart-1"), rtol=1e-4)
+    shards = {
+        n: {path.name: path for path in folder.glob(f"apart-{n}-*/features/*/shard-*")}
+        for n in (1, 3)
+    }
+    assert len(shards[1]) == 3
+    assert {name: path.read_bytes() for name, path in shards[3].items()} == {
+        name: path.read_bytes() for name, path in shards[1].items()
+    }
+    assert [len(list((folder / f"apart-3-{n}").rglob("shard-*"))) for n in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_the_chief_searches_the_cut_for_all(folder: Path) -> None:
+    train(folder, 2, "searched", *SCRATCH, "--phase", "frozen", "--cut", "auto")
+    config = json.loads((folder / "runs/searched/config.json").read_text())
+    assert config["cut"] in ("stem", "conv2")
+    assert "cut search" not in (folder / "worker-1.log").read_text()
 
 
 @pytest.mark.slow
@@ -220,6 +311,8 @@ def test_a_lost_or_stopped_worker_ends_all_and_the_same_command_continues(
         assert codes[1 - victim] == LOST, workers.logs
         assert "another worker ended" in workers.logs[1 - victim]
         assert "Traceback" not in workers.logs[1 - victim]
+    if victim == 0:
+        assert "another worker ended" in (folder / f"runs/{run}.worker-1.log").read_text()
     assert train(folder, 2, run, *words) == expected
 
 
