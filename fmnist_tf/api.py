@@ -183,7 +183,7 @@ class Run:
         """Return what the images show, a row for each.
 
         Args:
-            images: a picture; a table of images in any form that `train` reads; or an array
+            images: a picture; images in any form that `train` reads, or a pattern; or an array
                 (N, 28, 28), (28, 28) or (N, 784) of 0..255, 0 the background.
 
         Returns:
@@ -198,12 +198,14 @@ class Run:
 
         from fmnist_tf.cli.terminal import progress_bar
         from fmnist_tf.data.arrays import as_pixels
+        from fmnist_tf.data.images import JoinedRows, PixelRows
         from fmnist_tf.model.inference import run_all
-        from fmnist_tf.pipeline.run_data import read_input
+        from fmnist_tf.pipeline.run_data import read_inputs
 
         with _working(self._quiet):
             if isinstance(images, (str, Path)):
-                pixels = read_input(self._saved, Path(images)).pixels
+                inputs = read_inputs(self._saved, Path(images))
+                pixels: PixelRows = JoinedRows([source.pixels for source in inputs])
             else:
                 array = np.asarray(images)
                 pixels, _ = as_pixels("images", array[None] if array.shape == (28, 28) else array)

@@ -72,5 +72,7 @@ class CommandParser(argparse.ArgumentParser):
             message = f"{flag} {value}: expected {', '.join(choices)}{hint and '; '}{hint}"
         elif "required" in message:
             message += f"; see `{self.prog} --help`"
+        elif any(Path(word).is_file() for word in message.split()[2:]):  # unrecognized arguments
+            message += "; put a pattern of files in quotes: 'train-*.csv'"
         warn(message.removeprefix("argument "), RED)
         self.exit(2)

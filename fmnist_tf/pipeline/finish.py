@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmnist_tf.cli.terminal import progress_bar, warn
+from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
@@ -68,7 +70,7 @@ def finish(
         val_by = test_by = f"{MODEL}, mean of each image and its mirror image"
         # By the file too: mirror images may not be among the cached features.
         with clock.stage("val"), progress_bar("val", "image") as show:
-            pixels = dataset.train.pixels[data.splits.val]
+            pixels = dataset.train.pick(data.splits.val).pixels
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
 
     # --- Evaluate -------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def _compare_with_training(
 
 def _predict(
     run_batches: RunBatches,
-    pixels: np.ndarray,
+    pixels: PixelRows,
     feature_rows: np.ndarray,
     show: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -193,9 +195,21 @@ def _analyse_val(data: RunData, probabilities: np.ndarray) -> dict[str, np.ndarr
     return {
         "val_labels": labels,
         "val_probabilities": probabilities,
-        "val_lines": train.lines[rows],
+        **_find_images("val", data.dataset.files[0], train, rows, shown),
         "val_shown": shown,
         "val_pixels": train.pixels[rows[shown]],
+    }
+
+
+def _find_images(
+    split: str, table: Table, images: Pixels, rows: np.ndarray, shown: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the lines of images; and the files of those of them that are shown, if several."""
+    paths, lines = images.find(rows)
+    names = [Path(paths[place]).name for place in shown]
+    return {
+        f"{split}_lines": lines,
+        **({f"{split}_files": np.array(names, str)} if table.parts else {}),
     }
 
 
@@ -203,7 +217,7 @@ def _analyse_test(
     data: RunData, model: keras.Model, probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the test images that the report shows, and Grad-CAM of some of them."""
-    test = data.dataset.test
+    test, files = data.dataset.test, data.dataset.files
     selection = analysis.select_examples(test.labels, probabilities)
     explained = selection.explained
     images = test.pixels[explained].reshape(-1, 28, 28)
@@ -211,7 +225,7 @@ def _analyse_test(
     if found is None:
         explained, found = explained[:0], (np.zeros((0, 28, 28), np.uint8), (0, 0))
     return {
-        "test_lines": test.lines,
+        **_find_images("test", files[-1], test, np.arange(len(test.labels)), selection.rows),
         "test_shown": selection.rows,
         "test_pixels": test.pixels[selection.rows],
         "cam_rows": explained,
@@ -255,7 +269,7 @@ def _draw_augmented(experiment: Experiment) -> np.ndarray:
     return np.stack(views, axis=1)
 
 
-def _project(pixels: np.ndarray, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+def _project(pixels: PixelRows, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
     """Return the PCA projections of features and of pixels of these test rows."""
     embeddings, embeddings_variance = analysis.project(features)
     projected, pixels_variance = analysis.project(pixels[rows])

@@ -32,6 +32,7 @@ from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
 if TYPE_CHECKING:
     import keras
 
+    from fmnist_tf.data.images import PixelRows
     from fmnist_tf.model.inference import Progress, RunBatches
 
 MODEL = "model.keras"
@@ -113,7 +114,7 @@ class SavedRun:
         """As `run_batches`, with the logits divided by the temperature."""
         run_batches = self.run_batches
 
-        def run_scaled(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
+        def run_scaled(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
             for probabilities, *others in run_batches(images, show):
                 yield [scale(probabilities, self.temperature), *others]
 

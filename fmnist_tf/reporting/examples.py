@@ -17,8 +17,8 @@ _DISAGREEMENTS = 12  # images at most
 class Examples:
     """The examples of one split, "val" or "test": labels (N,) int64, probabilities (N, K) float32.
 
-    `arrays`, those of report.npz, have the pixels of the examples that are shown, and the lines of
-    all. `names` are K names for display.
+    `arrays`, those of report.npz, have the pixels and perhaps the files of the examples that are
+    shown, and the lines of all. `names` are K names for display.
     """
 
     split: str
@@ -28,8 +28,10 @@ class Examples:
     names: Sequence[str]
 
     def tile(self, index: int) -> dict[str, Any]:
-        """Return pixels (784,) uint8, captions and line of an example that is shown."""
+        """Return pixels (784,) uint8, captions and place of an example that is shown."""
         place = np.flatnonzero(self.arrays[f"{self.split}_shown"] == index)[0]
+        files = self.arrays.get(f"{self.split}_files")  # if there are several
+        file = "" if files is None else f"{files[place]} "
         row, label = self.probabilities[index], int(self.labels[index])
         first, second = (int(k) for k in np.argsort(-row, kind="stable")[:2])
         captions = [("true", "", label), ("predicted", "→ ", first)]
@@ -42,7 +44,7 @@ class Examples:
             "alt": f"{self.names[label]}, predicted {self.names[first]} ({chance})",
             "prediction": self.names[first],
             "captions": [(word, sign, self.names[k], float(row[k])) for word, sign, k in captions],
-            "line": int(self.arrays[f"{self.split}_lines"][index]),
+            "place": f"{file}line {self.arrays[f'{self.split}_lines'][index]}",
         }
 
     def tiles(self, indices: np.ndarray) -> list[dict[str, Any]]:
@@ -57,7 +59,8 @@ def find_disagreements(first: Examples, second: Examples) -> list[list[dict[str,
     """
     shown = {
         key: np.concatenate([run.arrays[key] for run in (first, second)])
-        for key in ("test_shown", "test_pixels")
+        for key in ("test_shown", "test_pixels", "test_files")
+        if key in first.arrays and key in second.arrays
     }
     rows = np.unique(shown["test_shown"])
     columns = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.reporting.render import squeeze
 from fmnist_tf.reporting.style import (
     BLUE,
@@ -95,7 +96,7 @@ def write_confusion(
 def write_mistakes(
     path: Path,
     heading: Heading,
-    pixels: np.ndarray,
+    pixels: PixelRows,
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],

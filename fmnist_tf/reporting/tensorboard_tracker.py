@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.reporting.record import RunRecord
 
 
@@ -34,7 +35,7 @@ class TensorBoardTracker:
         if axis == "epoch":
             self._writer.flush()
 
-    def log_results(self, run: RunRecord, pixels: np.ndarray) -> None:
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
         """Record the metrics of each split, and the figures."""
         for name, value in run.metrics.items():
             self._write("scalars", f"result/{name}", np.float32(value), 0)

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from fmnist_tf.cli.terminal import warn
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.errors import printable
 from fmnist_tf.reporting.record import RunRecord
 from fmnist_tf.results.history import HistoryRow
@@ -64,7 +63,7 @@ class Tracker(Protocol):
     def log(self, axis: str, number: int, values: Mapping[str, float]) -> None:
         """Record finite values, named `AXIS/...`, of one "step" or "epoch"."""
 
-    def log_results(self, run: RunRecord, pixels: np.ndarray) -> None:
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
         """Record what there is at the end of a run; see `Trackers.log_results`."""
 
     def finish(self, *, ok: bool) -> None:
@@ -90,7 +89,7 @@ class Trackers:
         epoch = row.epoch + self._epochs_before
         self._each(lambda tracker: tracker.log("epoch", epoch, values))
 
-    def log_results(self, run: RunDir, pixels: np.ndarray) -> None:
+    def log_results(self, run: RunDir, pixels: PixelRows) -> None:
         """Record what the files of a run hold at its end; pixels are (N, 784) uint8, of test."""
         self._each(lambda tracker: tracker.log_results(RunRecord(run), pixels))
 

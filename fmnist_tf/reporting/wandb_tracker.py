@@ -15,9 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.reporting.record import RunRecord
 from fmnist_tf.reporting.tracking import TrackedRun, Trackers, warn_of_failure
 from fmnist_tf.results.analysis import rank_confusions, score_classes
@@ -43,7 +42,7 @@ class WandbTracker:
         """Record finite values of one "step" or "epoch"."""
         self.run.log({f"{axis}/{axis}": number, **values})
 
-    def log_results(self, run: RunRecord, pixels: np.ndarray) -> None:
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
         """Record metrics in the summary, tables of the test predictions, figures and the model."""
         import wandb
 
@@ -168,7 +167,7 @@ def track_comparison(
         say(line)
 
 
-def _make_tables(run: RunRecord, pixels: np.ndarray) -> dict[str, Any]:
+def _make_tables(run: RunRecord, pixels: PixelRows) -> dict[str, Any]:
     """Return tables of the test predictions: worst mistakes, classes, pairs, confusion.
 
     Their names begin with `table/`, so that viewers list them after the curves.

@@ -80,7 +80,7 @@ class _Settings(BaseModel):
 
     data: Text = _data(
         "auto, sample, or a file or folder: CSV, IDX, NPY, NPZ, Parquet, a zip of them, or a "
-        "folder of pictures for each class",
+        "folder of pictures for each class; 'train-*.csv' in quotes: several files",
         "auto",
         "{auto,sample,PATH}",
     )
