@@ -17,17 +17,17 @@ lite: $(READY)
 	$(BIN)/python -m fmnist_tf.train --recipe lite --phase frozen $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 # The slow and the real-data checks; they skip, with a reason, what they do not find.
 test-real: $(READY)
-	$(BIN)/python -m pytest -m "(slow or real) and not networks" -rs -n auto --maxprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest -m "(slow or real) and not networks" -rs -n auto --maxprocesses 2 --dist worksteal $(ARGS)
 
 # Every network of keras.applications: built, cut, folded, trained, saved; an hour and more.
 test-networks: $(READY)
 	$(BIN)/python -m pytest tests/model/test_backbones.py -n 0 -m slow $(ARGS)
 
-# 200 SIGKILLs, resumed runs too, in place of 30; half an hour and more.
+# 200 SIGKILLs, resumed runs too, in place of 15; half an hour and more.
 test-kills: $(READY)
 	FMNIST_TF_KILLS=200 $(BIN)/python -m pytest tests/test_resume.py -m slow $(ARGS)
 

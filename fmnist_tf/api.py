@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-    from fmnist_tf.model.inference import RunBatches
     from fmnist_tf.pipeline.saved_run import SavedRun
     from fmnist_tf.results.evaluation import Evaluation
 
@@ -62,10 +60,11 @@ def train(
             expected and found. Its subclasses are in `fmnist_tf.errors`.
         OSError: the disk is full or fails.
     """
-    from fmnist_tf.pipeline.launch import launch
+    from fmnist_tf.cli.parser import runs_dir_words
     from fmnist_tf.pipeline.resolve import Request
-    from fmnist_tf.settings.config import SettingError, check_names
-    from fmnist_tf.settings.flags import setting_names, to_arguments
+    from fmnist_tf.pipeline.run import launch
+    from fmnist_tf.settings.flags import read_value, setting_names, to_arguments
+    from fmnist_tf.settings.types import SettingError, check_names
 
     if settings.pop("no_test", False):
         settings["limit_test"] = 0
@@ -78,11 +77,12 @@ def train(
     own = {name: settings[name] for name in sorted(of_request) if settings.get(name) is not None}
     own |= {name: str(own[name]) for name in ("recipe", "from_run", "resume") if name in own}
     try:
-        given = {name: _check(name, value) for name, value in given.items() if value is not None}
-        words = to_arguments({**given, **own})
-        words += [] if Path(runs_dir) == Path("runs") else ["--runs-dir", str(runs_dir)]
+        given = {
+            name: read_value(name, value) for name, value in given.items() if value is not None
+        }
+        words = [*to_arguments({**given, **own}), *runs_dir_words(Path(runs_dir))]
         with _working(quiet):
-            directory, *_ = launch(Request(given, Path(runs_dir), **own), words)
+            directory, _ = launch(Request(given, Path(runs_dir), **own), words)
     except SettingError as error:
         raise (error.in_file("train()") if error.name in given else error) from None
     return load_run(directory.path, quiet=quiet)
@@ -99,12 +99,9 @@ def load_run(run: str | Path, *, runs_dir: str | Path = "runs", quiet: bool = Fa
     Raises:
         UsageError: there is no such run, or a file of it was changed.
     """
-    from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
-    from fmnist_tf.pipeline.use import show_caveats
+    from fmnist_tf.pipeline.use import open_run
 
-    saved = read_saved_run(find_run(str(run), Path(runs_dir)))
-    show_caveats(saved)
-    return Run(saved, quiet=quiet)
+    return Run(open_run(str(run), Path(runs_dir)), quiet=quiet)
 
 
 class Run:
@@ -161,26 +158,14 @@ class Run:
 
         return pd.DataFrame([vars(row) for row in self._saved.history]).set_index("epoch")
 
-    @cached_property
+    @property
     def model(self) -> keras.Model:
         """The plain Keras model, (N, 28, 28) uint8 -> (N, K) float32 probabilities.
 
         It is the network as trained; `predict` divides its logits by the run's temperature, which
         changes no prediction (see `results.temperature`).
         """
-        from fmnist_tf.pipeline.saved_run import build_saved_model
-        from fmnist_tf.system.startup import import_tensorflow
-
-        import_tensorflow()
-        return build_saved_model(self._saved)
-
-    @cached_property
-    def _run_batches(self) -> RunBatches:
-        from fmnist_tf.pipeline.saved_run import compile_saved_model
-        from fmnist_tf.system.startup import import_tensorflow
-
-        import_tensorflow()
-        return compile_saved_model(self._saved)
+        return self._saved.model
 
     def finetune(self, **settings: Any) -> Run:
         """Unfreeze the deepest stage, or `unfreeze`, train on, and return the new run.
@@ -198,7 +183,7 @@ class Run:
         """Return what the images show, a row for each.
 
         Args:
-            images: a picture; a table of images in any form that `train` reads; or an array
+            images: a picture; images in any form that `train` reads, or a pattern; or an array
                 (N, 28, 28), (28, 28) or (N, 784) of 0..255, 0 the background.
 
         Returns:
@@ -213,17 +198,20 @@ class Run:
 
         from fmnist_tf.cli.terminal import progress_bar
         from fmnist_tf.data.arrays import as_pixels
+        from fmnist_tf.data.images import JoinedRows, PixelRows
         from fmnist_tf.model.inference import run_all
-        from fmnist_tf.pipeline.run_data import read_input
+        from fmnist_tf.pipeline.run_data import read_inputs
 
         with _working(self._quiet):
             if isinstance(images, (str, Path)):
-                pixels = read_input(self._saved, Path(images)).pixels
+                inputs = read_inputs(self._saved, Path(images))
+                pixels: PixelRows = JoinedRows([source.pixels for source in inputs])
             else:
                 array = np.asarray(images)
                 pixels, _ = as_pixels("images", array[None] if array.shape == (28, 28) else array)
+            run_batches = self._saved.run_scaled
             with progress_bar("predict", "image") as show:
-                (probabilities,) = run_all(self._run_batches, pixels, show)
+                (probabilities,) = run_all(run_batches, pixels, show)
         best = probabilities.argmax(axis=1)
         table = pd.DataFrame(
             {
@@ -260,13 +248,16 @@ class Run:
             return evaluate_run(self._saved, path, label_column, labels_path)[1]
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the page of the run, and return its path (default: report.html in the run)."""
-        from fmnist_tf.reporting.page import write_report
+        """Write the page of the run, and return its path (default: report.html in the run).
+
+        Of a stopped run it shows the training so far.
+        """
+        from fmnist_tf.pipeline.use import write_page
         from fmnist_tf.reporting.record import REPORT
 
         path = self._saved.directory.file(REPORT) if out is None else Path(out)
         with _working(self._quiet):
-            write_report(self._saved.directory, path)
+            write_page(self._saved.directory, path)
         return path
 
     def export(self, format: str, out: str | Path | None = None) -> Path:
@@ -284,18 +275,6 @@ class Run:
 
         with _working(self._quiet):
             return export_run(self._saved, format, None if out is None else Path(out))[0]
-
-
-def _check(name: str, value: Any) -> Any:
-    """Return the value of a setting; texts are read as its flag reads them, such as "conv4,conv5".
-
-    Raises:
-        SettingError: it is of another type, or out of range by itself.
-    """
-    from fmnist_tf.settings.config import check_value
-    from fmnist_tf.settings.flags import read_value
-
-    return read_value(name, value) if isinstance(value, str) else check_value(name, value)
 
 
 def _name_data(data: Data | None, test: Data | None, runs_dir: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _convert(flags: argparse.Namespace) -> None:
         for decision in table.decisions:
             say(f"{flags.input}: {decision}")
         pixels = transform(
-            table.pixels,
+            table.pixels[:],
             scale=flags.scale,
             negate=flags.negate,
             transpose=flags.transpose,

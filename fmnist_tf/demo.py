@@ -60,16 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
-    from fmnist_tf.pipeline.use import show_caveats
+    from fmnist_tf.pipeline.use import open_run
 
     if find_spec("gradio") is None:
         raise UsageError(
             "demo: expected the package gradio, found none; install it with `python -m pip install "
             "'gradio>=6,<7'`"
         )
-    run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    show_caveats(run)
+    run = open_run(flags.run, flags.runs_dir)
     classify = build_classify(run)
     with TemporaryDirectory() as folder:  # of the pictures that are dropped
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
@@ -110,13 +108,10 @@ def build_classify(run: SavedRun) -> Callable[[str | None], Answer]:
     from fmnist_tf.data.photos import read_picture
     from fmnist_tf.model.inference import run_all
     from fmnist_tf.pipeline.run_data import find_convention
-    from fmnist_tf.pipeline.saved_run import compile_saved_model
-    from fmnist_tf.system.startup import import_tensorflow
 
     convention = find_convention(run, run.directory.path)
-    import_tensorflow()
-    run_batches = compile_saved_model(run)
-    run_all(run_batches, np.zeros((1, 784), np.uint8))  # traces the graph before the first picture
+    # Traces the graph before the first picture.
+    run_all(run.run_scaled, np.zeros((1, 784), np.uint8))
 
     def classify(path: str | None) -> Answer:
         if path is None:
@@ -125,7 +120,7 @@ def build_classify(run: SavedRun) -> Callable[[str | None], Answer]:
             pixels, notes, warnings = read_picture(Path(path), convention)
         except UsageError as error:
             return None, None, str(error).replace(path, Path(path).name)
-        (probabilities,) = run_all(run_batches, pixels[np.newaxis])
+        (probabilities,) = run_all(run.run_scaled, pixels[np.newaxis])
         image = Image.fromarray(pixels.reshape(28, 28)).resize((_SIDE, _SIDE), 0)
         said = "\n".join(["; ".join(notes), *warnings])
         return dict(zip(run.class_names, probabilities[0].tolist(), strict=True)), image, said

@@ -60,7 +60,7 @@ class Problem:
     """One fault of one file.
 
     Attributes:
-        code: stable machine code, `E001`..`E045`.
+        code: stable machine code, `E001`..`E046`.
         path: the file as the user named it.
         line: 1-based line of the file, header included; None where a line has no meaning.
         column: 1-based field of that line, or None.

@@ -51,14 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(flags: argparse.Namespace) -> None:
-    from fmnist_tf.pipeline.saved_run import find_run, read_saved_run
-    from fmnist_tf.pipeline.use import evaluate_run, show_caveats
+    from fmnist_tf.pipeline.use import evaluate_run, open_run
     from fmnist_tf.results.temperature import describe_scaling
 
-    run = read_saved_run(find_run(flags.run, flags.runs_dir))
     if flags.data is None and (flags.label_column, flags.labels) != (None, None):
         raise UsageError("--label-column and --labels: expected together with --data PATH")
-    show_caveats(run)
+    run = open_run(flags.run, flags.runs_dir)
     name, evaluation, scaling = evaluate_run(run, flags.data, flags.label_column, flags.labels)
     print(format_classes(evaluation, run.class_names, shutil.get_terminal_size().columns))
     low, high = evaluation.interval_95
@@ -76,17 +74,17 @@ def format_classes(evaluation: Evaluation, class_names: Sequence[str], width: in
     A class without images has no recall, and no image that its precision could count as correct:
     its figures are shown as "-".
     """
+    from fmnist_tf.cli.terminal import align
     from fmnist_tf.results.analysis import score_classes
 
     scores = score_classes(evaluation.confusion)
-    room = max(8, min(max(map(len, class_names)), width - 38))
-    lines = [f"{'class':{room}}  {'precision':>9}  {'recall':>6}  {'F1':>6}  {'images':>9}"]
+    room = max(8, width - 29 - max(len("images"), len(f"{evaluation.total:,}")))
+    rows = [["class", "precision", "recall", "F1", "images"]]
     figures = zip(scores.precision, scores.recall, scores.f1, scores.support, strict=True)
     for name, (*fractions, support) in zip(class_names, figures, strict=True):
-        precision, recall, f1 = (f"{fraction:.4f}" if support else "-" for fraction in fractions)
-        figures_text = f"{precision:>9}  {recall:>6}  {f1:>6}  {int(support):>9,}"
-        lines.append(f"{printable(name, room):{room}}  {figures_text}")
-    return "\n".join(lines)
+        shown = [f"{fraction:.4f}" if support else "-" for fraction in fractions]
+        rows.append([printable(name, room), *shown, f"{int(support):,}"])
+    return "\n".join(align(rows))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import glob
 import io
 import itertools
 import shutil
@@ -26,10 +27,9 @@ from fmnist_tf.errors import UsageError, printable
 from fmnist_tf.system.files import check_folder, check_target, write_atomically
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from fmnist_tf.model.inference import RunBatches
+    from fmnist_tf.data.images import PixelRows
     from fmnist_tf.pipeline.run_data import Images
+    from fmnist_tf.pipeline.saved_run import SavedRun
 
 SHOWN_ROWS = 10
 """Rows of a CSV that are printed."""
@@ -83,26 +83,23 @@ Prediction = list[tuple[str, float]]
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    from fmnist_tf.pipeline.run_data import read_input
-    from fmnist_tf.pipeline.saved_run import compile_saved_model, find_run, read_saved_run
-    from fmnist_tf.pipeline.use import show_caveats
-    from fmnist_tf.system.startup import import_tensorflow
+    from fmnist_tf.pipeline.run_data import read_inputs
+    from fmnist_tf.pipeline.use import open_run
 
     _check_flags(flags)
-    run = read_saved_run(find_run(flags.run, flags.runs_dir))
-    show_caveats(run)
+    run = open_run(flags.run, flags.runs_dir)
     sources: list[Images] = []
     errors: list[str] = []
+    n_bad = 0
     for path in flags.inputs:
         try:
-            sources.append(read_input(run, path, flags.label_column))
+            sources += read_inputs(run, path, flags.label_column)
         except UsageError as error:
             errors.extend(error.args)
+            n_bad += 1
     if flags.save_crops is not None:
         _save_crops(sources, flags.save_crops)
     if sources:
-        import_tensorflow()
-        run_batches = compile_saved_model(run)
         top = min(flags.top, len(run.class_names))
         is_labelled = any(source.true_labels is not None for source in sources)
         width = shutil.get_terminal_size().columns
@@ -112,8 +109,8 @@ def _predict(flags: argparse.Namespace) -> None:
             writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(_header(top, is_labelled))
             for source in sources:
-                n_rows = SHOWN_ROWS if flags.out is None else len(source.pixels)
-                predictions = _run_model(run_batches, source.pixels[:n_rows], run.class_names, top)
+                pixels = source.pixels[:SHOWN_ROWS] if flags.out is None else source.pixels
+                predictions = _run_model(run, pixels, top)
                 shown = []
                 for row, prediction in enumerate(predictions):
                     writer.writerow(_csv_row(source, row, prediction, is_labelled))
@@ -121,8 +118,8 @@ def _predict(flags: argparse.Namespace) -> None:
                         shown.append(prediction)
                 print("\n".join(format_predictions(source, shown, width)))
     if errors:
-        n_bad = len(flags.inputs) - len(sources)
-        done = f"the other {len(sources)} were predicted" if sources else "nothing was predicted"
+        n_good = len(flags.inputs) - n_bad
+        done = f"the other {n_good} were predicted" if n_good else "nothing was predicted"
         raise UsageError(*errors, f"{n_bad} of {len(flags.inputs)} inputs cannot be read; {done}")
 
 
@@ -134,7 +131,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
     if flags.out is None:
         return
     check_target("--out", flags.out)
-    if flags.out.exists() and any(p.exists() and flags.out.samefile(p) for p in flags.inputs):
+    paths = [Path(p) for each in flags.inputs for p in (each, *glob.glob(str(each)))]
+    if flags.out.exists() and any(p.exists() and flags.out.samefile(p) for p in paths):
         raise UsageError(
             f"--out {flags.out}: expected another file than the inputs; it would be replaced"
         )
@@ -161,23 +159,22 @@ def _save_crops(sources: Sequence[Images], folder: Path) -> None:
         path = next(path for each in names if (path := (folder / each).resolve()) not in taken)
         taken.add(path)
         with write_atomically(path) as file:
-            Image.fromarray(source.pixels.reshape(28, 28)).save(file, "PNG")
+            Image.fromarray(source.pixels[0].reshape(28, 28)).save(file, "PNG")
     say(f"--save-crops {folder}: {len(pictures)} pictures of 28x28 pixels")
 
 
-def _run_model(
-    run_batches: RunBatches, pixels: np.ndarray, class_names: Sequence[str], top: int
-) -> Iterator[Prediction]:
+def _run_model(run: SavedRun, pixels: PixelRows, top: int) -> Iterator[Prediction]:
     """Yield the prediction of each image, batch by batch; of equals the first class comes first."""
     import numpy as np
 
     from fmnist_tf.cli.terminal import progress_bar
 
+    run_batches = run.run_scaled
     with progress_bar("predict", "image") as show:
         for probabilities, *_ in run_batches(pixels, show):
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             for row, classes in zip(probabilities.tolist(), order.tolist(), strict=True):
-                yield [(class_names[k], row[k]) for k in classes]
+                yield [(run.class_names[k], row[k]) for k in classes]
 
 
 def format_predictions(source: Images, shown: Sequence[Prediction], width: int) -> list[str]:

@@ -16,7 +16,6 @@ from fmnist_tf.system.files import check_folder, check_target, require_unlinked
 
 if TYPE_CHECKING:
     from fmnist_tf.reporting.record import RunRecord
-    from fmnist_tf.results.rundir import RunDir
 
 _HEADER = ["run", "network", "val", "test", "images", "minutes"]
 
@@ -80,15 +79,18 @@ def _report(flags: argparse.Namespace) -> None:
 def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say, warn
     from fmnist_tf.pipeline.saved_run import find_run
-    from fmnist_tf.reporting.page import write_comparison, write_report
-    from fmnist_tf.reporting.record import COLUMNS, REPORT, read_complete
+    from fmnist_tf.pipeline.use import write_page
+    from fmnist_tf.reporting.comparison import write_comparison
+    from fmnist_tf.reporting.record import REPORT, read_complete
     from fmnist_tf.reporting.tracking import TrackedRun
     from fmnist_tf.reporting.wandb_tracker import track_comparison
     from fmnist_tf.results.rundir import describe_runs, list_runs
 
     runs = [find_run(name, flags.runs_dir) for name in flags.runs]
     if len(runs) == 1 and not runs[0].is_complete:
-        _show_stopped(runs[0], flags.out or _find_page(runs[0].file(REPORT)))
+        page = flags.out or _find_page(runs[0].file(REPORT))
+        write_page(runs[0], page)
+        print(page)
         return
     records = [read_complete(run) for run in runs]
     names = [run.name_in(flags.runs_dir) for run in runs]
@@ -106,7 +108,7 @@ def _show_runs(flags: argparse.Namespace) -> None:
         )
     page, sentences = flags.out, []
     if len(runs) == 1:
-        write_report(runs[0], page := page or _find_page(runs[0].file(REPORT)))
+        write_page(runs[0], page := page or _find_page(runs[0].file(REPORT)))
     elif runs:
         page = page or _find_page(flags.runs_dir / "comparison.html")
         sentences = write_comparison(runs, page)
@@ -121,15 +123,13 @@ def _show_runs(flags: argparse.Namespace) -> None:
         names = [run.path.resolve().name for run in runs]
         title = printable(" and ".join(names), 100)
         tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
-        table = [[name, *record.cells] for name, record in zip(names, records, strict=True)]
-        columns = ["name", *COLUMNS]
+        columns = ["name", *records[0].cells]
+        table = [[n, *record.cells.values()] for n, record in zip(names, records, strict=True)]
         track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
 
 
 def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
     """Print a table of runs, and what limits the meaning of its figures."""
-    from fmnist_tf.results.provenance import find_caveats
-
     rows, notes = [], dict[str, list[str]]()
     for name, record in zip(names, records, strict=True):
         config, provenance = record.config, record.provenance
@@ -138,8 +138,7 @@ def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
         minutes = sum(provenance["seconds"].values()) / 60
         network = f"{config['phase']} {config['backbone']}"
         rows.append([name, network, f"{val['accuracy']:.4f}", *figures, f"{minutes:.1f}"])
-        kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
-        for caveat in find_caveats(*kinds, config["phase"]):
+        for caveat in record.caveats:
             notes.setdefault(caveat, []).append(name)
     print(format_runs(rows, shutil.get_terminal_size().columns))
     for caveat, of in notes.items():
@@ -151,17 +150,14 @@ def format_runs(rows: Sequence[Sequence[str]], width: int) -> str:
 
     Names are never cut, as they are what commands take.
     """
+    from fmnist_tf.cli.terminal import align
+
     shown = [_HEADER, *([printable(cell, 200) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     room = max(8, width - sum(widths) + widths[1] - 2 * len(widths[1:]))
     if widths[1] > room:  # the name or the network may say the phase, too
         shown = [[row[0], printable(row[1].split()[-1], room), *row[2:]] for row in shown]
-        widths[1] = max(len(row[1]) for row in shown)
-    aligned = (
-        (f"{cell:{'<' if n < 2 else '>'}{widths[n]}}" for n, cell in enumerate(row))
-        for row in shown
-    )
-    return "\n".join("  ".join(cells) for cells in aligned)
+    return "\n".join(align(shown, 2))
 
 
 def _find_page(path: Path) -> Path:
@@ -170,22 +166,11 @@ def _find_page(path: Path) -> Path:
     return path
 
 
-def _show_stopped(directory: RunDir, path: Path) -> None:
-    from fmnist_tf.cli.terminal import boxed, warn
-    from fmnist_tf.pipeline.saved_run import read_saved_run, resume_command
-    from fmnist_tf.reporting.page import write_stopped_report
-
-    run = read_saved_run(directory)
-    warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
-    command, best = resume_command(directory), run.best_epoch
-    write_stopped_report(directory, run.history, best, command, path)
-    print(path)
-
-
 def _show_data(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import markdown_table, say
     from fmnist_tf.data.sources import read_dataset
-    from fmnist_tf.pipeline.prepare import describe_dataset, show_decisions
+    from fmnist_tf.pipeline.prepare import show_decisions
+    from fmnist_tf.pipeline.record import describe_dataset
     from fmnist_tf.reporting.page import write_data_page
     from fmnist_tf.reporting.render import display_names
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fmnist_tf.cli.command import add_terminal_flags, run_command
 from fmnist_tf.cli.parser import CommandParser
-from fmnist_tf.pipeline.resolve import pick_settings
+from fmnist_tf.pipeline.resolve import Request
 from fmnist_tf.settings.backbones import find_name
 from fmnist_tf.settings.config import check_value
 from fmnist_tf.settings.flags import add_flags
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
-    given = pick_settings(vars(flags))
+    given = Request.of(flags).given
     for name, value in given.items():
         check_value(name, value)
     if "backbone" in given:

@@ -7,15 +7,13 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import fmnist_tf.api
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
-from fmnist_tf.cli.parser import CommandParser, name_command
-from fmnist_tf.pipeline.resolve import Request, pick_settings
+from fmnist_tf.cli.parser import CommandParser, name_command, runs_dir_words
+from fmnist_tf.pipeline.resolve import Request
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
@@ -113,10 +111,11 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
         print(describe_recipes())
         return
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.launch import check, launch, work
+    from fmnist_tf.pipeline.record import describe_sources
+    from fmnist_tf.pipeline.run import check, launch, work
     from fmnist_tf.training.cluster import Cluster
 
-    request = read_request(flags)
+    request = Request.of(flags)
     if flags.dry_run:
         config = check(request)
         say("dry run: nothing was trained; the settings would be:")
@@ -126,11 +125,11 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
     if not workers.is_chief:
         work(request, arguments, workers)
         return
-    directory, measured, sources = launch(request, arguments, workers)
+    directory, measured = launch(request, arguments, workers)
     config = RunConfig.from_json(directory.read_json("config.json"))
     for line in describe_next(directory, config):
         say(line)
-    print(sources)
+    print(describe_sources(directory))
     split = "val" if config.limit_test == 0 else "test"
     shown = f"{measured.accuracy:.4f} ({measured.correct}/{measured.total})"
     print(f"{directory.path}  {split} accuracy {shown}", flush=True)
@@ -139,7 +138,7 @@ def _train(flags: argparse.Namespace, arguments: list[str]) -> None:
 def describe_next(directory: RunDir, config: RunConfig) -> list[str]:
     """Return where a complete run's page is, and which commands go on from it."""
     run = directory.name_in(directory.runs_dir)
-    where = [] if directory.runs_dir == Path("runs") else ["--runs-dir", str(directory.runs_dir)]
+    where = runs_dir_words(directory.runs_dir)
     commands = [("try it", "predict", [run, "PICTURE.png"])]
     if config.limit_test is not None:
         commands.append(("test all", "evaluate", [run]))
@@ -151,13 +150,6 @@ def describe_next(directory: RunDir, config: RunConfig) -> list[str]:
     for what, name, words in commands:
         lines.append(f"{what + ':':10} {name_command(name)} {shlex.join([*words, *where])}")
     return lines
-
-
-def read_request(flags: argparse.Namespace) -> Request:
-    """Return what the flags of `build_parser` ask for."""
-    words = vars(flags)
-    own = {field.name: words[field.name] for field in fields(Request) if field.name in words}
-    return Request(given=pick_settings(words), **own)
 
 
 class _Callable(ModuleType):

@@ -61,7 +61,15 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def toy_spec(monkeypatch: pytest.MonkeyPatch):
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn."""
+    from toy import save_no_figure
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_no_figure)
+
+
+@pytest.fixture
+def toy_spec(monkeypatch: pytest.MonkeyPatch, no_figures: None):
     """The toy backbone's spec, registered for `--backbone toy`."""
     from toy import build_toy_spec
 

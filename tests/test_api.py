@@ -145,6 +145,7 @@ except KeyboardInterrupt:
     stopped = fmnist_tf.load_run("a")
     assert 1 <= len(stopped.history) < 9
     assert len(stopped.predict("x.npy")) == 1
+    assert "Stopped" in stopped.report().read_text()
 a = fmnist_tf.train(resume="a", quiet=True)
 b = fmnist_tf.train("sample", run="b", **settings)
 assert a.test.loss == b.test.loss

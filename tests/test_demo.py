@@ -36,21 +36,10 @@ def url(tmp_path_factory) -> Iterator[str]:
         (folder / "data" / name).mkdir(parents=True)
         for n, image in enumerate(draw(90, seed=k)[2 * k :: 3]):
             Image.fromarray(image.reshape(28, 28)).save(folder / "data" / name / f"{n}.png")
-    words = [
-        "--backbone",
-        "mlp",
-        "--phase",
-        "scratch",
-        "--units",
-        "0",
-        "--epochs",
-        "8",
-        "--run",
-        "r",
-    ]
+    words = "--backbone mlp --phase scratch --units 0 --epochs 8 --run r --batch-size 8".split()
     run = [sys.executable, "-m", "fmnist_tf"]
     common = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}}
-    quiet = ["--quiet", "--wandb", "disabled", "--batch-size", "8"]
+    quiet = ["--quiet", "--wandb", "disabled"]
     subprocess.run([*run, "train", "--data", "data", *words, *quiet], check=True, **common)
     command = [*run, "demo", "r", "--quiet"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **common) as process:

@@ -9,34 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from toyrun import write_csv
 
 from fmnist_tf.predict import main as predict
 from fmnist_tf.train import main as train
 
 N = 300
-
-
-def write_digits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write scikit-learn's digits by MNIST's convention, and return the test images and labels."""
-    images = np.zeros((1797, 28, 28), np.uint8)
-    digits, labels = load_digits(return_X_y=True)
-    for image, digit in zip(images, digits.reshape(-1, 8, 8), strict=True):
-        large = Image.fromarray(digit.astype(np.float32)).resize((80, 80), Image.Resampling.BICUBIC)
-        ink = np.clip((np.asarray(large) - 5) * 48, 0, 255)
-        y, x = (np.flatnonzero(ink.max(axis=axis) > 12) for axis in (1, 0))
-        ink = ink[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
-        height, width = (round(20 * side / max(ink.shape)) for side in ink.shape)
-        small = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
-        ink = np.clip(np.asarray(small), 0, 255)
-        places = (ink.sum(1) @ np.arange(height), ink.sum(0) @ np.arange(width)) / ink.sum()
-        top, left = (round(float(14 - place)) for place in places)
-        image[top : top + height, left : left + width] = ink
-    pixels = images.reshape(-1, 784)
-    write_csv(folder / "digits_train.csv", pixels[N:], labels[N:].astype(str))
-    write_csv(folder / "digits_test.csv", pixels[:N], labels[:N].astype(str))
-    return images[:N], labels[:N]
 
 
 def read_garments(keras_home: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -62,20 +40,14 @@ def photograph(image: np.ndarray, rng: np.random.Generator) -> Image.Image:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["digits", "garments"])
 def test_enlarged_images_are_at_most_five_points_worse(
-    keras_home_with_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+    keras_home_with_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_HOME", str(keras_home_with_data))
-    Path("data").mkdir()
-    words = ["--phase", "scratch", "--recipe", "mlp", "--wandb", "disabled", "--data"]
-    if data == "digits":
-        images, labels = write_digits(Path("data"))
-        assert train([*words, "data"]) == 0
-    else:
-        images, labels = read_garments(keras_home_with_data)
-        assert train([*words, "official", "--limit", "10000"]) == 0
+    images, labels = read_garments(keras_home_with_data)
+    words = ["--phase", "scratch", "--recipe", "mlp", "--wandb", "disabled"]
+    assert train([*words, "--data", "official", "--limit", "10000"]) == 0
     (run,) = (path.name for path in Path("runs").iterdir() if path.name[0] == "2")
     write_csv("small.csv", images.reshape(N, 784), labels.tolist())
     rng = np.random.default_rng(0)

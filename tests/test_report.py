@@ -71,7 +71,6 @@ def test_a_run_that_was_not_tested_says_so(run: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "page"),
     [
-        (["one"], "runs/one/report.html"),
         (["runs/one"], "runs/one/report.html"),
         (["one", "--out", "new/page.html"], "new/page.html"),
     ],
@@ -109,11 +108,7 @@ def test_data_without_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 @pytest.mark.parametrize(
     ("labels", "row"),
-    [
-        (None, "unlabelled"),
-        (["hat"] * 6, "hat"),
-        (["hat", "bag", "sock", "shoe", "cap", "belt"], "bag"),
-    ],
+    [(None, "unlabelled"), (["hat", "bag", "sock", "shoe", "cap", "belt"], "bag")],
 )
 def test_any_csv_can_be_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, labels: list[str] | None, row: str

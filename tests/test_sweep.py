@@ -10,6 +10,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -200,35 +201,21 @@ def test_a_failed_trial_is_told_and_tried_again_by_the_next_command(folder, caps
     assert main([*TOY, "--grid", "learning_rate=1e38 optimizer=sgd"]) == 1  # none is complete
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DownloadError("down")])
-def test_errors_of_disk_and_network_end_the_sweep(folder, monkeypatch, error) -> None:
+def test_errors_of_disk_and_network_end_the_sweep(folder, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "run_trial", Mock(side_effect=error))
-        assert sweep(*RATES) == 74
-    assert read_trials() == []
+        for error in (OSError(28, "No space left on device"), DownloadError("down")):
+            patch.setattr(pipeline, "run_trial", Mock(side_effect=error))
+            assert sweep(*RATES) == 74
+            assert read_trials() == []
     assert sweep(*RATES) == 0
     assert [row["state"] for row in read_trials()] == ["complete"] * 2
 
 
-def test_a_seed_that_fails_costs_no_other(folder, capsys, monkeypatch) -> None:
-    def run_phase(experiment, *rest):
-        if experiment.config.seed == 1:
-            raise MemoryError("no room")
-        return original(experiment, *rest)
-
-    original = pipeline.run_phase
-    monkeypatch.setattr(pipeline, "run_phase", run_phase)
-    assert sweep("--seeds", "3", "--learning-rate", "1e-2") == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("(n = 2)")
-    assert Path("runs/s/trial-003/DONE.json").is_file()
-    assert read_trials()[1]["error"] == "MemoryError: no room"
-
-
 def test_pooled_heads_come_after_the_maps_they_average(folder, capsys) -> None:
     common = [word for word in TOY if word not in ("--head", "gap")]
-    assert main([*common, "--run", "s", "--grid", "head=gap,flatten learning_rate=1e-6,1e-2"]) == 0
+    assert main([*common, "--run", "s", "--grid", "head=gap,flatten"]) == 0
     assert capsys.readouterr().err.count("averaging the feature maps") == 1
-    assert [row["head"] for row in read_trials()] == ["flatten", "flatten", "gap", "gap"]
+    assert [row["head"] for row in read_trials()] == ["flatten", "gap"]
 
 
 def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> None:
@@ -241,19 +228,29 @@ def test_memory_of_a_trial_is_free_when_the_next_begins(folder, monkeypatch) -> 
 
     original = pipeline.run_trial
     monkeypatch.setattr(pipeline, "run_trial", run_trial)
-    assert sweep("--grid", "learning_rate=1e-6,1e-4,1e-2") == 0
-    assert len(alive) == 3
+    assert sweep(*RATES) == 0
+    assert len(alive) == 2
 
 
 # Seeds
 
 
-def test_seeds_share_the_split_and_are_tested_once(folder, capsys) -> None:
-    words = ["--seeds", "2", "--learning-rate", "1e-2"]
-    assert sweep(*words) == 0
-    runs = [f"runs/s/trial-00{number}" for number in (1, 2)]
+def test_seeds_share_the_split_are_tested_once_and_one_that_fails_costs_no_other(
+    folder, capsys, monkeypatch
+) -> None:
+    def run_phase(experiment, *rest):
+        if experiment.config.seed == 1:
+            raise MemoryError("no room")
+        return original(experiment, *rest)
+
+    original, words = pipeline.run_phase, ["--seeds", "3", "--learning-rate", "1e-2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_phase", run_phase)
+        assert sweep(*words) == 0
+    assert read_trials()[1]["error"] == "MemoryError: no room"
+    runs = [f"runs/s/trial-00{number}" for number in (1, 3)]
     configs = [read_json(f"{run}/config.json") for run in runs]
-    assert [(config["seed"], config["split_seed"]) for config in configs] == [(0, 0), (1, 0)]
+    assert [(config["seed"], config["split_seed"]) for config in configs] == [(0, 0), (2, 0)]
     assert all(Path(run, "DONE.json").is_file() for run in runs)
     assert len({read_json(f"{run}/provenance.json")["data"]["split_sha256"] for run in runs}) == 1
     values = [read_json(f"{run}/evaluation.json")["test"]["accuracy"] for run in runs]
@@ -261,6 +258,7 @@ def test_seeds_share_the_split_and_are_tested_once(folder, capsys) -> None:
     assert last == f"runs/s  test accuracy {spread(values)} (n = 2)"
     before = [Path(run, "evaluation.json").stat().st_mtime_ns for run in runs]
     assert sweep(*words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("(n = 3)")
     assert [Path(run, "evaluation.json").stat().st_mtime_ns for run in runs] == before
 
 
@@ -397,7 +395,7 @@ def test_pruned_trials_are_shown(folder, capsys) -> None:
     words = ["--backbone", "mlp", "--weights", "random", "--data", "grey.csv", "--units", "0"]
     words += ["--label-column", "first"]  # it goes with every pixel
     words += ["--val-fraction", "0.5", "--epochs", "3", "--batch-size", "16", "--run", "s"]
-    words += ["--grid", "learning_rate=1e-7..1e-2:log", "--random", "8", "--wandb", "disabled"]
+    words += ["--grid", "learning_rate=1e-7..1e-2:log", "--random", "7", "--wandb", "disabled"]
     assert main(words) == 0
     pruned = [row for row in read_trials() if row["state"] == "pruned"]
     assert capsys.readouterr().out.count("pruned after epoch 2") == len(pruned) > 0
@@ -407,15 +405,13 @@ def test_pruned_trials_are_shown(folder, capsys) -> None:
 # One sweep, several commands
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--epochs", "3"], ["--epochs", "3", "--dry-run"], ["--grid", "learning_rate=1e-6,1e-3"]],
-)
-def test_another_sweep_of_that_name_is_refused(folder, words, monkeypatch) -> None:
+def test_another_sweep_of_that_name_is_refused(folder, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "run_trial", Mock(side_effect=StoppedError(15)))
     assert sweep(*RATES) == 143
     before = sorted(Path("runs/s").rglob("*"))
-    assert sweep(*RATES, *words) == 3
+    longer, wider = ["--epochs", "3"], ["--grid", "learning_rate=1e-6,1e-3"]
+    for words in (longer, [*longer, "--dry-run"], wider):
+        assert sweep(*RATES, *words) == 3
     assert sorted(Path("runs/s").rglob("*")) == before
     header, first, *rest = Path("toy_train.csv").read_text().splitlines()
     Path("toy_train.csv").write_text("\n".join([header, *rest, first]) + "\n")
@@ -437,7 +433,8 @@ def test_finetune_sweeps_continue_one_frozen_run(folder, capsys) -> None:
     assert printed[printed.index("--runs-dir") + 1] == "elsewhere"
     assert printed[printed.index("--from") + 1] == "elsewhere/base"
     # Another run is the newest by now; the sweep continues its own.
-    assert train_main([*TOY, *where, "--run", "newer", "--seed", "1"]) == 0
+    newer = RunDir(Path(shutil.copytree("elsewhere/base", "elsewhere/newer")))
+    newer.write_done()
     assert main(words) == 0
 
 
@@ -528,12 +525,12 @@ def count_starts(run: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_ten_times_ends_like_an_undisturbed_one(tmp_path, monkeypatch) -> None:
+def test_a_sweep_killed_often_ends_like_an_undisturbed_one(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "train.csv", 200, seed=0)
     finish(start("whole"))
     rng = random.Random(5)
-    for _ in range(10):
+    for _ in range(5):
         process = start("killed")
         while not process.stderr.readline().startswith("trial "):
             assert process.poll() is None
@@ -543,7 +540,7 @@ def test_a_sweep_killed_ten_times_ends_like_an_undisturbed_one(tmp_path, monkeyp
     finish(start("killed"))
     assert read_trials("killed") == read_trials("whole")
     n_killed_in_a_trial = count_starts("killed") - count_starts("whole")
-    assert 5 <= n_killed_in_a_trial <= 10
+    assert 2 <= n_killed_in_a_trial <= 5
 
 
 @pytest.mark.slow

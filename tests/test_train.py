@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import csv
 import functools
 import gc
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
@@ -22,6 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import toyrun
 
 from fmnist_tf import load_run
 from fmnist_tf.errors import UsageError
@@ -52,10 +48,7 @@ def write_csv(path: Path, n_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     index = np.arange(n_rows) % 3
     pixels = index[:, None] * 80 + rng.integers(0, 60, (n_rows, 784))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", *(f"pixel{i}" for i in range(1, 785))])
-        writer.writerows([LABELS[k], *row] for k, row in zip(index, pixels, strict=True))
+    toyrun.write_csv(path, pixels, [LABELS[k] for k in index])
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ def train(*words: str) -> int:
 
 def frozen(*words: str) -> Path:
     assert train("--phase", "frozen", *QUICK, "--run", "first", *words) == 0
-    return Path("runs/first")
+    return Path("runs", words[words.index("--run") + 1] if "--run" in words else "first")
 
 
 def copy_frozen() -> Path:
@@ -110,6 +103,25 @@ def test_frozen_run_leaves_exactly_these_files(folder: Path, capsys) -> None:
     assert read(run, "evaluation.json")["val"]["total"] == 6
     checksums = read(run, "DONE.json")["files"]
     assert set(checksums) == FILES - UNSEALED
+    lines = (run / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "frozen"], ["2", "frozen"]]
+
+
+def test_the_saved_model_computes_what_was_recorded(folder: Path) -> None:
+    run = copy_frozen()
+    labels, probabilities = RunDir(run).read_predictions()
+    model = keras.saving.load_model(run / "model.keras", safe_mode=True)
+    pixels = np.loadtxt("toy_test.csv", delimiter=",", skiprows=1, dtype=np.uint8)[:, 1:]
+    found = model.predict(pixels.reshape(-1, 28, 28), verbose=0)
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+    assert list(labels[:3]) == [0, 1, 2]
+    agreement = read(run, "evaluation.json")["val"]["agreement"]
+    assert agreement["images"] == agreement["same_class"] == 6
+    assert 0 <= agreement["largest_difference"] < 0.01
+    if sys.platform == "linux":  # which tells
+        provenance = read(run, "provenance.json")
+        assert 1e8 < provenance["peak_anonymous_bytes"] <= provenance["peak_memory_bytes"] * 1.01
 
 
 def test_fewer_test_images_are_said_everywhere(folder: Path, capsys) -> None:
@@ -156,32 +168,6 @@ def test_the_end_says_what_comes_next(settings: dict, commands: list[str]) -> No
         assert page.endswith(f" {runs_dir}/r/report.html")
         for line, command in zip(lines, commands, strict=True):
             assert line.endswith(f" fmnist-tf {command}{where}")
-
-
-def test_a_page_that_fails_does_not_cost_the_run(folder: Path, capsys, monkeypatch) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("no\nfont")
-
-    monkeypatch.setattr("fmnist_tf.pipeline.finish.write_report", fail)
-    run = frozen()
-    assert {path.name for path in run.iterdir() if path.name != ".lock"} == FILES - {"report.html"}
-    assert "`python -m fmnist_tf.report first`" in capsys.readouterr().err
-
-
-def test_history_has_a_row_an_epoch(folder: Path) -> None:
-    lines = (copy_frozen() / "history.csv").read_text().splitlines()
-    assert lines[0] == "epoch,phase,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
-    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "frozen"], ["2", "frozen"]]
-
-
-def test_the_saved_model_gives_the_recorded_predictions(folder: Path) -> None:
-    run = copy_frozen()
-    labels, probabilities = RunDir(run).read_predictions()
-    model = keras.saving.load_model(run / "model.keras", safe_mode=True)
-    pixels = np.loadtxt("toy_test.csv", delimiter=",", skiprows=1, dtype=int)[:, 1:]
-    found = model.predict(pixels.reshape(-1, 28, 28).astype(np.uint8), verbose=0)
-    np.testing.assert_allclose(found, probabilities, atol=1e-5)
-    assert list(labels[:3]) == [0, 1, 2]
 
 
 def test_finetune_continues_the_newest_frozen_run(folder: Path, capsys) -> None:
@@ -281,7 +267,7 @@ def test_options_of_training_reach_the_run(folder: Path, capsys) -> None:
     lines = (run / "lr_finder.csv").read_text().splitlines()
     assert lines[0] == "rate,loss,smoothed"
     assert len(lines) > 10
-    assert (run / "lr_finder.png").stat().st_size > 1000
+    assert (run / "lr_finder.png").is_file()
     # What can be fed back gives the same run, its learning-rate finder too.
     assert train("--recipe", "runs/first/config.json", "--run", "b", "--wandb", "disabled") == 0
     again = RunDir(Path("runs/b")).read_history()
@@ -329,10 +315,6 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
     assert train("--phase", "finetune", *NEXT, "--epochs", "1", "--run", "second") == 0
     assert read(Path("runs/second"), "config.json")["parent"] == "s/trial-001"
     assert mirrored == [("s", 2)]
-    config = "runs/second/config.json"
-    assert train("--recipe", config, "--run", "third", "--wandb", "disabled") == 0
-    rows = [RunDir(Path("runs") / name).read_history() for name in ("second", "third")]
-    assert [row.val_loss for row in rows[0]] == [row.val_loss for row in rows[1]]
 
 
 def test_random_augmentation_computes_features_in_each_epoch(folder: Path, capsys) -> None:
@@ -348,38 +330,22 @@ def test_random_augmentation_computes_features_in_each_epoch(folder: Path, capsy
     assert (mirrored == 1).any()
 
 
-def test_model_and_training_loop_are_compared(folder: Path) -> None:
-    run = copy_frozen()
-    agreement = read(run, "evaluation.json")["val"]["agreement"]
-    assert agreement["images"] == agreement["same_class"] == 6
-    assert 0 <= agreement["largest_difference"] < 0.01
-    if sys.platform == "linux":  # which tells
-        provenance = read(run, "provenance.json")
-        assert 1e8 < provenance["peak_anonymous_bytes"] <= provenance["peak_memory_bytes"] * 1.01
-
-
-@pytest.mark.parametrize("phase", ["frozen", pytest.param("scratch", marks=pytest.mark.slow)])
-def test_precision_is_what_all_parts_compute_in(
-    folder: Path, phase: str, bfloat16_kernels: None
-) -> None:
+def test_precision_is_what_all_parts_compute_in(folder: Path, bfloat16_kernels: None) -> None:
     losses = set()
     for precision in ("float32", "bfloat16"):
-        words = ["--phase", phase, *QUICK, "--epochs", "1", "--precision", precision]
-        assert train(*words, "--run", precision) == 0
-        assert read(Path("runs", precision), "provenance.json")["precision"]["compute"] == precision
-        losses.add(RunDir(Path("runs", precision)).read_history()[0].loss)
+        run = frozen("--epochs", "1", "--precision", precision, "--run", precision)
+        assert read(run, "provenance.json")["precision"]["compute"] == precision
+        losses.add(RunDir(run).read_history()[0].loss)
     assert len(losses) == 2
-    stored = list(Path("runs/.cache/features").glob("*/shard-*.bin"))
-    assert len(stored) == (4 if phase == "frozen" else 0)  # finetune's, too
+    assert len(list(Path("runs/.cache/features").glob("*/shard-*.bin"))) == 4  # finetune's, too
 
 
 def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     folder: Path, monkeypatch
 ) -> None:
     def train_head(head: str, run: str) -> list[tuple[float, ...]]:
-        words = ["--epochs", "1", "--head", head, "--run", run]
-        frozen(*words)
-        return [astuple(row)[:7] for row in RunDir(Path("runs", run)).read_history()]
+        run_dir = RunDir(frozen("--epochs", "1", "--head", head, "--run", run))
+        return [astuple(row)[:7] for row in run_dir.read_history()]
 
     def read_shards() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in Path("runs/.cache/features").glob("*/shard-*")}
@@ -398,24 +364,22 @@ def test_a_pooled_head_averages_the_maps_that_a_flatten_head_left(
     assert read_shards() == own | maps
 
 
-@pytest.mark.parametrize("head", ["flatten", "gap"])
+@pytest.mark.parametrize("head", ["gap", pytest.param("flatten", marks=pytest.mark.slow)])
 def test_finetune_finds_the_maps_that_the_frozen_pass_kept(
     folder: Path, monkeypatch, head: str
 ) -> None:
     def train_both(keep: str) -> dict[str, object]:
-        words = ["--augment", "flip", "--keep-for-finetune", keep]
-        frozen("--epochs", "1", "--head", head, *words)
-        run = read(Path("runs/first"), "provenance.json")["features"]
+        words = ["--augment", "flip", "--epochs", "1", "--no-test"]
+        run = frozen("--head", head, *words, "--keep-for-finetune", keep)
+        kept = read(run, "provenance.json")["features"]
         with monkeypatch.context() as patch:
             if keep != "none":
                 patch.setattr(features, "build_feature_function", None)
-            assert (
-                train("--phase", "finetune", *NEXT, *words[:2], "--epochs", "1", "--run", "f") == 0
-            )
+            assert train("--phase", "finetune", *NEXT, *words, "--run", "f") == 0
         shards = {path: path.read_bytes() for path in Path("runs/.cache/features").glob("*/s*")}
         used = read(Path("runs/f"), "provenance.json")["features"]
         assert len(shards) == 4
-        assert set(used) <= set(run) if keep != "none" else not set(used) & set(run)
+        assert set(used) <= set(kept) if keep != "none" else not set(used) & set(kept)
         histories = [
             [repr(astuple(row)[:7]) for row in RunDir(Path("runs", name)).read_history()]
             for name in ("first", "f")
@@ -423,7 +387,7 @@ def test_finetune_finds_the_maps_that_the_frozen_pass_kept(
         shutil.rmtree("runs")
         return {"shards": shards, "histories": histories}
 
-    assert train_both("none") == train_both("auto") == train_both("conv2")
+    assert train_both("none") == train_both("auto")
 
 
 def test_a_disk_too_small_to_keep_maps_for_finetune_keeps_the_features(
@@ -472,14 +436,6 @@ def test_a_frozen_weight_that_moves_stops_the_run(folder: Path, capsys, monkeypa
     assert not Path("runs/first/DONE.json").exists()
 
 
-def test_scratch_trains_everything(folder: Path) -> None:
-    assert train("--phase", "scratch", *QUICK, "--run", "s") == 0
-    text = Path("runs/s/trainable.txt").read_text()
-    assert "stem_conv/kernel\t3x3x3x4\ttrained" in text
-    assert "stem_bn/moving_mean\t4\tupdated" in text
-    assert "value_range/kernel\t1x1x1x3\tfrozen" in text
-
-
 def test_the_sample_is_named_wherever_it_is_shown(folder: Path, capsys) -> None:
     words = ["--data", "sample", "--limit", "200", "--epochs", "1", "--wandb", "disabled"]
     assert train("--backbone", "toy", "--weights", "random", *words) == 0
@@ -500,26 +456,6 @@ def test_dry_run_writes_no_run(folder: Path, capsys) -> None:
     captured = capsys.readouterr()
     assert json.loads(captured.out)["units"] == 8
     assert not [path for path in Path("runs").iterdir() if not path.name.startswith(".")]
-
-
-@pytest.mark.slow
-def test_wandb_mirrors_the_run_offline(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert train(*QUICK[:-1], "offline", "--run", "w") == 0
-    assert list(Path("runs/w/wandb").glob("offline-run-*/*.wandb"))
-    said = capsys.readouterr().err
-    assert "leet runs/w/wandb/offline-run-" in said
-    assert "sync runs/w/wandb/offline-run-" in said
-
-
-def test_an_existing_run_is_refused_and_left_as_it_was(folder: Path, capsys) -> None:
-    run = copy_frozen()
-    before = (run / "DONE.json").read_bytes()
-    assert train(*QUICK, "--run", "first") == 3
-    assert "exists already" in capsys.readouterr().err
-    assert (run / "DONE.json").read_bytes() == before
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -548,51 +484,11 @@ def test_bad_input_gets_one_clear_error(folder: Path, capsys, words: list[str], 
     assert not list(Path().glob("runs/*/DONE.json"))
 
 
-def test_bad_pixel_names_its_place(folder: Path, capsys) -> None:
-    lines = Path("toy_train.csv").read_text().splitlines()
-    cells = lines[4].split(",")
-    cells[2] = "300"
-    lines[4] = ",".join(cells)
-    Path("toy_train.csv").write_text("\n".join(lines) + "\n")
-    assert train(*QUICK) == 2
-    said = capsys.readouterr().err
-    assert "error[E033] toy_train.csv:5:3 (pixel2): " in said
-
-
-def test_finetune_refuses_other_data_and_an_altered_model(folder: Path) -> None:
-    run = copy_frozen()
-    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1"]
+def test_finetune_refuses_other_data(folder: Path) -> None:
+    copy_frozen()
     write_csv(folder / "other_train.csv", 60, seed=5)
     write_csv(folder / "other_test.csv", 21, seed=6)
-    assert train(*words, "--data", "other_train.csv") == 2
-    with (run / "model.keras").open("ab") as file:
-        file.write(b"x")
-    assert train(*words) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("provenance.json", "{}"),
-        ("DONE.json", '{"files": {}}'),
-        ("config.json", '{"phase": "frozen", "epochs": "3"}'),
-        ("config.json", "["),
-        ("model.keras", None),
-    ],
-)
-def test_a_damaged_parent_is_bad_input(
-    folder: Path, capsys, name: str, content: str | None
-) -> None:
-    run = copy_frozen()
-    if content is None:
-        (run / name).unlink()
-    else:
-        (run / name).write_text(content)
-    words = ["--phase", "finetune", "--wandb", "disabled", "--epochs", "1", "--from", "first"]
-    assert train(*words, "--quiet") == 2
-    said = capsys.readouterr().err
-    assert "runs/first" in said or name in said
-    assert "Traceback" not in said
+    assert train("--phase", "finetune", *NEXT, "--data", "other_train.csv") == 2
 
 
 def test_a_disk_too_small_for_the_cache_is_a_warning(folder: Path, capsys, monkeypatch) -> None:
@@ -607,36 +503,3 @@ def test_a_model_of_another_network_is_bad_input(folder: Path, monkeypatch) -> N
     copy_frozen()
     monkeypatch.setitem(BACKBONES, "toy", replace(BACKBONES["resnet8"], name="toy"))
     assert train("--phase", "finetune", *NEXT) == 2
-
-
-def test_a_full_disk_ends_with_74(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*words: object) -> None:
-        raise OSError(28, "No space left on device", "runs/first/history.csv")
-
-    monkeypatch.setattr(RunDir, "write_history", full)
-    assert train(*QUICK, "--run", "first") == 74
-    assert "runs/first/history.csv" in capsys.readouterr().err
-    assert not Path("runs/first/DONE.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-)
-def test_a_stop_leaves_the_best_model_so_far(folder: Path, number: int, code: int) -> None:
-    words = [*TOY, "--wandb", "disabled", "--run", "long", "--epochs", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("toy.py"), *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-    )
-    history, deadline = folder / "runs/long/history.csv", time.monotonic() + 90
-    while not history.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
-    assert keras.saving.load_model(folder / "runs/long/model.keras").output_shape == (None, 3)
-    assert not (folder / "runs/long/DONE.json").exists()

@@ -6,7 +6,10 @@ tensor between them. As a program it is `fmnist_tf.train` with `--backbone toy` 
 
 from __future__ import annotations
 
+import io
 import sys
+
+from PIL import Image
 
 from fmnist_tf.model.backbones import BACKBONES, BackboneSpec
 from fmnist_tf.model.preprocessing import CAFFE
@@ -40,6 +43,14 @@ def build_toy_spec() -> BackboneSpec:
         default_size=16,
         value_range=CAFFE,
     )
+
+
+def save_no_figure(figure: object, file: object, **_: object) -> None:
+    """Take the place of `Figure.savefig`, which is a third of a toy run."""
+    if isinstance(file, io.StringIO):
+        file.write("<svg></svg>")
+    else:
+        Image.new("L", (1, 1)).save(file, "PNG")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import build_toy_spec
+from toy import build_toy_spec, save_no_figure
 
 from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.train import main
@@ -44,8 +44,15 @@ def write_csv(
             writer.writerow(image if labels is None else [labels[row], *image])
 
 
+def write_toy_data(folder: Path) -> None:
+    """Write toy_train.csv (60 images) and toy_test.csv (21)."""
+    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
+        labels = [NAMES[row % 3] for row in range(n_rows)]
+        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
+
+
 def copy_toy_run(folder: Path) -> None:
-    """Copy the files toy_train.csv (60 images) and toy_test.csv (21) and the run `first`."""
+    """Copy the toy's data and the run `first`."""
     shutil.copytree(_train(), folder, dirs_exist_ok=True)
 
 
@@ -53,12 +60,11 @@ def copy_toy_run(folder: Path) -> None:
 def _train() -> Path:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
-    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
-        labels = [NAMES[row % 3] for row in range(n_rows)]
-        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
+    write_toy_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(BACKBONES, "toy", build_toy_spec())
+        patch.setattr("matplotlib.figure.Figure.savefig", save_no_figure)
         words = [*WORDS, "--data", "toy_train.csv", "--epochs", "8", "--run", "first"]
         assert main(words) == 0
     return folder

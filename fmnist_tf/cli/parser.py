@@ -30,6 +30,11 @@ def name_command(name: str = "") -> str:
     return f"{program} {name}".strip()
 
 
+def runs_dir_words(runs_dir: Path) -> list[str]:
+    """Return the words that name the folder of runs to a command; none for the default."""
+    return [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command; wrong usage is one line with a suggestion, and exit code 2.
 
@@ -67,5 +72,7 @@ class CommandParser(argparse.ArgumentParser):
             message = f"{flag} {value}: expected {', '.join(choices)}{hint and '; '}{hint}"
         elif "required" in message:
             message += f"; see `{self.prog} --help`"
+        elif any(Path(word).is_file() for word in message.split()[2:]):  # unrecognized arguments
+            message += "; put a pattern of files in quotes: 'train-*.csv'"
         warn(message.removeprefix("argument "), RED)
         self.exit(2)

@@ -97,6 +97,17 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def align(rows: Sequence[Sequence[str]], n_left: int = 1) -> list[str]:
+    """Return rows as lines of columns, two spaces apart: the first `n_left` left-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = "<" * n_left + ">" * (len(widths) - n_left)
+    lines = (
+        (f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
+        for row in rows
+    )
+    return ["  ".join(cells).rstrip() for cells in lines]
+
+
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left.

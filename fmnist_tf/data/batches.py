@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+from fmnist_tf.data.images import PixelRows, take_rows
 
 # Keeps the random numbers of views apart from those of orders, which come from (seed, epoch).
 _VIEW_STREAM = (0, 0x76696577)
@@ -45,16 +46,17 @@ class RowSource(Protocol):
 
 
 class ArrayRows:
-    """The rows of an array (N, ...) in memory or mapped from disk."""
+    """The rows of an array (N, ...) in memory or mapped from disk, or of several."""
 
-    def __init__(self, array: np.ndarray, known_digest: str | None = None) -> None:
+    def __init__(self, array: PixelRows, known_digest: str | None = None) -> None:
         self.array, self._known_digest = array, known_digest
-        self.n_rows, self.row_shape, self.dtype = len(array), array.shape[1:], array.dtype
+        none = array[:0]
+        self.n_rows, self.row_shape, self.dtype = len(array), none.shape[1:], none.dtype
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the array's bytes, unless the caller knew another."""
-        return self._known_digest or _sha256(self.array)
+        return self._known_digest or _sha256(self.array[:])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of these rows."""
@@ -117,14 +119,8 @@ class StackedRows:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape), each from its view."""
-        if len(self.sources) == 1:
-            return self.sources[0].take(rows)  # saves a copy of large rows
-        taken = np.empty((len(rows), *self.row_shape), self.dtype)
-        views, rows_within = np.divmod(rows, self.sources[0].n_rows)
-        for view in np.unique(views):
-            here = np.flatnonzero(views == view)
-            taken[here] = self.sources[view].take(rows_within[here])
-        return taken
+        starts = np.arange(len(self.sources)) * self.sources[0].n_rows
+        return take_rows([source.take for source in self.sources], starts, rows)
 
 
 def _sha256(*parts: str | np.ndarray) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE
+from fmnist_tf.data.images import PixelRows, read_blocks
 from fmnist_tf.data.summary import DataSummary
 
 RANGE_ENDS = (1, 15, 16, 31, 63, 100, 127, 255)
@@ -110,7 +111,7 @@ def check_training(
 
 def compare(
     summary: DataSummary,
-    pixels: NDArray[np.uint8],
+    pixels: PixelRows,
     path: str,
     labels: NDArray[np.int64] | None = None,
     label_column: str | None = None,
@@ -132,7 +133,7 @@ def compare(
     problems: list[tuple[str, str]] = []
     flags = ""
     if factor := _range_factor(summary, pixels):
-        peak, trained = int(pixels.max()), _peak(summary)
+        peak, trained = _brightest(pixels), _peak(summary)
         text = f"no pixel passes {peak}, training images reach {trained}"
         problems.append(("W051", f"{text}, as if scaled to 0..{_range_end(peak)}"))
         flags += f" --scale {factor:.6g}"
@@ -170,7 +171,7 @@ def _format(
 ) -> list[str]:
     lines = [f"{code} {path}: {text}" for code, text in problems]
     if flags:
-        mended = re.sub(r"(\.\w{1,7}){1,2}$", "", Path(path).name) + "-mended.csv"
+        mended = re.sub(r"[-_.]?[*?[{].*|(\.\w{1,7}){1,2}$", "", Path(path).name) + "-mended.csv"
         named = ["--label-column", label_column] if label_column else []
         command = f"python -m fmnist_tf.convert {shlex.join([path, mended, *named])}{flags}"
         lines[-1] += f". The file is used as it is; to mend it: {command}"
@@ -185,12 +186,16 @@ def _peak(summary: DataSummary) -> int:
     return int(np.flatnonzero(summary.histogram).max(initial=0))
 
 
-def _range_factor(summary: DataSummary, pixels: NDArray[np.uint8]) -> float | None:
+def _brightest(pixels: PixelRows) -> int:
+    return max(int(block.max()) for block in read_blocks(pixels))
+
+
+def _range_factor(summary: DataSummary, pixels: PixelRows) -> float | None:
     """Return what gives the images the training images' range of grey levels, None if they have it.
 
     They are less than half as bright as 999 of 1,000 draws of N training images, or twice as any.
     """
-    peak, trained = int(pixels.max()), _peak(summary)
+    peak, trained = _brightest(pixels), _peak(summary)
     peaks = _examples(summary).max(axis=1, initial=0)
     usual = np.quantile(peaks, 0.001 ** (1 / len(pixels))) if len(peaks) else 0
     if peak and (2 * peak < usual or peak > 2 * trained > 0):

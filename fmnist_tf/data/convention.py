@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE
+from fmnist_tf.data.images import PixelRows
 
 TOLERANCE = 0.05 * 255
 """A pixel within this many grey levels of the background is background: 5 % of the range, as
@@ -65,7 +66,7 @@ class Convention:
         return cls(record["background"], record["content_side"], ink=ink, **later)
 
 
-def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
+def measure_convention(pixels: PixelRows) -> Convention:
     """Measure the convention of images (N, 784), N >= 1."""
     background = measure_background(pixels)
     contrast = measure_contrast(_pick(pixels), background)
@@ -94,7 +95,7 @@ def measure_convention(pixels: NDArray[np.uint8]) -> Convention:
     )
 
 
-def measure_background(pixels: NDArray[np.uint8]) -> int:
+def measure_background(pixels: PixelRows) -> int:
     """Return the median grey level, 0..255, of the edge pixels of images (N, 784)."""
     return int(np.median(_pick(pixels)[:, _EDGE]))
 
@@ -123,7 +124,7 @@ def measure_thickness(is_content: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.maximum(thickness, 0)
 
 
-def _pick(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _pick(pixels: PixelRows) -> NDArray[np.uint8]:
     """Return enough images, evenly spaced."""
     return pixels[:: 1 + len(pixels) // _ENOUGH]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,12 +56,14 @@ class LabelCodes:
                     yield line, fault("E027 mixed", text, *kinds)
 
     def sort(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the K labels in order, and the place (K,) of each code in that order.
-
-        By value if they are whole numbers, else by text.
-        """
-        texts = sorted(self._codes, key=int if all(map(is_whole, self._codes)) else str)
+        """Return the K labels as `sort_labels` does, and the place (K,) of each code in them."""
+        texts = sort_labels(self._codes)
         return texts, np.argsort([self._codes[text] for text in texts]).astype(np.int32)
+
+
+def sort_labels(texts: Collection[str]) -> list[str]:
+    """Return labels in order: by value if all are whole numbers, else by text."""
+    return sorted(texts, key=int if all(map(is_whole, texts)) else str)
 
 
 def encode_labels(
@@ -171,7 +173,7 @@ def map_labels(
                 code, hint = "E029", "write names in both files, or numbers in both"
             problems.append(_problem(table, value, code, expected, hint))
     if problems:
-        raise DataError(sorted(problems, key=lambda problem: problem.line or 0))
+        raise DataError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
     of_value = np.array([index[text] for text in table.label_values], np.int64)
     return of_value[np.asarray(table.label_index)]
 
@@ -187,10 +189,11 @@ def require_labels(table: Table, minimum: int = 1) -> None:
 
 
 def _problem(table: Table, value: int, code: str, expected: str, hint: str) -> Problem:
-    line = table.first_line + int(np.argmax(np.asarray(table.label_index) == value))
+    row = np.argmax(np.asarray(table.label_index) == value)
+    (path,), (line,) = table.find(np.array([row]))
     only = "only " if len(table.label_values) == 1 else ""
     found = f"{only}the label {printable(table.label_values[value])}"
-    return Problem(code, table.path, line, table.label_field, None, found, expected, hint)
+    return Problem(code, path, int(line), table.label_field, None, found, expected, hint)
 
 
 def _hint(found: Sequence[str], expected: Sequence[str]) -> str:

@@ -86,4 +86,4 @@ def _read_columns(path: Path, table: Any, label_column: str | None) -> Parsed:
             raise DataError(problems, error.totals) from None
     index = images.label_index
     labels = None if index is None else [images.label_values[k] for k in index]
-    return images.pixels, labels, list(images.decisions)
+    return images.pixels[:], labels, list(images.decisions)

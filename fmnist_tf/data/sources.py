@@ -93,10 +93,10 @@ def read_dataset(
     folder; the official files (Keras' cache, else a download); the built-in sample.
 
     Args:
-        data: "auto", "sample", "official", or a path; see `find_tables` and `read_table`.
+        data: "auto", "sample", "official", or a path or pattern; see `find_tables`, `read_table`.
         store_dir: where parsed files are kept; downloads are kept beside it.
         say: takes a line before what takes time, and when a source fails.
-        test_data: a labelled file or folder that replaces any other test file, or None.
+        test_data: what replaces any other test file, a labelled path or pattern, or None.
         label_column: see `read_table`.
         labels: a file of the labels of the training images, or None. Those of the test images are
             in the file named alike, with "test" for "train".
@@ -188,7 +188,7 @@ def _read_files(
     data: str, labels: Path | None, read: _Read, decisions: list[str], *, wants_test: bool
 ) -> tuple[Table, Table | None]:
     """Read the train file and, if wanted, the labelled test file beside it."""
-    path = DATA_DIR if data == "auto" else expand_path(data)
+    path = DATA_DIR if data == "auto" else expand_path(data, several=True)
     paths = find_tables(path, in_folders=data != "auto")
     if paths is None:
         raise UsageError(
@@ -216,7 +216,7 @@ def _read_files(
 
 
 def _read_named_test(test_data: str, labels: Path | None, read: _Read, train: Table) -> Table:
-    path = pick_table(expand_path(test_data))
+    path = pick_table(expand_path(test_data, several=True))
     check_paths(train.path, path)
     if train.label_index is None:
         raise UsageError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
-from fmnist_tf.data.images import Pixels
+from fmnist_tf.data.images import BLOCK, Pixels, read_blocks
 from fmnist_tf.errors import printable
 from fmnist_tf.system.files import open_regular, remove, write_atomically
 
@@ -29,7 +29,6 @@ IMBALANCE_RATIO = 10
 
 _VERSION = 4  # part of a kept file's name: raise it if the same images would be described otherwise
 _PREFIX = "data_"
-_BLOCK = 4096  # images read at once; bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,21 +109,20 @@ class _Scan:
         self.sums = np.zeros((len(classes), N_PIXELS))  # of the pixels of each class
         self.histogram = np.zeros(256, np.int64)
         self.n_constant = 0  # images of one grey level
-        self.hashes: list[int] = []  # equal for equal images
-        for first in range(0, len(part.pixels), _BLOCK):
-            block = part.pixels[first : first + _BLOCK]
-            is_class = classes[:, np.newaxis] == part.labels[first : first + _BLOCK]
+        self.hashes = np.zeros(len(part.pixels), np.int64)  # equal for equal images
+        for number, block in enumerate(read_blocks(part.pixels)):
+            rows = slice(number * BLOCK, number * BLOCK + len(block))
+            is_class = classes[:, np.newaxis] == part.labels[rows]
             self.sums += is_class.astype(np.float32) @ block.astype(np.float32)  # exact
             self.histogram += np.bincount(block.ravel(), minlength=256)
             self.n_constant += int((np.ptp(block, axis=1) == 0).sum())
-            self.hashes += [hash(image.tobytes()) for image in block]
-        self.n_copies = len(self.hashes) - len(set(self.hashes))
+            self.hashes[rows] = [hash(image.tobytes()) for image in block]
+        self.n_copies = len(self.hashes) - len(np.unique(self.hashes))
 
 
 def _inspect(train: Pixels, test: Pixels) -> Inspection:
     of_train, of_test = _Scan(train), _Scan(test)
-    known = set(of_train.hashes)
-    n_shared = sum(image in known for image in of_test.hashes)
+    n_shared = int(np.isin(of_test.hashes, of_train.hashes).sum())
     examples = np.zeros((len(train.class_names), EXAMPLES, N_PIXELS), np.uint8)
     for k, images in enumerate(examples):
         rows = np.flatnonzero(train.labels == k)[:EXAMPLES]

@@ -1,10 +1,11 @@
-"""A file or folder of images in any form -> a `Table`; the reader is chosen by the content."""
+"""Files or a folder of images in any form -> a `Table`; the reader is chosen by the content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -22,12 +23,13 @@ from fmnist_tf.data.files import MAX_BYTES, File
 from fmnist_tf.data.folders import hash_pictures, read_pictures
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.labels import encode_labels, read_labels
-from fmnist_tf.data.locate import find_labels_beside
+from fmnist_tf.data.locate import find_labels_beside, list_parts
 from fmnist_tf.data.parquet import read_parquet
+from fmnist_tf.data.shards import join_tables, require_alike
 from fmnist_tf.data.store import Block, Finish, read_store, write_store
 from fmnist_tf.errors import file_error
 
-READER_VERSION = 3
+READER_VERSION = 4
 """Part of a store's name: raise it whenever the same bytes would be read in another way."""
 FASHION = Convention(background=0, content_side=IMAGE_SIZE)
 """Bright objects that fill a black image."""
@@ -47,8 +49,9 @@ def read_table(
     """Read and check images, or open the store that an earlier call wrote. Memory is bounded.
 
     Args:
-        path: a CSV, an IDX, NPY or Parquet file, perhaps compressed or in a zip archive, or a
-            folder of a folder of pictures for each class.
+        path: a CSV, an IDX, NPY or Parquet file, perhaps compressed or in a zip archive; a pattern
+            of several (see `list_parts`), each with a store of its own; or a folder of a folder of
+            pictures for each class.
         store_dir: folder of stores, made if needed; a store's name holds the file's SHA-256.
         label_column: of a CSV or Parquet file: the label's name, its number from 1, "first" or
             "last"; default: decided by the names, else by what the columns hold.
@@ -57,9 +60,33 @@ def read_table(
         convention: of the images that pictures are converted to if they are not grey and 28x28.
         max_bytes: greatest size of the file, and of its content after decompression.
 
-    DataError: E001..E045, see docs/data.md; all faults of a CSV at once.
+    DataError: E001..E046, see docs/data.md; all faults of a CSV at once.
     """
-    path, store_dir = Path(path), Path(store_dir)
+    paths, store_dir = list_parts(path), Path(store_dir)
+    if len(paths) == 1:
+        return _read_file(paths[0], store_dir, label_column, labels, convention, max_bytes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a mapped file stays open
+    if 0 < soft < (wanted := len(paths) + 512):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard % 2**63), hard))
+    tables: list[Table] = []
+    for part in paths:
+        tables.append(_read_file(part, store_dir, label_column, None, convention, max_bytes))
+        require_alike(tables[0], tables[-1])
+        if tables[0].first_line == 1 and tables[0].label_field:
+            # Without a header, what the first file holds decides for the others.
+            label_column = str(tables[0].label_field)
+    table = join_tables(Path(path), tables)
+    return table if labels is None else _add_labels(table, labels)
+
+
+def _read_file(
+    path: Path,
+    store_dir: Path,
+    label_column: str | None,
+    labels: Path | None,
+    convention: Convention,
+    max_bytes: int,
+) -> Table:
     read: _Read
     if os.path.isdir(path):
         read = partial(_encode, path, "pictures", partial(read_pictures, path, convention))
@@ -104,7 +131,12 @@ def _encode(path: Path, form: str, parse: Callable[[], Parsed]) -> tuple[list[Bl
     pixels, labels, decisions = parse()
     values, index = encode_labels(path, labels or ["0"] * len(pixels))
     places = None if labels is None else np.arange(len(values), dtype=np.int32)
-    facts = {"form": form, "label_values": values if labels else (), "decisions": decisions}
+    facts = {
+        "form": form,
+        "label_values": values if labels else (),
+        "decisions": decisions,
+        "layout": "; ".join(decisions),
+    }
     return [(pixels, index)], lambda: (places, facts)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,12 @@ def check_exports(
         expected = run_model(model, images, show)[0]
     entries = []
     for export in exports:
+        parts: list[np.ndarray] = []
         with progress_bar(export.path.name, "image") as show:
-            agreement = compare(expected, _run(export.classify, images, show), labels)
+            for first in range(0, len(images), _BATCH):
+                parts.append(export.classify(images[first : first + _BATCH]))
+                show(first + len(parts[-1]), len(images))
+        agreement = compare(expected, np.concatenate(parts), labels)
         if export.precision == "float32" and agreement["differ_clearly"]:
             raise FmnistError(
                 f"{export.path.name}: expected the predictions of model.keras, found another class "
@@ -137,11 +141,3 @@ def measure_latency(classify: Classify, images: np.ndarray) -> float:
     one = images[:1]
     seconds = timeit.repeat(lambda: classify(one), number=1, repeat=N_WARM_UP + N_TIMED)
     return 1000 * statistics.median(seconds[N_WARM_UP:])
-
-
-def _run(classify: Classify, images: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
-    parts = []
-    for first in range(0, len(images), _BATCH):
-        parts.append(classify(images[first : first + _BATCH]))
-        show(first + len(parts[-1]), len(images))
-    return np.concatenate(parts)

@@ -6,11 +6,12 @@ Shape letters: N images, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fmnist_tf.data import IMAGE_SIZE
+from fmnist_tf.data.images import PixelRows
 
 if TYPE_CHECKING:
     import keras
@@ -22,19 +23,19 @@ _LARGEST_BATCH = 1024
 Progress = Callable[[int, int], None]
 """Called with (images done, N) after each batch."""
 
-RunBatches = Callable[[np.ndarray, Progress | None], Iterator[list[np.ndarray]]]
+RunBatches = Callable[[PixelRows, Progress | None], Iterator[list[np.ndarray]]]
 """(N, 784) or (N, 28, 28) uint8 images, progress -> a list of outputs for each batch."""
 
 
 def run_model(
-    model: keras.Model, images: np.ndarray, show: Progress | None = None
+    model: keras.Model, images: PixelRows, show: Progress | None = None
 ) -> list[np.ndarray]:
     """Return each output of the model for all images; see `compile_model`."""
     return run_all(compile_model(model), images, show)
 
 
 def run_all(
-    run_batches: RunBatches, images: np.ndarray, show: Progress | None = None
+    run_batches: RunBatches, images: PixelRows, show: Progress | None = None
 ) -> list[np.ndarray]:
     """Return each output for all images, the batches joined."""
     parts = list(run_batches(images, show))
@@ -65,7 +66,7 @@ def compile_model(model: keras.Model) -> RunBatches:
     def predict(batch: tf.Tensor) -> list[tf.Tensor]:
         return tf.nest.flatten(folded(batch, training=False))
 
-    def run_batches(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
+    def run_batches(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
         for first in range(0, len(images), size):
             batch = np.reshape(images[first : first + size], (-1, IMAGE_SIZE, IMAGE_SIZE))
             yield [output.numpy() for output in predict(tf.constant(batch))]
@@ -75,16 +76,27 @@ def compile_model(model: keras.Model) -> RunBatches:
     return run_batches
 
 
+class _Mirrored:
+    """The mirror images of others, made as they are read."""
+
+    def __init__(self, images: PixelRows) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        return np.reshape(self._images[rows], (-1, IMAGE_SIZE, IMAGE_SIZE))[:, :, ::-1]
+
+
 def average_flips(run_batches: RunBatches) -> RunBatches:
     """Return a function whose first output is the mean over each image and its mirror image.
 
     The first output is the probabilities; the others stay those of the image itself.
     """
 
-    def run_both(images: np.ndarray, show: Progress | None) -> Iterator[list[np.ndarray]]:
-        # A view: images mapped from disk stay there.
-        mirrored = np.reshape(images, (-1, IMAGE_SIZE, IMAGE_SIZE))[:, :, ::-1]
-        both = zip(run_batches(images, show), run_batches(mirrored, None), strict=True)
+    def run_both(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
+        both = zip(run_batches(images, show), run_batches(_Mirrored(images), None), strict=True)
         for (probabilities, *others), (of_mirrored, *_) in both:
             yield [(probabilities + of_mirrored) / 2, *others]
 

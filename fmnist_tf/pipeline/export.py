@@ -16,7 +16,7 @@ from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.exporting import FORMATS
 from fmnist_tf.pipeline.run_data import read_labelled_dataset
-from fmnist_tf.pipeline.saved_run import MODEL, SavedRun, build_saved_model
+from fmnist_tf.pipeline.saved_run import MODEL, SavedRun
 from fmnist_tf.results.provenance import describe_code, describe_machine
 from fmnist_tf.system.files import check_folder, replacing
 from fmnist_tf.system.startup import import_tensorflow
@@ -71,6 +71,7 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> str:
     from fmnist_tf.exporting.check import check_exports, find_losses, format_report
     from fmnist_tf.exporting.formats import write_exports
     from fmnist_tf.model.classifier import divide_logits
+    from fmnist_tf.pipeline.network import build_saved_model
 
     machine = describe_machine()
     report: dict[str, Any] = {

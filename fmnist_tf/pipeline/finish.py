@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,26 +19,26 @@ import numpy as np
 import tensorflow as tf
 
 from fmnist_tf.cli.terminal import progress_bar, warn
+from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
 from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
 from fmnist_tf.pipeline.fit import Trained
 from fmnist_tf.pipeline.prepare import Experiment, RunData
-from fmnist_tf.pipeline.record import Invocation, write_provenance
+from fmnist_tf.pipeline.record import write_provenance
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.reporting.curves import write_curves
 from fmnist_tf.reporting.model_card import write_model_card
 from fmnist_tf.reporting.page import write_report
 from fmnist_tf.reporting.plots import write_confusion, write_mistakes
-from fmnist_tf.reporting.tracking import RunResults, Trackers
+from fmnist_tf.reporting.tracking import Trackers
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.rundir import PREDICTIONS, RunDir
 from fmnist_tf.results.temperature import fit_temperature, measure_scaling
 from fmnist_tf.settings.config import FLIP
 from fmnist_tf.system import signals
-from fmnist_tf.system.files import file_digest
 from fmnist_tf.training.augmentation import augment
 
 N_AGREEMENT = 256
@@ -47,26 +48,15 @@ N_AUGMENTED = 8, 7  # training images, and views of each, that the report shows
 
 
 def finish(
-    experiment: Experiment,
-    directory: RunDir,
-    invocation: Invocation,
-    trained: Trained,
-    tracker: Trackers,
+    experiment: Experiment, directory: RunDir, trained: Trained, trackers: Trackers
 ) -> Evaluation:
-    """Test the saved model once, and write everything up to DONE.json.
-
-    Args:
-        experiment: as it was trained.
-        directory: holds model.keras.
-        invocation: how the run was started.
-        trained: what training left behind.
-        tracker: gets the results.
+    """Test model.keras once, and write everything up to DONE.json.
 
     Returns:
         The test evaluation; that of val if there are no test images (`limit_test` 0).
     """
     config, data, weights = experiment.config, experiment.data, experiment.network.weights
-    clock, dataset = invocation.clock, data.dataset
+    clock, dataset = experiment.invocation.clock, data.dataset
     test, names = dataset.test, dataset.train.class_names
 
     # --- Predict with the file on disk: what is reported is what anybody gets who loads it ------
@@ -80,7 +70,7 @@ def finish(
         val_by = test_by = f"{MODEL}, mean of each image and its mirror image"
         # By the file too: mirror images may not be among the cached features.
         with clock.stage("val"), progress_bar("val", "image") as show:
-            pixels = dataset.train.pixels[data.splits.val]
+            pixels = dataset.train.pick(data.splits.val).pixels
             val_probabilities = np.concatenate([some for some, _ in run_batches(pixels, show)])
 
     # --- Evaluate -------------------------------------------------------------------------------
@@ -132,7 +122,7 @@ def finish(
                 write_mistakes(path, heading, test.pixels, test.labels, probabilities, names)
 
     # --- Describe -------------------------------------------------------------------------------
-    write_provenance(experiment, directory, invocation, trained)
+    write_provenance(experiment, directory, trained)
     with _may_fail("README.md"):
         write_model_card(directory)
     command = f"python -m fmnist_tf.report {directory.name_in(directory.runs_dir)}"
@@ -140,34 +130,7 @@ def finish(
         write_report(directory, directory.file("report.html"))
 
     # --- Mirror in the trackers -----------------------------------------------------------------
-    metadata = {
-        "test_accuracy": evaluation.accuracy if is_tested else None,
-        "test_total": len(test.labels),
-        "val_accuracy": val.accuracy,
-        "test_time_flip": config.test_time_flip,
-        "dataset": dataset.name,
-        "data_kind": dataset.kind,
-        "backbone": config.backbone,
-        "weights": weights.kind,
-        "weights_sha256": weights.sha256,
-        "classes": list(names),
-        "sha256": file_digest(directory.file(MODEL)),
-    }
-    # Page and model card name paths and the machine: they stay in the run directory.
-    files = [directory.file(name) for name in (MODEL, "labels.json")]
-    figures = map(directory.file, ("curves.png", "confusion.png", "mistakes.png"))
-    tracker.log_results(
-        RunResults(
-            evaluations,
-            test.pixels,
-            test.labels,
-            probabilities,
-            names,
-            figures=[path for path in figures if path.is_file()],
-            model=files,
-            metadata=metadata,
-        )
-    )
+    trackers.log_results(directory, test.pixels)
     directory.write_done()
     return evaluation
 
@@ -211,7 +174,7 @@ def _compare_with_training(
 
 def _predict(
     run_batches: RunBatches,
-    pixels: np.ndarray,
+    pixels: PixelRows,
     feature_rows: np.ndarray,
     show: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -232,9 +195,21 @@ def _analyse_val(data: RunData, probabilities: np.ndarray) -> dict[str, np.ndarr
     return {
         "val_labels": labels,
         "val_probabilities": probabilities,
-        "val_lines": train.lines[rows],
+        **_find_images("val", data.dataset.files[0], train, rows, shown),
         "val_shown": shown,
         "val_pixels": train.pixels[rows[shown]],
+    }
+
+
+def _find_images(
+    split: str, table: Table, images: Pixels, rows: np.ndarray, shown: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the lines of images; and the files of those of them that are shown, if several."""
+    paths, lines = images.find(rows)
+    names = [Path(paths[place]).name for place in shown]
+    return {
+        f"{split}_lines": lines,
+        **({f"{split}_files": np.array(names, str)} if table.parts else {}),
     }
 
 
@@ -242,7 +217,7 @@ def _analyse_test(
     data: RunData, model: keras.Model, probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the test images that the report shows, and Grad-CAM of some of them."""
-    test = data.dataset.test
+    test, files = data.dataset.test, data.dataset.files
     selection = analysis.select_examples(test.labels, probabilities)
     explained = selection.explained
     images = test.pixels[explained].reshape(-1, 28, 28)
@@ -250,7 +225,7 @@ def _analyse_test(
     if found is None:
         explained, found = explained[:0], (np.zeros((0, 28, 28), np.uint8), (0, 0))
     return {
-        "test_lines": test.lines,
+        **_find_images("test", files[-1], test, np.arange(len(test.labels)), selection.rows),
         "test_shown": selection.rows,
         "test_pixels": test.pixels[selection.rows],
         "cam_rows": explained,
@@ -294,7 +269,7 @@ def _draw_augmented(experiment: Experiment) -> np.ndarray:
     return np.stack(views, axis=1)
 
 
-def _project(pixels: np.ndarray, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+def _project(pixels: PixelRows, rows: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
     """Return the PCA projections of features and of pixels of these test rows."""
     embeddings, embeddings_variance = analysis.project(features)
     projected, pixels_variance = analysis.project(pixels[rows])

@@ -14,12 +14,14 @@ from fmnist_tf.cli.terminal import GREEN, progress_bar, say, warn
 from fmnist_tf.data.batches import ArrayRows, PickedRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
+from fmnist_tf.pipeline.network import Network
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training, use_suggested_rate
-from fmnist_tf.pipeline.prepare import Experiment, Network
-from fmnist_tf.pipeline.record import Invocation, write_provenance
+from fmnist_tf.pipeline.prepare import Experiment
+from fmnist_tf.pipeline.record import write_provenance
 from fmnist_tf.pipeline.rows import open_rows
 from fmnist_tf.pipeline.saved_run import MODEL
 from fmnist_tf.pipeline.train_state import TrainState
+from fmnist_tf.reporting.tracking import Trackers
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system import signals
@@ -31,9 +33,6 @@ from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.loop import Counts, Position, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
-
-OnEpoch = Callable[[HistoryRow], None]
-OnLoss = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +57,9 @@ class Trained:
 def fit(
     experiment: Experiment,
     directory: RunDir,
-    invocation: Invocation,
-    on_epoch: OnEpoch,
-    checkpoints: CheckpointDir | None,
-    on_loss: OnLoss = lambda step, loss: None,
+    trackers: Trackers,
+    checkpoints: CheckpointDir | None = None,
+    on_epoch: Callable[[HistoryRow], None] = lambda row: None,
 ) -> Trained:
     """Train all epochs and leave the best epoch's weights in the network and in model.keras.
 
@@ -71,11 +69,10 @@ def fit(
     Args:
         experiment: what is trained.
         directory: gets history.csv, steps.csv, model.keras and, in provenance.json, the features.
-        invocation: how the run was started.
-        on_epoch: called with each row of the history; what it raises ends the training.
+        trackers: get each step's loss and each row of the history.
         checkpoints: of the run, whose newest one is continued; None: write neither checkpoints nor
             model.keras. Of several workers the chief has them, and the others get its state.
-        on_loss: called after each step with its number, from 1 over all epochs, and its loss.
+        on_epoch: called with each row of the history; what it raises ends the training.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -83,8 +80,8 @@ def fit(
         OSError: the disk is full or fails.
     """
     checkpoint = checkpoints.newest if checkpoints else None
-    config, network, clock = experiment.config, experiment.network, invocation.clock
-    cache_dir = config.cache_dir(directory.runs_dir)
+    config, network, invocation = experiment.config, experiment.network, experiment.invocation
+    clock = invocation.clock
     precision, reason = network.precision
     say(f"compute precision: {precision} ({reason})")
 
@@ -101,9 +98,9 @@ def fit(
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
     source, compute_features, engine, invocation.features[:] = open_rows(
-        experiment, pixels, split, plan, cache_dir, clock
+        experiment, pixels, split, plan, experiment.data.cache_dir, clock
     )
-    write_provenance(experiment, directory, invocation, None)
+    write_provenance(experiment, directory)
 
     # --- Optimizer and trainer ------------------------------------------------------------------
     workers = cluster.current()
@@ -126,7 +123,7 @@ def fit(
     before = digest_weights(network.classifier)
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
-    state = TrainState(trainer, experiment, clock, source.digest, plan.rates.peak)
+    state = TrainState(trainer, experiment, source.digest, plan.rates.peak)
     if workers.json_from_chief(checkpoint is not None):
         state.load(checkpoint, plan)
         if standardization is not None:
@@ -140,10 +137,9 @@ def fit(
             plan = replace(plan, rates=replace(plan.rates, peak=peak))
     elif config.lr_finder:
         with clock.stage("lr_finder"):
-            rates = plan_rates()
-            losses = trainer.run_lr_finder(source, labels, train_rows, plan, rates)
-        given = config.learning_rate
-        plan = use_suggested_rate(plan, rates, losses, given, directory, experiment.heading)
+            losses = trainer.run_lr_finder(source, labels, train_rows, plan, plan_rates())
+        heading, given = experiment.heading, config.learning_rate
+        plan = use_suggested_rate(plan, losses, given, directory, heading)
     state.peak_rate = plan.rates.peak
     was_finished = state.is_finished
     if checkpoints is not None and not was_finished:  # hours must not end at a full disk
@@ -165,6 +161,7 @@ def fit(
         say(_describe_epoch(row, config.epochs, is_best), GREEN if is_best else "")
         if number == 1 and network.parent is not None:
             _compare_with_start(row, state.history[0])
+        trackers.log_epoch(row)
         on_epoch(row)
 
     if network.parent is not None and not state.history:
@@ -193,7 +190,7 @@ def fit(
                 def on_step(position: Position) -> None:
                     state.advance(position)
                     if position.step:
-                        on_loss(len(state.step_losses), state.step_losses[-1])
+                        trackers.log_step(len(state.step_losses), state.step_losses[-1])
                     counts, title = position.counts, f"epoch {position.epoch}/{config.epochs}"
                     note = _describe_figures(counts.loss, counts.accuracy) if counts.total else ""
                     show(position.step, plan.rates.steps_per_epoch, note, title)

@@ -11,13 +11,13 @@ from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.blocks import find_blocks, list_stages
 from fmnist_tf.model.classifier import find_backbone
-from fmnist_tf.pipeline.prepare import Network
+from fmnist_tf.pipeline.network import Network
 from fmnist_tf.reporting.curves import write_lr_finder
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import FLIP, RunConfig
 from fmnist_tf.training.loop import TrainingPlan
-from fmnist_tf.training.lr_finder import smooth_losses, suggest_rate
+from fmnist_tf.training.lr_finder import plan_rates, smooth_losses, suggest_rate
 from fmnist_tf.training.schedules import RatePlan
 
 
@@ -34,7 +34,7 @@ def plan_training(
     """
     epochs, batch_size, rate = config.epochs, config.batch_size, config.learning_rate
     if epochs is None or batch_size is None or (rate is None and not config.lr_finder):
-        raise ValueError("the configuration is incomplete; see settings.config.complete_config")
+        raise ValueError("the configuration is incomplete; see settings.complete")
     steps = math.ceil(len(train_labels) / batch_size)
     cycle_epochs = config.cycle_epochs or max(1.0, epochs / 2)
     weights = None
@@ -82,7 +82,6 @@ def plan_layer_decay(config: RunConfig, network: Network) -> dict[str, float]:
 
 def use_suggested_rate(
     plan: TrainingPlan,
-    rates: list[float],
     losses: list[float],
     given: float | None,
     directory: RunDir,
@@ -90,17 +89,13 @@ def use_suggested_rate(
 ) -> TrainingPlan:
     """Write what the learning-rate finder measured; return the plan with the rate to use.
 
-    Args:
-        plan: its peak rate is replaced.
-        rates: ascending.
-        losses: of the steps at these rates; fewer if the loss diverged.
-        given: the learning rate in the settings, which has priority, or None.
-        directory: gets lr_finder.csv and lr_finder.png.
-        heading: of the figure.
+    The losses are those of the steps at the rates of `plan_rates`; fewer if the loss diverged. The
+    rate that the settings give, if any, has priority.
 
     Raises:
         FmnistError: there is no suggestion, and the settings name no rate.
     """
+    rates = plan_rates()
     smoothed = smooth_losses(losses)
     suggestion = suggest_rate(rates, losses)
     lines = [f"{r!r},{loss!r},{s!r}" for r, loss, s in zip(rates, losses, smoothed, strict=False)]

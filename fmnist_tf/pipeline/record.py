@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.pipeline.prepare import Experiment, describe_dataset
+from fmnist_tf.data.sources import Dataset
+from fmnist_tf.errors import escape
 from fmnist_tf.reporting.tracking import TrackingOptions
-from fmnist_tf.results.provenance import describe_code, describe_machine
+from fmnist_tf.results.provenance import SAMPLE, describe_code, describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
@@ -18,6 +20,7 @@ from fmnist_tf.training import cluster
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.fit import Trained
+    from fmnist_tf.pipeline.prepare import Experiment
 
 PROVENANCE = "provenance.json"
 
@@ -28,25 +31,25 @@ class Invocation:
 
     Attributes:
         command: the command line, without secrets.
-        code: commit and versions when the run began.
         tracking: which trackers the run has.
+        engine: that computed the features of a resumed run before, if it is known.
+        wandb_group: what W&B shows the run together with; None: the runs it continues.
         wandb_id: what W&B knows the run by.
         resumptions: of the run: when, by which command, where, and which changes were accepted.
-        engine: that computed the features of a resumed run before, if it is known.
         features: names of the cached features that are read, in the cache's folder `features`.
-        wandb_group: what W&B shows the run together with; None: the runs it continues.
+        code: commit and versions when the process began.
         clock: seconds of the stages.
         memory: peak of the process.
     """
 
     command: str
-    code: dict[str, Any]
     tracking: TrackingOptions
     engine: str | None = None
     wandb_group: str | None = None
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     resumptions: list[dict[str, Any]] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
+    code: dict[str, Any] = field(default_factory=describe_code)
     clock: StageClock = field(default_factory=StageClock)
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
@@ -55,48 +58,42 @@ def start_invocation(
     command: str, tracking: TrackingOptions, unfinished: RunDir | None
 ) -> Invocation:
     """Return how a process was started; what an unfinished run had recorded of itself is kept."""
-    before: dict[str, Any] = {}
-    if unfinished is not None and unfinished.file(PROVENANCE).exists():
-        before = unfinished.read_json(PROVENANCE)
-        command = str(before.get("command", command))
-    if tracking.wandb == "auto" and before.get("wandb_mode") in ("online", "offline", "disabled"):
-        tracking = replace(tracking, wandb=before["wandb_mode"])
-    if before.get("tensorboard") is True:
+    if unfinished is None:
+        return Invocation(command, tracking)
+    is_begun = unfinished.file(PROVENANCE).exists()
+    before = unfinished.read_json(PROVENANCE) if is_begun else {}
+    if tracking.wandb == "auto":
+        tracking = replace(tracking, wandb=before.get("wandb_mode", "auto"))
+    if before.get("tensorboard"):
         tracking = replace(tracking, tensorboard=True)
-    invocation = Invocation(command, describe_code(), tracking)
-    wandb_id, resumptions = str(before.get("wandb_id")), before.get("resumptions")
-    if not re.fullmatch("[0-9a-f]{8}", wandb_id):
-        wandb_id = invocation.wandb_id
-    return replace(
-        invocation,
-        wandb_id=wandb_id,
-        resumptions=list(resumptions or ()),
-        features=list(before.get("features", ())),
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    wandb_id = str(before.get("wandb_id"))
+    return Invocation(
+        before.get("command", command),
+        tracking,
         engine=before.get("engine"),
+        wandb_id=wandb_id if re.fullmatch("[0-9a-f]{8}", wandb_id) else secrets.token_hex(4),
+        resumptions=[*before.get("resumptions", ()), {"at": now, "command": command}],
+        features=list(before.get("features", ())),
     )
 
 
 def write_settings(experiment: Experiment, directory: RunDir) -> None:
-    """Write config.json, labels.json and trainable.txt, which training does not change."""
+    """Write the files that training does not change: config.json, labels.json and trainable.txt."""
     directory.write_json("config.json", experiment.config.to_json())
     names = experiment.data.dataset.train.class_names
     directory.write_json("labels.json", {str(k): name for k, name in enumerate(names)})
     directory.write_text("trainable.txt", experiment.network.plan.to_text(experiment.heading.title))
+    if experiment.search is not None:
+        experiment.search.write(directory, experiment.heading)
 
 
 def write_provenance(
-    experiment: Experiment, directory: RunDir, invocation: Invocation, trained: Trained | None
+    experiment: Experiment, directory: RunDir, trained: Trained | None = None
 ) -> None:
-    """Write provenance.json as far as it is known.
-
-    Args:
-        experiment: what is trained.
-        directory: of the run.
-        invocation: how the run was started.
-        trained: the result; None before training.
-    """
+    """Write provenance.json as far as it is known; `trained` is None before the end of training."""
     network, dataset, splits = experiment.network, experiment.data.dataset, experiment.data.splits
-    workers = cluster.current()
+    invocation, workers = experiment.invocation, cluster.current()
     parent: dict[str, Any] = {}
     if network.parent:
         parent = {
@@ -136,6 +133,27 @@ def write_provenance(
         "peak_anonymous_bytes": invocation.memory.peak_anonymous_bytes,
     }
     directory.write_json(PROVENANCE, provenance)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return what provenance.json says of the data, and the data page shows."""
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "files": [file.to_record() for file in dataset.files],
+        "decisions": list(dataset.decisions),
+        "warnings": list(dataset.warnings),
+        **dataset.convention.to_record(),
+    }
+
+
+def describe_sources(directory: RunDir) -> str:
+    """Return a line that names the data and the initial weights of a run."""
+    provenance = directory.read_json(PROVENANCE)
+    data, weights = provenance["data"], provenance["weights"]
+    kind = SAMPLE if data["kind"] == "sample" else data["kind"]
+    file = f" {weights['path']}, SHA-256 {weights['sha256']}" if weights["path"] else ""
+    return escape(f"data: {data['name']} ({kind}); backbone weights: {weights['kind']}{file}")
 
 
 def tracked_settings(experiment: Experiment) -> dict[str, Any]:

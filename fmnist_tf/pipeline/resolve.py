@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.errors import UsageError
-from fmnist_tf.settings.complete import complete_config
+from fmnist_tf.settings.complete import Settings
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.recipe import read_recipe
 
@@ -45,58 +46,22 @@ class Request:
     wandb_system: bool = False
     tensorboard: bool = False
 
-
-def pick_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run among the flags of a command."""
-    return {name: value for name, value in values.items() if name in RunConfig.model_fields}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for, by source.
-
-    Attributes:
-        given: settings given as flags or arguments.
-        recipe: settings of the recipe.
-        source: what messages call the recipe.
-        parent: the frozen run that a finetune run continues.
-        runs_dir: the folder of runs.
-    """
-
-    given: dict[str, Any]
-    recipe: dict[str, Any]
-    source: str
-    parent: SavedRun | None
-    runs_dir: Path
-
-    @property
-    def seed(self) -> int:
-        """The seed that `complete` gives: of the flags, the recipe or the parent."""
-        inherited = self.parent.config.seed if self.parent else RunConfig().seed
-        return int({"seed": inherited, **self.recipe, **self.given}["seed"])
-
-    def complete(self, **overrides: Any) -> tuple[RunConfig, list[str]]:
-        """Return the whole configuration, and a line for each value that came from elsewhere.
-
-        Raises:
-            UsageError: a value is out of range, or contradicts another or the parent.
-        """
-        return complete_config(
-            {**self.given, **overrides},
-            self.parent.config if self.parent else None,
-            self.parent.directory.name_in(self.runs_dir) if self.parent else None,
-            recipe=self.recipe,
-            recipe_name=self.source,
-        )
+    @classmethod
+    def of(cls, flags: Namespace) -> Request:
+        """Return what the flags of `train` or `sweep` ask for; one that is not given is absent."""
+        words = vars(flags)
+        given = {name: words[name] for name in RunConfig.model_fields if name in words}
+        own = {field.name: words[field.name] for field in fields(cls) if field.name in words}
+        return cls(given=given, **own)
 
 
-def read_settings(request: Request, *, default_parent: str | None = None) -> Settings:
-    """Return what the request, its recipe and the frozen run to continue ask for.
+def read_settings(
+    request: Request, *, default_parent: str | None = None
+) -> tuple[Settings, SavedRun | None]:
+    """Return what the request and its recipe ask for, and the frozen run that finetune continues.
 
-    Args:
-        request: gives settings, recipe, parent and the folder of runs.
-        default_parent: the run that finetune continues where neither request nor recipe names one;
-            None: the newest complete frozen run.
+    Where neither request nor recipe names the run that finetune continues, it is `default_parent`,
+    else the newest complete frozen run.
 
     Raises:
         UsageError: the recipe is invalid, or the run to continue is incomplete, of another phase,
@@ -107,7 +72,6 @@ def read_settings(request: Request, *, default_parent: str | None = None) -> Set
     if request.recipe is not None:
         read = read_recipe(request.recipe)
         recipe, source = read.settings_of(given.get("phase")), read.name
-    parent = None
     if {**recipe, **given}.get("phase") == "finetune":
         from fmnist_tf.cli.terminal import boxed, warn
         from fmnist_tf.pipeline.saved_run import read_saved_run
@@ -120,9 +84,11 @@ def read_settings(request: Request, *, default_parent: str | None = None) -> Set
                 f"{parent.directory.path}: expected a frozen run, found one of phase "
                 f"{parent.config.phase}; name another with --from"
             )
-    elif request.from_run:
+        name = parent.directory.name_in(request.runs_dir)
+        return Settings(given, recipe, source, parent.config, name), parent
+    if request.from_run:
         raise UsageError("--from RUN: expected only with --phase finetune")
-    return Settings(given, recipe, source, parent, request.runs_dir)
+    return Settings(given, recipe, source), None
 
 
 def naming_parent(arguments: Sequence[str], from_run: str | None, config: RunConfig) -> list[str]:

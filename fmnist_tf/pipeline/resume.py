@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tf.cli.terminal import warn
-from fmnist_tf.errors import RunExistsError, UsageError
+import fmnist_tf
+from fmnist_tf.cli.terminal import say, warn
+from fmnist_tf.errors import RunExistsError, UsageError, printable
 from fmnist_tf.pipeline.resolve import Request
 from fmnist_tf.pipeline.saved_run import find_run, resume_command
+from fmnist_tf.results.provenance import describe_versions
 from fmnist_tf.results.rundir import CHECKPOINTS, CONFIG, RunDir, check_name, check_plain
 from fmnist_tf.settings.config import RunConfig
-from fmnist_tf.system.files import remove, remove_leftovers
+from fmnist_tf.system.cpu import usable_cpus
+from fmnist_tf.system.files import json_digest, remove, remove_leftovers
+from fmnist_tf.training import cluster
+from fmnist_tf.training.checkpoint import CheckpointDir
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.prepare import Experiment
-    from fmnist_tf.training.checkpoint import CheckpointDir
+
+_COMPUTING = ("tensorflow", "keras", "numpy", "ml_dtypes")
 
 
 def find_unfinished(request: Request) -> RunDir | None:
@@ -49,33 +59,31 @@ def find_unfinished(request: Request) -> RunDir | None:
     return directory
 
 
+@contextmanager
+def locked_unfinished(request: Request) -> Iterator[RunDir | None]:
+    """Yield the run that the request continues, locked; None if it begins one."""
+    unfinished = find_unfinished(request)
+    with unfinished.locked() if unfinished else nullcontext():
+        if unfinished is not None and unfinished.is_complete:  # by the process that held it
+            find_unfinished(request)
+        yield unfinished
+
+
 def _tidy(directory: RunDir) -> None:
     """Remove what a kill after DONE.json has left of a run."""
     remove_leftovers(directory.path)
     remove(directory.file(CHECKPOINTS))
 
 
-def open_checkpoints(
-    directory: RunDir, experiment: Experiment, seconds: float, *, accepts_changes: bool
-) -> tuple[CheckpointDir, dict[str, Any]]:
+def open_checkpoints(directory: RunDir, experiment: Experiment, request: Request) -> CheckpointDir:
     """Find where a run continues, after a check that nothing has changed since it began.
 
-    Args:
-        directory: of the run, locked; a new one is empty.
-        experiment: what would be trained now.
-        seconds: between two checkpoints within an epoch.
-        accepts_changes: whether changes are accepted.
-
-    Returns:
-        The checkpoints of the run; and when and where it continues, and the accepted changes.
+    Where that is, and which changes were accepted, is added to the resumption of this process.
 
     Raises:
         UsageError: something has changed, or no checkpoint is valid.
     """
-    from fmnist_tf.pipeline.train_state import describe_conditions, find_changes
-    from fmnist_tf.training.checkpoint import CheckpointDir
-
-    checkpoints = CheckpointDir(directory.file(CHECKPOINTS), seconds)
+    checkpoints = CheckpointDir(directory.file(CHECKPOINTS), request.checkpoint_seconds)
     remove_leftovers(directory.path)
     remove_leftovers(checkpoints.path)
     problems = checkpoints.find()
@@ -87,17 +95,17 @@ def open_checkpoints(
         )
     for problem in problems:
         warn(f"{problem}; the run continues from the checkpoint before it")
-    changes, where = [], "the start"
+    accepts_changes, changes, where = request.accept_changes, [], "the start"
     if directory.file(CONFIG).exists():
         then = RunConfig.from_json(directory.read_json(CONFIG))
-        changes += find_changes(then.to_json(), experiment.config.to_json())
+        changes += _find_changes(then.to_json(), experiment.config.to_json())
     if checkpoints.newest is not None:
         state = checkpoints.newest.state
         where = f"epoch {state['position']['epoch']}, after step {state['position']['step']}"
         if state["is_finished"]:
             where = "the end of its training"
             accepts_changes &= not changes  # no epoch would use other settings
-        changes += find_changes(state["conditions"], describe_conditions(experiment))
+        changes += _find_changes(state["conditions"], describe_conditions(experiment))
     if changes and not accepts_changes:
         raise UsageError(
             f"{directory.path} was begun under other conditions; it would not end as if it had "
@@ -106,5 +114,69 @@ def open_checkpoints(
             f"Restore them, or continue with `{resume_command(directory)} --accept-changes`, or "
             "begin another run with --run NAME",
         )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return checkpoints, {"at": now, "from": where, "accepted_changes": changes}
+    if resumptions := experiment.invocation.resumptions:  # the last is that of this process
+        resumptions[-1] |= {"from": where, "accepted_changes": changes}
+        say(f"run: {directory.path}, continued from {where}")
+    return checkpoints
+
+
+def describe_conditions(experiment: Experiment) -> dict[str, Any]:
+    """Return what must be the same for a resumed run to end with the bits of an undisturbed one."""
+    from fmnist_tf.training.features import describe_processor
+
+    network, data = experiment.network, experiment.data
+    return {
+        "data, SHA-256": [file.sha256 for file in data.dataset.files],
+        **{f"{Path(p.path).name}, SHA-256": p.sha256 for f in data.dataset.files for p in f.parts},
+        "split, SHA-256": data.splits.digest,
+        "backbone weights": [network.weights.kind, network.weights.sha256],
+        "parent's model, SHA-256": network.parent.model_sha256 if network.parent else None,
+        "compute precision": network.precision[0],
+        "engine of backbone features": network.engine,
+        "fmnist_tf, SHA-256 of its code": _digest_code(),
+        "Python": platform.python_version(),
+        **describe_versions(_COMPUTING),
+        "processors": len(usable_cpus()),
+        "processor": describe_processor(),
+    }
+
+
+def require_same_work(experiment: Experiment) -> None:
+    """Check that all workers would train the same network on the same data.
+
+    Raises:
+        UsageError: they would not.
+    """
+    from fmnist_tf.model.phases import digest_weights
+
+    workers = cluster.current()
+    if workers.n_workers == 1:
+        return
+    own = ("processors", "processor", "data", "test_data", "labels", "cache", "weights", "parent")
+    facts = {**experiment.config.to_json(), **describe_conditions(experiment)}
+    facts = {name: value for name, value in facts.items() if name not in own}
+    facts["features are to be cached"] = experiment.config.cache != "off"
+    initial = json_digest(digest_weights(experiment.network.classifier))
+    workers.require_same({**facts, "initial weights, SHA-256": initial})
+
+
+def _find_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line with both values for each entry that differs."""
+    return [
+        f"{name}: expected {_show(then.get(name))}, found {_show(now.get(name))}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _show(value: Any) -> str:
+    return printable("none" if value is None else str(value), 400)
+
+
+def _digest_code() -> str:
+    """Return the SHA-256 of the package's modules, which change without a new version."""
+    digest, folder = hashlib.sha256(), Path(fmnist_tf.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)} ".encode() + content)
+    return digest.hexdigest()

@@ -15,7 +15,8 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import HEAD, SplitClassifier, build_extractor
-from fmnist_tf.pipeline.prepare import Experiment, Network
+from fmnist_tf.pipeline.network import Network
+from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import cluster, feature_store, features

@@ -19,9 +19,9 @@ from fmnist_tf.data import tables
 from fmnist_tf.data.compare import compare
 from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.files import is_there, split_member
-from fmnist_tf.data.images import Pixels, Table
+from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
-from fmnist_tf.data.locate import expand_path, pick_table
+from fmnist_tf.data.locate import expand_path, list_parts, pick_table
 from fmnist_tf.data.photos import is_picture, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.summary import DataSummary
@@ -43,7 +43,7 @@ class Images:
     """
 
     name: str
-    pixels: np.ndarray
+    pixels: PixelRows
     first_line: int | None = None
     true_labels: Sequence[str] | None = None
 
@@ -60,7 +60,7 @@ def read_own_dataset(run: SavedRun) -> Dataset:
     if source != train and run.config.test_data is None:
         test = []  # the official files and the sample have their own test images
     for path in [train, *test] if source == train else test:
-        if not is_there(Path(path)):
+        if not all(map(is_there, list_parts(path))):
             raise UsageError(
                 f"{where}: expected {path}, found nothing there in {Path.cwd()}. Run the command "
                 "where the run was made, or name the data with --data"
@@ -89,7 +89,7 @@ def read_table(
 
     Args:
         run: its label column is used if the file has it.
-        path: of the images; of a train and a test part the latter is read.
+        path: of the images, or a pattern; of a train and a test part the latter is read.
         label_column: name of the label column, whatever the run's is; None: the run's, else found.
         labels: file of the labels, for images that have none of their own.
 
@@ -127,8 +127,12 @@ def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
     return pixels
 
 
-def read_input(run: SavedRun, path: Path, label_column: str | None = None) -> Images:
-    """Read a picture, or a table as `read_table` does, with or without labels."""
+def read_inputs(run: SavedRun, path: Path, label_column: str | None = None) -> list[Images]:
+    """Read pictures, or tables as `read_table` does, with or without labels: all of a pattern."""
+    return [_read_input(run, part, label_column) for part in list_parts(path)]
+
+
+def _read_input(run: SavedRun, path: Path, label_column: str | None) -> Images:
     if not split_member(path)[1] and is_picture(path):
         return Images(str(path), read_run_picture(run, path)[None])
     table = read_table(run, path, label_column)
@@ -172,10 +176,12 @@ def read_labelled(
         dataset = read_own_dataset(run)
         say(f"data: the run's own {len(dataset.test.labels):,} test images")
         return dataset.name, dataset.test
-    table = read_table(run, expand_path(data), label_column, labels)
+    table = read_table(run, expand_path(data, several=True), label_column, labels)
     images = table.to_pixels(map_labels(table, run.class_names), run.class_names)
     known = run.provenance["data"]["files"][0]
-    if known["sha256"] == table.sha256 or known.get("pixels_sha256") == table.digest:
+    trained = {file["sha256"] for file in known.get("parts", [known])}
+    is_trained = any(file.sha256 in trained for file in table.parts or [table])
+    if is_trained or known.get("pixels_sha256") == table.digest:
         title = "WARNING: THE RUN WAS TRAINED ON THIS FILE'S IMAGES."
         warn(boxed(title, "The accuracy below measures memory, it is not a test."))
     return table.path, images
@@ -239,7 +245,7 @@ def _read_temporarily(
 def _warn_if_unlike(
     run: SavedRun,
     path: str,
-    pixels: np.ndarray,
+    pixels: PixelRows,
     labels: np.ndarray | None,
     label_column: str | None,
 ) -> None:

@@ -28,8 +28,9 @@ from fmnist_tf.cli.terminal import say
 from fmnist_tf.errors import RunExistsError, UsageError, suggest
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir
-from fmnist_tf.settings.config import RunConfig, flag_of
+from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.flags import read_value, setting_names
+from fmnist_tf.settings.types import flag_of
 from fmnist_tf.system.files import locked
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution

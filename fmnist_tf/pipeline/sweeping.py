@@ -15,24 +15,20 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from optuna import TrialPruned
 
+from fmnist_tf.cli.parser import runs_dir_words
 from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.errors import FmnistError, RunExistsError, UsageError, printable
-from fmnist_tf.pipeline.prepare import RunData, build_network, prepare_network, read_data
-from fmnist_tf.pipeline.record import Invocation
-from fmnist_tf.pipeline.resolve import (
-    Request,
-    Settings,
-    naming_parent,
-    pick_settings,
-    read_settings,
-)
+from fmnist_tf.pipeline import run
+from fmnist_tf.pipeline.prepare import RunData, prepare_network, read_data
+from fmnist_tf.pipeline.record import Invocation, describe_sources
+from fmnist_tf.pipeline.resolve import Request, naming_parent, read_settings
+from fmnist_tf.pipeline.saved_run import SavedRun
 from fmnist_tf.pipeline.study import (
     Claim,
     Space,
@@ -49,9 +45,11 @@ from fmnist_tf.pipeline.study import (
 from fmnist_tf.reporting.tracking import TrackedRun, TrackingOptions
 from fmnist_tf.reporting.trials import describe_accuracy, plot_trials, rank, summarize
 from fmnist_tf.reporting.wandb_tracker import track_comparison
-from fmnist_tf.results.provenance import SAMPLE, command_line, describe_code, find_caveats
+from fmnist_tf.results.provenance import command_line, find_caveats
 from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir, check_name
-from fmnist_tf.settings.config import RunConfig, flag_of
+from fmnist_tf.settings.complete import Settings
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.types import flag_of
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.files import locked
 from fmnist_tf.system.memory import release_memory
@@ -67,6 +65,7 @@ class Sweep:
 
     flags: argparse.Namespace
     settings: Settings  # without the grid
+    parent: SavedRun | None  # the frozen run that finetune trials continue
     space: Space
     sampler: str  # grid, random or tpe
     trials: Sequence[Trial]  # as they begin
@@ -82,21 +81,15 @@ class Sweep:
 def run_sweep(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Train what has no result yet, and print the results of all trials.
 
-    Args:
-        flags: of `fmnist_tf.sweep`.
-        arguments: that they were parsed from.
-
     Raises:
         FmnistError: wrong flags or settings, another sweep of this name, no complete trial.
         OSError: the disk is full or fails.
     """
     begun = _read_begun(flags)
     # Another run may be the newest by now.
-    request = Request(pick_settings(vars(flags)), flags.runs_dir, flags.recipe, flags.from_run)
-    settings = read_settings(request, default_parent=begun.get("parent"))
-    sweep = _plan(flags, settings, arguments)
-    cache_dir = sweep.configs[0].cache_dir(flags.runs_dir)
-    data = read_data(sweep.configs[0], settings.parent, cache_dir, StageClock())
+    settings, parent = read_settings(Request.of(flags), default_parent=begun.get("parent"))
+    sweep = _plan(flags, settings, parent, arguments)
+    data = read_data(sweep.configs[0], parent, flags.runs_dir, StageClock())
     if not begun:
         import_tensorflow()
         _check_networks(sweep, data.dataset)
@@ -130,12 +123,13 @@ def _read_begun(flags: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str]) -> Sweep:
-    """Return the plan, after a check of the settings of each point.
-
-    Raises:
-        UsageError: settings or flags contradict one another.
-    """
+def _plan(
+    flags: argparse.Namespace,
+    settings: Settings,
+    parent: SavedRun | None,
+    arguments: Sequence[str],
+) -> Sweep:
+    """Return the plan, after a check of the flags and of the settings of each point."""
     if not flags.grid.strip() and flags.seeds is None:
         raise UsageError(f"expected --grid, or --seeds N alone. An example: {_EXAMPLE}")
     for name in ("random", "tpe", "seeds"):
@@ -165,19 +159,16 @@ def _plan(flags: argparse.Namespace, settings: Settings, arguments: Sequence[str
         if line.split(" = ")[0] not in space:
             say(line)
     command = command_line("fmnist_tf.sweep", naming_parent(arguments, flags.from_run, configs[0]))
-    return Sweep(flags, settings, space, sampler, trials, configs, command)
+    return Sweep(flags, settings, parent, space, sampler, trials, configs, command)
 
 
 def _check_networks(sweep: Sweep, dataset: Dataset) -> None:
-    """Refuse backbones, stages, heads and weights that do not exist before the sweep begins.
-
-    Raises:
-        UsageError: a trial asks for one.
-        DownloadError: named weights cannot be had.
-    """
+    """Refuse backbones, stages, heads and weights that do not exist before the sweep begins."""
     import keras
 
-    parent = sweep.settings.parent
+    from fmnist_tf.pipeline.network import build_network
+
+    parent = sweep.parent
     networks = {
         (c.backbone, c.head, c.weights, c.image_size, c.cut, c.unfreeze): c for c in sweep.configs
     }
@@ -195,7 +186,7 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     Raises:
         RunExistsError: another sweep or run has this name.
     """
-    flags, parent = sweep.flags, sweep.settings.parent
+    flags, parent = sweep.flags, sweep.parent
     wanted = sweep.configs[0].to_json() | {
         "data_sha256": [file.sha256 for file in data.dataset.files],
         "split_sha256": data.splits.digest,
@@ -256,20 +247,18 @@ def _run_claim(sweep: Sweep, study: SweepStudy, claim: Claim, data: RunData) -> 
 def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     import keras
 
-    from fmnist_tf.pipeline.run import run_phase, run_trial
-
     flags, own = sweep.flags, claim.directory
     config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
     tracking = TrackingOptions.of(flags)
-    invocation = Invocation(sweep.command, describe_code(), tracking, wandb_group=own.group)
+    invocation = Invocation(sweep.command, tracking, wandb_group=own.group)
     keras.backend.clear_session()
-    experiment = prepare_network(config, data, sweep.settings.parent, invocation.clock)
+    experiment = prepare_network(config, data, sweep.parent, invocation)
     if sweep.space:
-        run_trial(experiment, own, invocation, partial(claim.report, epochs=config.epochs or 0))
+        run.run_trial(experiment, own, partial(claim.report, epochs=config.epochs or 0))
     else:
-        run_phase(experiment, own, invocation)
+        run.run_phase(experiment, own)
 
 
 def _read_figures(trained: RunDir) -> dict[str, Any]:
@@ -283,11 +272,7 @@ def _read_figures(trained: RunDir) -> dict[str, Any]:
 
 
 def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: bool) -> None:
-    """Print the table, draw the figures and name the best point.
-
-    Raises:
-        FmnistError: no trial is complete.
-    """
+    """Print the table, draw the figures and name the best point."""
     flags, space, trials = sweep.flags, sweep.space, study.read_trials()
     points = rank(tabulate(trials, space), study.n_points)
     table = summarize(points, space)
@@ -297,7 +282,9 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
         error = next(iter(errors), None)
         raise FmnistError(f"{directory.path}: no trial is complete; the first failed: {error}")
     best_trial = study.directory_of(best["trial"].iloc[0])
-    sources, banner = _describe_sources(best_trial)
+    provenance, phase = best_trial.read_json("provenance.json"), sweep.configs[0].phase
+    kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+    banner = "; ".join(find_caveats(*kinds, phase))
     plot_trials(directory, create_study(space, trials), banner)
     if is_new:
         name, figure = directory.path.name, directory.file("optimization_history.png")
@@ -306,7 +293,7 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
         track_comparison(flags.wandb, directory.path, tracked, [*table.columns], rows, figure)
     for error in errors.iloc[:1]:
         print(f"not every seed is complete: {error}")
-    print(sources)
+    print(describe_sources(best_trial))
     split, prefix = ("val", "") if best["test_correct"].isna().all() else ("test", "test_")
     result = f"{split} accuracy {describe_accuracy(best, prefix)} (n = {len(best)})"
     if space:
@@ -317,20 +304,9 @@ def _conclude(sweep: Sweep, directory: RunDir, study: SweepStudy, *, is_new: boo
 
 
 def _command_of_best(sweep: Sweep, trial: RunDir) -> str:
-    flags, parent = sweep.flags, sweep.settings.parent
+    flags, parent = sweep.flags, sweep.parent
     words = ["python", "-m", "fmnist_tf.train", "--recipe", str(trial.file("config.json"))]
-    words += ["--runs-dir", str(flags.runs_dir)] if flags.runs_dir != Path("runs") else []
+    words += runs_dir_words(flags.runs_dir)
     words += ["--from", str(parent.directory.path)] if parent else []
     words += ["--wandb", flags.wandb] if flags.wandb != "auto" else []
     return shlex.join(words)
-
-
-def _describe_sources(trial: RunDir) -> tuple[str, str]:
-    """Return the data and the weights of a trial, and the caveats of its figures."""
-    provenance, config = trial.read_json("provenance.json"), trial.read_json("config.json")
-    data, weights = provenance["data"], provenance["weights"]
-    kind = SAMPLE if data["kind"] == "sample" else data["kind"]
-    digest = (weights.get("sha256") or "")[:8]
-    words = f"data: {data['name']} ({kind}); backbone weights: {weights['kind']} {digest}"
-    caveats = find_caveats(data["kind"], weights["kind"], config["phase"])
-    return printable(words.strip(), 1000), "; ".join(caveats)

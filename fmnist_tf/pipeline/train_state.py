@@ -1,32 +1,18 @@
-"""The state of a run's training: what a checkpoint holds, and under which conditions."""
+"""The state of a run's training: what a checkpoint holds."""
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-import fmnist_tf
 from fmnist_tf.cli.terminal import warn
-from fmnist_tf.errors import printable
-from fmnist_tf.model.phases import digest_weights
 from fmnist_tf.pipeline.prepare import Experiment
+from fmnist_tf.pipeline.resume import describe_conditions
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.provenance import describe_versions
-from fmnist_tf.system.clock import StageClock
-from fmnist_tf.system.cpu import usable_cpus
-from fmnist_tf.system.files import json_digest
-from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
-from fmnist_tf.training.features import describe_processor
 from fmnist_tf.training.loop import Counts, Position, Trainer, TrainingPlan
-
-_COMPUTING = ("tensorflow", "keras", "numpy", "ml_dtypes")
 
 
 class TrainState:
@@ -44,14 +30,10 @@ class TrainState:
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        experiment: Experiment,
-        clock: StageClock,
-        rows: str,
-        peak_rate: float,
+        self, trainer: Trainer, experiment: Experiment, rows: str, peak_rate: float
     ) -> None:
-        self._trainer, self._clock, self._rows = trainer, clock, rows
+        self._trainer, self._rows = trainer, rows
+        self._clock = experiment.invocation.clock
         self._conditions = describe_conditions(experiment)
         self.history: list[HistoryRow] = []
         self.step_losses: list[float] = []
@@ -71,12 +53,7 @@ class TrainState:
         self.position = position
 
     def add_epoch(self, row: HistoryRow, val: Counts) -> bool:
-        """Take note of an epoch; keep the trainer's weights if it is the best, and return whether.
-
-        Args:
-            row: of the history.
-            val: sums over the val rows.
-        """
+        """Take note of an epoch; return whether it is the best, whose weights are kept."""
         self.history.append(row)
         score = (val.correct, -val.loss_sum)
         if self.best_epoch is not None and score <= self._best_score:
@@ -162,60 +139,3 @@ class TrainState:
                 self._best_weights = [tf.Variable(value) for value in values]
         for variable, value in zip(self._best_weights, values, strict=True):
             variable.assign(value)
-
-
-def describe_conditions(experiment: Experiment) -> dict[str, Any]:
-    """Return what must be the same for a resumed run to end with the bits of an undisturbed one."""
-    network, data = experiment.network, experiment.data
-    return {
-        "data, SHA-256": [file.sha256 for file in data.dataset.files],
-        "split, SHA-256": data.splits.digest,
-        "backbone weights": [network.weights.kind, network.weights.sha256],
-        "parent's model, SHA-256": network.parent.model_sha256 if network.parent else None,
-        "compute precision": network.precision[0],
-        "engine of backbone features": network.engine,
-        "fmnist_tf, SHA-256 of its code": _digest_code(),
-        "Python": platform.python_version(),
-        **describe_versions(_COMPUTING),
-        "processors": len(usable_cpus()),
-        "processor": describe_processor(),
-    }
-
-
-def require_same_work(experiment: Experiment) -> None:
-    """Check that all workers would train the same network on the same data.
-
-    Raises:
-        UsageError: they would not.
-    """
-    workers = cluster.current()
-    if workers.n_workers == 1:
-        return
-    own = ("processors", "processor", "data", "test_data", "labels", "cache", "weights", "parent")
-    facts = {**experiment.config.to_json(), **describe_conditions(experiment)}
-    facts = {name: value for name, value in facts.items() if name not in own}
-    facts["features are to be cached"] = experiment.config.cache != "off"
-    initial = json_digest(digest_weights(experiment.network.classifier))
-    workers.require_same({**facts, "initial weights, SHA-256": initial})
-
-
-def find_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line with both values for each entry that differs."""
-    return [
-        f"{name}: expected {_show(then.get(name))}, found {_show(now.get(name))}"
-        for name in {**then, **now}
-        if then.get(name) != now.get(name)
-    ]
-
-
-def _show(value: Any) -> str:
-    return printable("none" if value is None else str(value), 400)
-
-
-def _digest_code() -> str:
-    """Return the SHA-256 of the package's modules, which change without a new version."""
-    digest, folder = hashlib.sha256(), Path(fmnist_tf.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder)} {len(content)} ".encode() + content)
-    return digest.hexdigest()

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 
-import numpy as np
 from markupsafe import Markup
 
 from fmnist_tf.errors import printable
+from fmnist_tf.reporting.record import RunRecord
 from fmnist_tf.reporting.render import make_environment
 from fmnist_tf.results.analysis import rank_confusions, score_classes
-from fmnist_tf.results.provenance import find_caveats
 from fmnist_tf.results.rundir import RunDir
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -24,35 +23,28 @@ def write_model_card(run: RunDir) -> None:
     """Write README.md into the run directory.
 
     Raises:
-        UsageError: config.json, labels.json, evaluation.json or provenance.json is missing.
+        UsageError: a file is missing or damaged.
     """
     card = make_environment(finalize=escape_markdown, keep_trailing_newline=True)
     card.filters |= {
         "code": lambda text: Markup(printable(str(text), 1000).replace("`", "'")),
         "yaml": lambda value: Markup(json.dumps(value)),
-        "count": lambda number: f"{number:,}",
-        "fixed": _format_fixed,
+        "fixed": lambda number, digits=4: f"{number:.{digits}f}",
     }
-    config, labels, evaluation, provenance = (
-        run.read_json(f"{name}.json") for name in ("config", "labels", "evaluation", "provenance")
-    )
-    split = "test" if evaluation["test"] else "validation"
-    tested = evaluation["test"] or evaluation["val"]
-    confusion = np.array(tested["confusion"])
-    kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+    record = RunRecord(run)
     # The sample's own warning is among the caveats.
-    warnings = [text for text in provenance["data"]["warnings"] if not text.startswith("WARNING")]
+    warnings = [w for w in record.provenance["data"]["warnings"] if not w.startswith("WARNING")]
     text = card.get_template("modelcard.md.jinja").render(
-        name=run.path.name,
-        config=config,
-        names=[labels[str(index)] for index in range(len(labels))],
-        evaluation=evaluation,
-        split=split,
-        tested=tested,
-        provenance=provenance,
-        scores=score_classes(confusion),
-        confused=rank_confusions(confusion, 3),
-        notes=[*find_caveats(*kinds, config["phase"]), *warnings],
+        name=record.name,
+        config=record.config,
+        names=list(record.label_map.values()),
+        evaluation=record.evaluation,
+        split="test" if record.is_tested else "validation",
+        tested=record.evaluation["test" if record.is_tested else "val"],
+        provenance=record.provenance,
+        scores=score_classes(record.confusion),
+        confused=rank_confusions(record.confusion, 3),
+        notes=[*record.caveats, *warnings],
     )
     run.write_text("README.md", text)
 
@@ -65,7 +57,3 @@ def escape_markdown(value: object) -> str:
     if isinstance(value, Markup):
         return value
     return _MARKDOWN.sub(r"\\\1", printable(str(value), 200))
-
-
-def _format_fixed(number: float, digits: int = 4) -> str:
-    return f"{number:.{digits}f}"

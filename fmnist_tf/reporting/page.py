@@ -1,35 +1,31 @@
-"""The HTML pages of a run, of several runs and of a data set: one file each, without scripts."""
+"""The HTML pages of a run and of a data set: one file each, without scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from fmnist_tf.data.summary import DataSummary
-from fmnist_tf.reporting import curves, sections
+from fmnist_tf.reporting import curves, plots
+from fmnist_tf.reporting.examples import Examples
 from fmnist_tf.reporting.record import (
-    COLUMNS,
-    N_FACTS,
     RunRecord,
     damage_is_bad_input,
-    describe_caveats,
-    describe_run,
+    describe_network,
     explain_caveat,
-    read_complete,
+    read_parent_history,
 )
-from fmnist_tf.reporting.render import display_names, write_page
-from fmnist_tf.reporting.style import COLOURS
+from fmnist_tf.reporting.render import blend_heat_map, display_names, write_page
+from fmnist_tf.reporting.style import draw_chart
 from fmnist_tf.results import analysis
 from fmnist_tf.results.history import HistoryRow
-from fmnist_tf.results.provenance import SAMPLE
-from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.provenance import SAMPLE, find_caveats
+from fmnist_tf.results.rundir import CUTS, RunDir
 
-_SHOWN_WITH = 4  # runs whose images are compared with those of the first
+_CURVES = 10  # classes whose precision-recall curves are drawn, those of the lowest F1
 
 
 def write_report(run: RunDir, path: Path) -> None:
@@ -39,190 +35,175 @@ def write_report(run: RunDir, path: Path) -> None:
         UsageError: a file is missing or damaged.
     """
     record = RunRecord(run)
+    training = _draw_training(record.history, record.chosen, record.steps)
     if not record.is_tested:
         context = {
-            "run_name": record.name,
-            "cells": record.cells,
-            "provenance": record.provenance,
+            "name": record.name,
+            "network": record.cells["run"],
+            "data": record.provenance["data"],
             "banners": ["Not tested", *record.banners],
-            "lead": f"Validation accuracy {record.cells[4]}, epoch {record.chosen.epoch}. Test it:",
+            "lead": f"Validation accuracy {record.cells['val']}, epoch {record.chosen.epoch}. "
+            "Test it:",
             "command": f"python -m fmnist_tf.evaluate {run.name_in(run.runs_dir)}",
-            "training": sections.describe_training(record.history, record.chosen, record.steps),
-            "invert": record.provenance["data"]["background"] < 128,
+            "training": training,
         }
         write_page(path, "untested.html.jinja", context)
         return
-    names, arrays, confusion = record.class_names, run.read_arrays("report.npz"), record.confusion
+    names, confusion, predictions = record.class_names, record.confusion, record.predictions
     with damage_is_bad_input(run):
-        test = sections.Examples("test", *record.predictions, arrays, names)
-        val_predictions = arrays["val_labels"], arrays["val_probabilities"]
-        val = sections.Examples("val", *val_predictions, arrays, names)
-        selected = analysis.select_examples(*record.predictions)
-        summary, facts = DataSummary.from_arrays(arrays), record.provenance["data"]
-        scores = sections.describe_scores(confusion)
+        arrays = run.read_arrays("report.npz")
+        val = Examples("val", arrays["val_labels"], arrays["val_probabilities"], arrays, names)
+        test = Examples("test", *predictions, arrays, names)
+        val_issues, test_issues = (
+            analysis.find_label_issues(some.labels, some.probabilities, len(some.labels))
+            for some in (val, test)
+        )
+        selected = analysis.select_examples(*predictions)
+        scores = analysis.score_classes(confusion)
+        by_f1 = sorted(range(len(names)), key=lambda k: (scores.support[k] == 0, scores.f1[k]))
+        is_few = len(names) <= analysis.ALL_CLASSES
+        curves_of = {k: names[k] for k in by_f1[:_CURVES] if scores.support[k]}
+        temperature = record.evaluation.get("calibration", {}).get("temperature")
         context = {
             "run": record,
             "names": names,
             "confusion": confusion,
-            **scores,
-            "change": sections.describe_change(record.evaluation),
+            "scores": scores,
+            "by_f1": by_f1,
+            "lowest": by_f1 if is_few else by_f1[: analysis.FEW_CLASSES],
+            "change": _describe_change(record.evaluation),
             "shown": analysis.choose_classes(confusion),
             "pairs": analysis.rank_confusions(confusion, 6),
-            "cells": sections.describe_cells(test, selected.cells, confusion),
+            "cells": [
+                (k, j, test.tiles(selected.cells[k, j]))
+                for k, j in sorted(selected.cells, key=lambda c: (c[0] == c[1], -confusion[c]))
+            ],
             "worst": test.tiles(selected.worst),
             "least_sure": test.tiles(selected.least_sure),
-            "issues": sections.describe_label_issues(val, test),
-            "precision_recall": sections.describe_precision_recall(
-                *record.predictions, names, scores["by_f1"]
+            "n_issues": {"val": len(val_issues), "test": len(test_issues)},
+            "issues": val.tiles(val_issues[: analysis.LABEL_ISSUES]),
+            "precision_recall": draw_chart(
+                "precision-recall", 4.4, plots.plot_precision_recall, *predictions, curves_of
             ),
-            "calibration": sections.describe_calibration(
-                *record.predictions, record.evaluation.get("calibration")
+            "calibration": draw_chart(
+                "calibration", 4.4, plots.plot_calibration, *predictions, temperature
             ),
-            "projections": sections.describe_projections(arrays, record.predictions[0], names),
-            "cams": sections.describe_cams(arrays, test),
+            "projections": [
+                draw_chart(
+                    f"projection-{kind}", 5.6, plots.plot_projection,
+                    kind, arrays, predictions[0], names, dpi=150,
+                )
+                for kind in ("embeddings", "pixels")
+            ],
+            "cams": [
+                tile | {"heat": blend_heat_map(tile["pixels"], heat)}
+                for tile, heat in zip(
+                    test.tiles(arrays["cam_rows"]), arrays["cam_maps"], strict=True
+                )
+            ],
             "cam_cells": arrays["cam_cells"].tolist(),
             "augmented": [np.hstack(row.reshape(-1, 28, 28)) for row in arrays["augmented"]],
-            "data": sections.describe_data(facts, summary, names),
-            "training": sections.describe_training(record.history, record.chosen, record.steps),
-            "cuts": sections.describe_cuts(run),
-            "invert": facts["background"] < 128,
-        }
+            "data": _describe_data(
+                record.provenance["data"], DataSummary.from_arrays(arrays), names
+            ),
+            "training": training,
+            "cuts": _draw_cuts(run),
+        }  # fmt: skip
         write_page(path, "report.html.jinja", context)
 
 
 def write_stopped_report(
     run: RunDir, history: Sequence[HistoryRow], best_epoch: int, command: str, path: Path
-) -> list[str]:
-    """Write the page of a run that was stopped: its training so far.
-
-    Args:
-        run: has config.json and provenance.json.
-        history: of its epochs.
-        best_epoch: one of them.
-        command: finishes the run.
-        path: of the page.
-
-    Returns:
-        The run's row in the table of runs.
+) -> None:
+    """Write the page of a run that was stopped: its training so far, and what finishes it.
 
     Raises:
         UsageError: a file is missing or damaged.
     """
     config, provenance = run.read_json("config.json"), run.read_json("provenance.json")
     with damage_is_bad_input(run):
-        data = provenance["data"]
-        before = [HistoryRow(**row) for row in provenance.get("parent_history", ())]
+        rows = [*read_parent_history(provenance), *history]
         chosen = next(row for row in history if row.epoch == best_epoch)
-        last = f"epoch {history[-1].epoch} of {config['epochs']}"
-        figures = [f"{chosen.val_accuracy:.4f} so far", f"stopped in or after {last}", "none"]
-        cells = describe_run(config, provenance, (data["n_val"], data["n_test"]), figures)
+        kinds = provenance["data"]["kind"], provenance["weights"]["kind"]
+        caveats = find_caveats(*kinds, config["phase"])
+        stopped = f"Stopped in or after epoch {history[-1].epoch} of {config['epochs']}"
         context = {
-            "run_name": run.path.resolve().name,
-            "cells": cells,
-            "provenance": provenance,
-            "banners": [f"Stopped in or after {last}", *describe_caveats(config, provenance)],
+            "name": run.path.resolve().name,
+            "network": describe_network(config),
+            "data": provenance["data"],
+            "banners": [stopped, *map(explain_caveat, caveats)],
             "lead": f"Best validation accuracy so far: {chosen.val_accuracy:.2%}, epoch "
             f"{best_epoch}. Finish the run for its test and its page:",
             "command": command,
-            "training": sections.describe_training([*before, *history], chosen),
-            "invert": data["background"] < 128,
+            "training": _draw_training(rows, chosen),
         }
         write_page(path, "untested.html.jinja", context)
-    return cells
 
 
 def write_data_page(
     facts: Mapping[str, Any], summary: DataSummary, class_names: Sequence[str], path: Path
 ) -> None:
     """Write the page of a data set; `facts` are as under "data" in provenance.json."""
-    data = sections.describe_data(facts, summary, display_names(class_names))
+    data = _describe_data(facts, summary, display_names(class_names))
     banners = [explain_caveat(SAMPLE)] if facts["kind"] == "sample" else []
-    context = {"data": data, "banners": banners, "invert": facts["background"] < 128}
-    write_page(path, "data.html.jinja", context)
+    write_page(path, "data.html.jinja", {"data": data, "banners": banners})
 
 
-def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
-    """Write the page that compares complete runs.
+def _draw_training(
+    rows: Sequence[HistoryRow], chosen: HistoryRow, losses: np.ndarray | None = None
+) -> list[dict[str, str]]:
+    """Return the charts of accuracy and loss, of the loss of each step, and of learning rates.
 
-    Returns:
-        For each pair of runs the result of McNemar's test, or why it does not apply.
-
-    Raises:
-        UsageError: a run is incomplete or damaged.
+    `losses` are those of each step of the last phase, if known.
     """
-    records = [read_complete(run) for run in runs]
-    # A, B, ... Z, A2, B2, ...
-    marks = [f"{ascii_uppercase[n % 26]}{n // 26 + 1 if n >= 26 else ''}" for n in range(len(runs))]
-    pairs = [_compare(*pair) for pair in combinations(zip(marks, records, strict=True), 2)]
-    selected = [record.chosen.val_accuracy for record in records]
-    finding = (
-        "Validation accuracy by epoch. In the selected epochs it is between "
-        f"{min(selected):.2%} and {max(selected):.2%}."
-    )
-    if len({record.split for record in records}) > 1:
-        finding += " Not all runs used the same validation rows."
-    chart = (curves.plot_overlay, [record.history for record in records], marks)
-    same_classes = all(
-        record.is_tested and record.label_map == records[0].label_map for record in records
-    )
-    confusions = [record.confusion for record in records]
-    context = {
-        "columns": COLUMNS[N_FACTS:],
-        "rows": [
-            (mark, COLOURS[number % len(COLOURS)], record)
-            for number, (mark, record) in enumerate(zip(marks, records, strict=True))
-        ],
-        **sections.describe_differences(records),
-        "curves": sections.draw_chart("overlay", finding, 3.4, *chart),
-        "pairs": pairs,
-        "changes": [None, *(pair["test"] for pair in pairs[: len(runs) - 1])],
-        "images": _show_disagreements(runs, records, pairs),
-        "recalls": sections.describe_recalls(confusions) if same_classes else None,
-        "names": records[0].class_names,
-        "invert": records[0].provenance["data"]["background"] < 128,
-    }
-    write_page(path, "comparison.html.jinja", context)
-    return [pair["text"] for pair in pairs]
+    charts = [draw_chart("curves", 4.6, curves.plot_curves, rows, chosen)]
+    if losses is not None and len(losses):
+        charts.append(draw_chart("steps", 2.3, curves.plot_steps, losses, rows[-1]))
+    return [*charts, draw_chart("rates", 2.3, curves.plot_learning_rate, rows)]
 
 
-def _show_disagreements(
-    runs: Sequence[RunDir], records: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str, list[Any]]]:
-    """Return marks and tiles of the first run with each of the next that have its test images."""
+def _draw_cuts(run: RunDir) -> dict[str, Any] | None:
+    """Return the chart and the rows of cuts.csv, or None of a run without `--cut auto`."""
+    if not run.file(CUTS).exists():
+        return None
+    import pandas as pd
 
-    def read(number: int) -> sections.Examples:
-        record, arrays = records[number], runs[number].read_arrays("report.npz")
-        return sections.Examples("test", *record.predictions, arrays, record.class_names)
-
-    with_first = list(enumerate(pairs[: min(len(runs) - 1, _SHOWN_WITH)], start=1))
-    return [
-        (*pair["marks"], sections.describe_disagreements(read(0), read(number)))
-        for number, pair in with_first
-        if pair["test"]
-    ]
+    with run.reading(CUTS) as file:
+        cuts = pd.read_csv(file)
+    chart = draw_chart("cuts", 3.0, plots.plot_cuts, cuts)
+    return {"chart": chart, "rows": [*cuts.itertuples()]}
 
 
-def _compare(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> dict[str, Any]:
-    """Return the result of McNemar's test on two runs, or why it does not apply."""
-    (mark_a, a), (mark_b, b) = first, second
-    names, marks = f"{mark_a} {a.name} and {mark_b} {b.name}", (mark_a, mark_b)
-    if not (a.is_tested and b.is_tested):
-        text = f"{names}: not compared, not both were tested"
-        return {"test": None, "marks": marks, "text": text}
-    (labels, probabilities), (other_labels, other_probabilities) = a.predictions, b.predictions
-    for is_same, why in (
-        (a.test_data == b.test_data, "the recorded test data differ (SHA-256)"),
-        (a.label_map == b.label_map, "the classes differ"),
-        (np.array_equal(labels, other_labels), "the test labels differ"),
-    ):
-        if not is_same:
-            return {"test": None, "marks": marks, "text": f"{names}: not compared, {why}"}
-    test = analysis.compare_runs(labels, probabilities, other_probabilities)
-    verdict = "no significant difference"
+def _describe_change(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the test accuracy differs from the parent's, if that was compared."""
+    if (entry := evaluation.get("parent")) is None:
+        return None
+    test = analysis.McNemar(**entry["mcnemar"])
+    verdict = "no significant change"
     if test.is_significant:
-        verdict = f"{mark_b if test.points > 0 else mark_a} is significantly better"
-    text = (
-        f"{names}: of {len(labels):,} test images {test.only_first:,} are correct only in {mark_a} "
-        f"and {test.only_second:,} only in {mark_b}, McNemar p = {test.p_value:.2g}; {verdict}"
-    )
-    return {"test": test, "marks": marks, "text": text, "verdict": verdict}
+        verdict = f"a significant {'rise' if test.points > 0 else 'fall'}"
+    return {"run": entry["run"], "test": test, "verdict": verdict}
+
+
+def _describe_data(
+    facts: Mapping[str, Any], summary: DataSummary, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the facts on a data set, as in provenance.json, and its summary."""
+    train = summary.train_counts
+    shown = [*range(len(names))]
+    if len(names) > analysis.ALL_CLASSES:
+        by_size, half = np.argsort(-train, kind="stable").tolist(), analysis.FEW_CLASSES // 2
+        shown = by_size[:half] + by_size[-half:]
+    n_examples = np.clip(train, 1, summary.examples.shape[1])
+    return {
+        **facts,
+        # The page has a banner for the sample.
+        "warnings": [text for text in facts["warnings"] if not text.startswith("WARNING")],
+        "names": names,
+        "summary": summary,
+        "shown": shown,
+        "strips": {
+            k: np.hstack([*summary.examples[k, : n_examples[k]].reshape(-1, 28, 28)]) for k in shown
+        },
+        "histogram": draw_chart("histogram", 2.3, plots.plot_histogram, summary.histogram),
+    }

@@ -1,15 +1,19 @@
-"""Plots of predictions and pixels: confusion matrix, mistakes, calibration, PCA, grey levels."""
+"""Plots of predictions and pixels; `plot_...` returns a sentence that says what it shows.
+
+N images, K classes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmnist_tf.data.images import PixelRows
+from fmnist_tf.reporting.render import squeeze
 from fmnist_tf.reporting.style import (
     BLUE,
     COLOURS,
@@ -25,15 +29,17 @@ from fmnist_tf.reporting.style import (
     drawable_names,
     png_figure,
 )
-from fmnist_tf.results.analysis import Calibration, PrecisionRecall
+from fmnist_tf.results.analysis import measure_calibration
 from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
+from fmnist_tf.results.temperature import scale
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
-N_COLOURED = len(COLOURS)  # classes that the embedding projection colours and names
 _MAX_COUNTED, _MAX_NAMED = 30, 60  # classes up to which cells have room for counts, axes for names
 _N_MISTAKES = 36
+_MAX_POINTS = 200  # of a precision-recall curve
 
 
 def write_confusion(
@@ -63,8 +69,9 @@ def write_confusion(
         f"accuracy {evaluation.accuracy:.4f} ({evaluation.correct:,} of {evaluation.total:,}), "
         f"95 % interval {low:.4f} to {high:.4f}"
     )
-    heading = replace(heading, subtitle=subtitle)
-    with png_figure(path, heading, width=max(side + 1.7, 6.2), height=side + 1.2) as figure:
+    with png_figure(
+        path, heading, subtitle, width=max(side + 1.7, 6.2), height=side + 1.2
+    ) as figure:
         axes = figure.add_subplot(xlabel="prediction", ylabel="true label")
         axes.spines[:].set_visible(False)
         axes.imshow(colours)
@@ -89,7 +96,7 @@ def write_confusion(
 def write_mistakes(
     path: Path,
     heading: Heading,
-    pixels: np.ndarray,
+    pixels: PixelRows,
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],
@@ -106,8 +113,7 @@ def write_mistakes(
     rows = max(1, math.ceil(len(worst) / columns))
     subtitle = f"{n_mistakes:,} of {len(labels):,} predictions are wrong"
     subtitle += f"; the {len(worst)} worst" if n_mistakes > len(worst) else ""
-    heading = replace(heading, subtitle=subtitle)
-    with png_figure(path, heading, width=1.9 * columns, height=2.3 * rows) as figure:
+    with png_figure(path, heading, subtitle, width=1.9 * columns, height=2.3 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, index in zip(grid, worst, strict=False):
             axes.imshow(pixels[index].reshape(28, 28), cmap="gray_r", vmin=0, vmax=255)
@@ -136,12 +142,13 @@ def write_mistakes(
 
 
 def plot_calibration(
-    figure: Figure, calibration: Calibration, scaled: Calibration | None = None
-) -> None:
+    figure: Figure, labels: np.ndarray, probabilities: np.ndarray, temperature: float | None
+) -> str:
     """Draw accuracy against confidence by bin (a reliability diagram), and the size of the bins.
 
-    `scaled` is drawn over it as dots, the accuracy at the mean confidence of each bin.
+    With a temperature, dots are the accuracy at the mean confidence of each bin after scaling.
     """
+    calibration = measure_calibration(labels, probabilities)
     filled = calibration.counts > 0
     left, width = calibration.edges[:-1][filled], 0.92 * np.diff(calibration.edges)[filled]
     fractions = calibration.counts[filled] / calibration.counts.sum()
@@ -153,36 +160,68 @@ def plot_calibration(
     lower.bar(left, fractions, width, align="edge", color=FAINT, alpha=0.6)
     confidence = calibration.confidence[filled]
     upper.hlines(confidence, left, left + width, color=ORANGE, linewidth=2.5)
-    if scaled is not None:
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
+    finding = (
+        f"Mean confidence {probabilities.max(axis=1).mean():.1%}, accuracy {accuracy:.1%}; "
+        f"expected calibration error (ECE) {calibration.ece:.1%}, maximum calibration error "
+        f"{calibration.mce:.1%}."
+    )
+    if temperature is not None:
+        scaled = measure_calibration(labels, scale(probabilities, temperature))
         upper.plot(scaled.confidence, scaled.accuracy, "o", color=INK, ms=4)
+        finding += (
+            f" With its temperature {temperature:.3f}, fitted on the validation images, "
+            f"which predict, demo and export use, the ECE is {scaled.ece:.1%} "
+            "(dots: the nearer to the dashed line, the better)."
+        )
     upper.plot((0, 1), (0, 1), color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
     upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy")
     lower.set(xlabel="probability of the prediction", ylabel="images")
     lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return finding
 
 
 def plot_precision_recall(
-    figure: Figure, curves: Mapping[int, PrecisionRecall], names: Sequence[str]
-) -> None:
-    """Draw precision over recall, a curve for each class in the colour of its number."""
+    figure: Figure, labels: np.ndarray, probabilities: np.ndarray, names: Mapping[int, str]
+) -> str:
+    """Draw precision over recall of the classes in `names`, each in the colour of its number."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    for k, curve in curves.items():
-        label, colour = f"{names[k]} {curve.average_precision:.2f}", COLOURS[k % len(COLOURS)]
-        (line,) = axes.plot(curve.recall, curve.precision, color=colour, lw=1.8, label=label)
-        line.set_gid(f"{TIP}{names[k]}: average precision {curve.average_precision:.1%}")
+    averages = {}
+    for k in sorted(names):
+        is_label, scores = labels == k, probabilities[:, k]
+        averages[k] = average_precision_score(is_label, scores)
+        precision, recall, _ = precision_recall_curve(is_label, scores, drop_intermediate=True)
+        kept = np.unique(np.linspace(0, len(recall) - 1, _MAX_POINTS).astype(int))
+        (line,) = axes.plot(recall[kept], precision[kept], color=COLOURS[k % len(COLOURS)], lw=1.8)
+        name = squeeze(names[k], 14)
+        line.set_label(f"{name} {averages[k]:.2f}")
+        line.set_gid(f"{TIP}{name}: average precision {averages[k]:.1%}")
     axes.grid()
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, handlelength=1)
+    worst = min(averages, key=averages.__getitem__)
+    return (
+        f"Each class against the rest; the number is the average precision, lowest for "
+        f"{names[worst]} with {averages[worst]:.1%}."
+    )
 
 
 def plot_projection(
-    figure: Figure, points: np.ndarray, labels: np.ndarray, names: Sequence[str]
-) -> None:
-    """Draw (P, 2) points coloured by class; the number of a class stands at its mean.
+    figure: Figure,
+    kind: str,
+    arrays: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    names: Sequence[str],
+) -> str:
+    """Draw the projection in report.npz of the `kind` "embeddings" or "pixels", coloured by class.
 
-    Beyond `N_COLOURED` classes only the largest are coloured and named.
+    The number of a class stands at its mean. Of more than 20 classes only the largest are coloured
+    and named. `labels` are (N,) of all test images.
     """
+    points, labels = arrays[f"projection_{kind}"], labels[arrays["projection_rows"]]
     sizes = np.bincount(labels, minlength=len(names))
-    shown = np.sort(np.argsort(-sizes, kind="stable")[:N_COLOURED])
+    shown = np.sort(np.argsort(-sizes, kind="stable")[: len(COLOURS)])
     shown = shown[sizes[shown] > 0]
     colours = np.full(len(names), FAINT, dtype=object)
     colours[shown] = COLOURS[: len(shown)]
@@ -192,18 +231,61 @@ def plot_projection(
     x, y = points[order].T
     axes.scatter(x, y, s=7, c=colours[labels[order]], alpha=0.55, lw=0, rasterized=True)
     for k in shown:
-        mean = points[labels == k].mean(axis=0)
-        axes.plot(*mean, "o", ms=6, color=colours[k], mec=INK, label=f"{k} {names[k]}")
-        axes.annotate(
-            f"{k}", mean, (0, 9), textcoords="offset points", ha="center", fontweight="bold"
-        )
+        mean, label = points[labels == k].mean(axis=0), f"{k} {squeeze(names[k], 14)}"
+        axes.plot(*mean, "o", ms=6, color=colours[k], mec=INK, label=label)
+        note = axes.annotate(f"{k}", mean, (0, 9), textcoords="offset points", ha="center")
+        note.set_fontweight("bold")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, handletextpad=0.2)
+    return (
+        f"{kind.capitalize()} of {len(points):,} test images; the two components explain "
+        f"{arrays[f'projection_{kind}_variance'].sum():.0%} of the variance."
+    )
 
 
-def plot_histogram(figure: Figure, counts: np.ndarray) -> None:
+def plot_histogram(figure: Figure, counts: np.ndarray) -> str:
     """Draw the fraction of the pixels in each of 32 equal ranges of the 256 grey levels."""
     axes = figure.add_subplot(xlabel="grey level", ylabel="pixels", xticks=[0, 64, 128, 192, 255])
     fractions = counts.reshape(32, 8).sum(axis=1) / max(counts.sum(), 1)
     axes.bar(np.arange(32) * 8, fractions, 7.2, align="edge", color=BLUE, alpha=0.7)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="y")
+    return (
+        f"Grey levels of all training pixels: {fractions[:4].sum():.0%} are below 32 and "
+        f"{fractions[28:].sum():.0%} are 224 or more (0 is black, 255 white)."
+    )
+
+
+def write_cuts(path: Path, heading: Heading, cuts: pd.DataFrame) -> None:
+    """Write the PNG of `plot_cuts`."""
+    with png_figure(path, heading, width=9.0, height=4.0) as figure:
+        plot_cuts(figure, cuts)
+
+
+def plot_cuts(figure: Figure, cuts: pd.DataFrame) -> str:
+    """Draw probe accuracy over seconds, and over bytes, of the candidates of `--cut auto`.
+
+    `cuts` are as in cuts.csv; there is a line for each image size.
+    """
+    axes_of = figure.subplots(1, 2, sharey=True)
+    columns = {"seconds_per_1000": "seconds per 1,000 images", "stored_bytes": "bytes per image"}
+    chosen = cuts[cuts["chosen"] == 1].iloc[0]
+    for axes, (column, label) in zip(axes_of, columns.items(), strict=True):
+        for number, (size, of) in enumerate(cuts.groupby("image_size", sort=False)):
+            x, y = of[column], 100 * of["probe_accuracy"]
+            axes.plot(x, y, "o-", ms=4, color=COLOURS[number], label=f"{size} pixels")
+            for *place, cut in zip(x, y, of["cut"], strict=True):
+                offset = {"xytext": (0, 5), "textcoords": "offset points"}
+                axes.annotate(cut, place, **offset, fontsize=7, ha="center")
+        at = chosen[column], 100 * chosen["probe_accuracy"]
+        axes.plot(*at, "o", ms=12, mfc="none", color=INK, label="chosen")
+        axes.set(xscale="log", xlabel=label)
+        axes.margins(0.1, 0.12)
+        axes.grid()
+    axes_of[0].set_ylabel("accuracy of a linear probe, %")
+    axes_of[0].legend()
+    last = cuts[cuts["image_size"] == chosen["image_size"]].iloc[-1]
+    return (
+        f"A linear probe is right in {chosen['probe_accuracy']:.2%} after {chosen['cut']} at "
+        f"{chosen['image_size']} pixels, the chosen cut, and in {last['probe_accuracy']:.2%} after "
+        f"{last['cut']}."
+    )

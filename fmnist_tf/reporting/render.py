@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ _TEXT_LIMIT = 400  # characters of a printed value; `cut` sets another limit
 _NAME_LIMIT = 32  # characters of a class name; narrow places squeeze it further
 
 
+@functools.cache  # templates are compiled once a process
 def make_environment(**options: Any) -> Environment:
     """Return an environment for the templates; a name that the context lacks is an error."""
     import jinja2

@@ -11,9 +11,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -68,17 +67,17 @@ _DPI = 130
 _SVG_WIDTH = 5.0  # inches of 72 units; a unit is about a pixel on a phone
 
 
-@dataclass(frozen=True)
-class Heading:
-    """The lines of text above a PNG figure."""
+class Heading(NamedTuple):
+    """The first lines of text above a PNG figure."""
 
     title: str
     banner: str | None = None  # a warning that must be seen
-    subtitle: str = ""
 
 
 @contextmanager
-def png_figure(path: Path, heading: Heading, *, width: float, height: float) -> Iterator[Figure]:
+def png_figure(
+    path: Path, heading: Heading, subtitle: str = "", *, width: float, height: float
+) -> Iterator[Figure]:
     """Yield an empty figure of `width` x `height` inches below its heading; then write the PNG.
 
     The same drawing gives the same bytes, whatever the user's own matplotlibrc says.
@@ -91,8 +90,8 @@ def png_figure(path: Path, heading: Heading, *, width: float, height: float) -> 
         box = {"facecolor": WARN, "edgecolor": ORANGE, "boxstyle": "round,pad=0.4"}
         lines.append((heading.banner, 0.44, {"fontsize": 11, "color": ORANGE, "bbox": box}))
     lines.append((heading.title, 0.34, {"fontsize": 13, "fontweight": "bold"}))
-    if heading.subtitle:
-        lines.append((heading.subtitle, 0.24, {"fontsize": 9, "color": SOFT}))
+    if subtitle:
+        lines.append((subtitle, 0.24, {"fontsize": 9, "color": SOFT}))
     total = height + 0.12 + sum(inches for _, inches, _ in lines)
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(width, total), dpi=_DPI)
@@ -108,18 +107,19 @@ def png_figure(path: Path, heading: Heading, *, width: float, height: float) -> 
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def inline_svg(
-    name: str, label: str, height: float, plot: Callable[[Figure], None], *, dpi: int = 100
-) -> Markup:
-    """Return a figure as SVG to put into a page; its colours follow the page's theme.
+def draw_chart(
+    name: str, height: float, plot: Callable[..., str], *data: Any, dpi: int = 100
+) -> dict[str, str]:
+    """Return a figure as SVG to put into a page, and the sentence that says what it shows.
 
-    Texts stay texts, drawn by the browser in a font that has their letters.
+    Its colours follow the page's theme. Texts stay texts, drawn by the browser in a font that has
+    their letters.
 
     Args:
         name: CSS class of the chart, unique on its page.
-        label: text alternative for screen readers.
         height: in inches; the width is 5.
-        plot: draws on an empty figure.
+        plot: draws on an empty figure, which is its first argument, and returns the sentence.
+        data: its other arguments.
         dpi: of rasterized parts.
     """
     import matplotlib.style
@@ -130,7 +130,7 @@ def inline_svg(
     with matplotlib.style.context(["default", _STYLE, style]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(_SVG_WIDTH, height), layout="constrained")
-        plot(figure)
+        finding = plot(figure, *data)
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata, dpi=dpi)
     svg = stream.getvalue()
@@ -150,8 +150,8 @@ def inline_svg(
     # matplotlib escapes texts, so what looks like a tag is one.
     svg = re.sub(r"<[^>]+>", adapt, svg)
     size = f'viewBox="0 0 {_SVG_WIDTH * 72:g} {height * 72:g}"'
-    head = f'<svg class="chart {name}" role="img" aria-label="{escape(label)}" {size}>'
-    return Markup(head + svg[svg.index(">") + 1 :])
+    head = f'<svg class="chart {name}" role="img" aria-label="{escape(finding)}" {size}>'
+    return {"svg": Markup(head + svg[svg.index(">") + 1 :]), "finding": finding}
 
 
 def drawable(text: str, limit: int, fallback: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_tf.reporting.tracking import RunResults
+from fmnist_tf.data.images import PixelRows
+from fmnist_tf.reporting.record import RunRecord
 
 
 class TensorBoardTracker:
@@ -34,11 +35,11 @@ class TensorBoardTracker:
         if axis == "epoch":
             self._writer.flush()
 
-    def log_results(self, results: RunResults) -> None:
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
         """Record the metrics of each split, and the figures."""
-        for name, value in results.metrics.items():
+        for name, value in run.metrics.items():
             self._write("scalars", f"result/{name}", np.float32(value), 0)
-        for path in results.figures:
+        for path in run.figures:
             png = path.read_bytes()
             height, width, _ = self._tf.io.decode_png(png, channels=3).shape
             # https://www.tensorflow.org/api_docs/python/tf/summary/image: sides, then the pictures

@@ -13,15 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from fmnist_tf.cli.terminal import warn
+from fmnist_tf.data.images import PixelRows
 from fmnist_tf.errors import printable
-from fmnist_tf.results.analysis import measure_calibration, score_classes
-from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.reporting.record import RunRecord
 from fmnist_tf.results.history import HistoryRow
-
-TENSORBOARD = "tensorboard"  # a folder of the run directory
+from fmnist_tf.results.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -57,49 +54,6 @@ class TrackedRun:
     parent: str | None = None  # name of the run that this one continues
 
 
-@dataclass(frozen=True, eq=False)
-class RunResults:
-    """What is recorded at the end of a run: N test images, K classes.
-
-    Attributes:
-        evaluations: of each split.
-        pixels: (N, 784) uint8.
-        labels: (N,) integers 0..K-1.
-        probabilities: (N, K).
-        class_names: K names.
-        figures: PNG files.
-        model: the files that make up the model.
-        metadata: of the model, JSON values.
-    """
-
-    evaluations: Mapping[str, Evaluation]
-    pixels: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    class_names: Sequence[str]
-    figures: Sequence[Path]
-    model: Sequence[Path]
-    metadata: Mapping[str, Any]
-
-    @property
-    def is_tested(self) -> bool:
-        """Whether there are test images."""
-        return len(self.labels) > 0
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """`test_accuracy`, `val_loss` and so on."""
-        metrics = {}
-        for split, evaluation in self.evaluations.items():
-            for name in ("accuracy", "loss", "correct", "total"):
-                metrics[f"{split}_{name}"] = getattr(evaluation, name)
-            metrics[f"{split}_macro_f1"] = score_classes(evaluation.confusion).macro_f1
-        if self.is_tested:
-            calibration = measure_calibration(self.labels, self.probabilities)
-            metrics["test_expected_calibration_error"] = calibration.ece
-        return metrics
-
-
 class Tracker(Protocol):
     """Records one run; what a method raises ends the tracker, not the run."""
 
@@ -109,8 +63,8 @@ class Tracker(Protocol):
     def log(self, axis: str, number: int, values: Mapping[str, float]) -> None:
         """Record finite values, named `AXIS/...`, of one "step" or "epoch"."""
 
-    def log_results(self, results: RunResults) -> None:
-        """Record what there is at the end of a run."""
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
+        """Record what there is at the end of a run; see `Trackers.log_results`."""
 
     def finish(self, *, ok: bool) -> None:
         """End the recording; `ok` is whether the run succeeded."""
@@ -135,9 +89,9 @@ class Trackers:
         epoch = row.epoch + self._epochs_before
         self._each(lambda tracker: tracker.log("epoch", epoch, values))
 
-    def log_results(self, results: RunResults) -> None:
-        """Record what there is at the end of a run."""
-        self._each(lambda tracker: tracker.log_results(results))
+    def log_results(self, run: RunDir, pixels: PixelRows) -> None:
+        """Record what the files of a run hold at its end; pixels are (N, 784) uint8, of test."""
+        self._each(lambda tracker: tracker.log_results(RunRecord(run), pixels))
 
     def finish(self, *, ok: bool = True) -> None:
         """End all trackers."""
@@ -171,7 +125,7 @@ def start_tracking(options: TrackingOptions, run_dir: Path, tracked: TrackedRun)
         from fmnist_tf.reporting.tensorboard_tracker import TensorBoardTracker
 
         try:
-            trackers.append(TensorBoardTracker(run_dir / TENSORBOARD))
+            trackers.append(TensorBoardTracker(run_dir / "tensorboard"))
         except Exception as error:
             warn_of_failure("TensorBoard is not recording", error)
     return Trackers(*trackers, epochs_before=tracked.epochs_before)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tf.cli.terminal import say, warn
-from fmnist_tf.errors import printable
-from fmnist_tf.reporting.tracking import RunResults, TrackedRun, Trackers, warn_of_failure
+from fmnist_tf.data.images import PixelRows
+from fmnist_tf.reporting.record import RunRecord
+from fmnist_tf.reporting.tracking import TrackedRun, Trackers, warn_of_failure
 from fmnist_tf.results.analysis import rank_confusions, score_classes
 from fmnist_tf.results.evaluation import losses, worst_mistakes
 from fmnist_tf.settings.config import WANDB_PROJECT
+from fmnist_tf.system.files import file_digest
 
 _INIT_TIMEOUT_SECONDS = 20  # of trying to reach the server before recording offline
 _FINISH_TIMEOUT_SECONDS = 300  # of uploading at the end; the rest is left to `wandb sync`
@@ -40,16 +42,30 @@ class WandbTracker:
         """Record finite values of one "step" or "epoch"."""
         self.run.log({f"{axis}/{axis}": number, **values})
 
-    def log_results(self, results: RunResults) -> None:
+    def log_results(self, run: RunRecord, pixels: PixelRows) -> None:
         """Record metrics in the summary, tables of the test predictions, figures and the model."""
         import wandb
 
-        self.run.summary.update(results.metrics)
-        media = {f"figure/{path.stem}": wandb.Image(str(path)) for path in results.figures}
-        self.run.log((_make_tables(results) if results.is_tested else {}) | media)
-        name = f"model-{self.run.name}"
-        artifact = wandb.Artifact(name, type="model", metadata=dict(results.metadata))
-        for path in results.model:
+        self.run.summary.update(run.metrics)
+        media = {f"figure/{path.stem}": wandb.Image(str(path)) for path in run.figures}
+        self.run.log((_make_tables(run, pixels) if run.is_tested else {}) | media)
+        model, data = run.directory.file("model.keras"), run.provenance["data"]
+        metadata = {
+            "test_accuracy": run.metrics.get("test_accuracy"),
+            "test_total": data["n_test"],
+            "val_accuracy": run.metrics["val_accuracy"],
+            "test_time_flip": run.config["test_time_flip"],
+            "dataset": data["name"],
+            "data_kind": data["kind"],
+            "backbone": run.config["backbone"],
+            "weights": run.provenance["weights"]["kind"],
+            "weights_sha256": run.provenance["weights"]["sha256"],
+            "classes": [*run.label_map.values()],
+            "sha256": file_digest(model),
+        }
+        artifact = wandb.Artifact(f"model-{self.run.name}", type="model", metadata=metadata)
+        # Page and model card name paths and the machine: they stay in the run directory.
+        for path in (model, run.directory.file("labels.json")):
             # The run directory keeps the file, so W&B needs no copy of it.
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.run.log_artifact(artifact)
@@ -74,13 +90,8 @@ def start_wandb(
 
     If the server does not answer within 20 seconds, or refuses the credentials, the run is recorded
     offline. If that fails, too, or wandb is not installed, return None. WANDB_PROJECT and
-    WANDB_ENTITY are respected.
-
-    Args:
-        mode: see `choose_mode`.
-        run_dir: the folder of the run.
-        tracked: its name, settings and so on.
-        system: record system metrics and console output, and let the web page stop the run.
+    WANDB_ENTITY are respected. `mode` is as for `choose_mode`; with `system`, system metrics and
+    console output are recorded, and the web page can stop the run.
     """
     data_dir = str((run_dir / "wandb").resolve())
     os.environ.update(
@@ -156,7 +167,7 @@ def track_comparison(
         say(line)
 
 
-def _make_tables(results: RunResults) -> dict[str, Any]:
+def _make_tables(run: RunRecord, pixels: PixelRows) -> dict[str, Any]:
     """Return tables of the test predictions: worst mistakes, classes, pairs, confusion.
 
     Their names begin with `table/`, so that viewers list them after the curves.
@@ -164,13 +175,12 @@ def _make_tables(results: RunResults) -> dict[str, Any]:
     import PIL.Image
     import wandb
 
-    labels, probabilities = results.labels, results.probabilities
-    names = [printable(name) for name in results.class_names]
-    predictions, confusion = probabilities.argmax(axis=1), results.evaluations["test"].confusion
+    (labels, probabilities), names = run.predictions, run.class_names
+    predictions = probabilities.argmax(axis=1)
     worst = worst_mistakes(labels, probabilities, _N_MISTAKES)
     mistakes = [
         [
-            wandb.Image(PIL.Image.fromarray(results.pixels[index].reshape(28, 28))),
+            wandb.Image(PIL.Image.fromarray(pixels[index].reshape(28, 28))),
             names[labels[index]],
             names[predictions[index]],
             float(probabilities[index].max()),
@@ -178,22 +188,21 @@ def _make_tables(results: RunResults) -> dict[str, Any]:
         ]
         for index, loss in zip(worst, losses(labels[worst], probabilities[worst]), strict=True)
     ]
-    scores = score_classes(confusion)
-    columns = (scores.precision, scores.recall, scores.f1, scores.support)
-    classes = zip(names, *(column.tolist() for column in columns), strict=True)
+    scores = score_classes(run.confusion)
+    # A class without images has no scores.
+    classes = [[names[k], *row] for k, *row in scores[scores["support"] > 0].itertuples()]
     pairs = [
         [names[pair.label], names[pair.prediction], pair.count, pair.fraction]
-        for pair in rank_confusions(confusion, 20)
+        for pair in rank_confusions(run.confusion, 20)
     ]
     tables: dict[str, Any] = {
         "table/worst_mistakes": _table("image,true label,prediction,probability,loss", mistakes),
-        # A class without images has no scores.
-        "table/classes": _table("class,precision,recall,f1,images", [c for c in classes if c[-1]]),
+        "table/classes": _table("class,precision,recall,f1,images", classes),
         "table/confused_pairs": _table("true label,prediction,count,fraction", pairs),
     }
     if len(names) <= _MAX_CONFUSION_CLASSES:
         tables["table/confusion_matrix"] = wandb.plot.confusion_matrix(
-            y_true=labels.tolist(), preds=predictions.tolist(), class_names=names
+            y_true=labels.tolist(), preds=predictions.tolist(), class_names=list(names)
         )
     return tables
 

@@ -8,10 +8,14 @@ equal ones. Indices are 0..N-1. The same input gives the same result: ties have 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mistakes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WORST, _LEAST_SURE, LABEL_ISSUES = 24, 12, 12  # examples
 _EXAMPLES_OF_A_CELL, _EXAMPLES_OF_ALL_CELLS = 6, 600
@@ -20,33 +24,20 @@ ALL_CLASSES = 30  # up to this many classes, tables show every class
 FEW_CLASSES = 20  # of more classes they show this many
 
 
-@dataclass(frozen=True, eq=False)
-class ClassScores:
-    """Precision, recall and F1 of each class, (K,) float64, 0 where undefined.
+def score_classes(confusion: np.ndarray) -> pd.DataFrame:
+    """Return `precision`, `recall`, `f1`, 0 where undefined, and `support` of each class.
 
-    `support` is the number of examples of each class, (K,) int64.
+    `confusion` are (K, K) counts; rows are true labels, columns predictions.
     """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    support: np.ndarray
-
-    @property
-    def macro_f1(self) -> float:
-        """Unweighted mean F1 of the classes that have examples."""
-        return float(self.f1[self.support > 0].mean())
-
-
-def score_classes(confusion: np.ndarray) -> ClassScores:
-    """Score each class from (K, K) counts; rows are true labels, columns predictions."""
+    import pandas as pd
     from sklearn.metrics import precision_recall_fscore_support
 
     labels, predictions = np.indices(confusion.shape).reshape(2, -1)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, sample_weight=confusion.ravel(), zero_division=0
     )
-    return ClassScores(precision, recall, f1, confusion.sum(axis=1))
+    columns = {"precision": precision, "recall": recall, "f1": f1}
+    return pd.DataFrame({**columns, "support": confusion.sum(axis=1)})
 
 
 @dataclass(frozen=True)
@@ -124,34 +115,6 @@ def measure_calibration(
     return Calibration(edges, counts, mean_confidence, accuracy, ece, float(gaps.max()))
 
 
-@dataclass(frozen=True, eq=False)
-class PrecisionRecall:
-    """Precision over recall of one class against the rest, (P,) float64 each, recall falling."""
-
-    precision: np.ndarray
-    recall: np.ndarray
-    average_precision: float
-
-
-def trace_precision_recall(
-    labels: np.ndarray, probabilities: np.ndarray, label: int, n_points: int = 200
-) -> PrecisionRecall:
-    """Return the curve of a class that has examples, of at most `n_points` points."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    is_label, scores = labels == label, probabilities[:, label]
-    precision, recall, _ = precision_recall_curve(is_label, scores, drop_intermediate=True)
-    kept = np.unique(np.linspace(0, len(recall) - 1, n_points).astype(int))
-    average = float(average_precision_score(is_label, scores))
-    return PrecisionRecall(precision[kept], recall[kept], average)
-
-
-def find_least_sure(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` indices, the smallest margin between the two top classes first."""
-    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
-    return np.argsort(first - second, kind="stable")[:count]
-
-
 def find_label_issues(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
     """Return at most `count` indices whose label may be wrong, the most suspect first.
 
@@ -181,7 +144,7 @@ class Selection:
 
     Attributes:
         worst: at most 24, see `evaluation.worst_mistakes`.
-        least_sure: at most 12, see `find_least_sure`.
+        least_sure: at most 12, the smallest margin between the two top classes first.
         cells: of the confusion matrix of `choose_classes`, by (label, prediction): at most 6
             examples of each cell, of many cells fewer, the highest confidence first.
         explained: for each class the most confident correct prediction and the worst mistake, if
@@ -206,38 +169,29 @@ def select_examples(labels: np.ndarray, probabilities: np.ndarray) -> Selection:
     Raises:
         ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
+    import pandas as pd
+
     confusion = Evaluation.from_probabilities(labels, probabilities).confusion
-    predictions = probabilities.argmax(axis=1)
-    by_confidence = np.argsort(-probabilities.max(axis=1), kind="stable")
     shown = choose_classes(confusion)
     filled = [(k, other) for k in shown for other in shown if confusion[k, other]]
     count = max(1, min(_EXAMPLES_OF_A_CELL, _EXAMPLES_OF_ALL_CELLS // max(len(filled), 1)))
-    ordered_cells = (labels * len(confusion) + predictions)[by_confidence]
-    cells = {
-        cell: by_confidence[ordered_cells == cell[0] * len(confusion) + cell[1]][:count]
-        for cell in filled
-    }
-    correct = by_confidence[(predictions == labels)[by_confidence]]
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    table = pd.DataFrame({"label": labels, "prediction": probabilities.argmax(axis=1)})
+    table["is_correct"] = table["label"] == table["prediction"]
+    surest_first = table.iloc[np.argsort(-first, kind="stable")]
+    in_cell = surest_first.groupby(["label", "prediction"]).groups
     mistakes = worst_mistakes(labels, probabilities, len(labels))
+    # The first correct and the first wrong prediction of each class, by class.
+    ranked = pd.concat([surest_first[surest_first["is_correct"]], table.iloc[mistakes]])
+    firsts = ranked.groupby(["label", "is_correct"]).head(1).sort_values("label", kind="stable")
+    n_mistakes = (~table["is_correct"]).groupby(table["label"]).sum()
+    explained = n_mistakes.sort_values(ascending=False, kind="stable").index[:_EXPLAINED_CLASSES]
     return Selection(
         worst=mistakes[:_WORST],
-        least_sure=find_least_sure(probabilities, _LEAST_SURE),
-        cells=cells,
-        explained=_select_explained(labels, correct, mistakes),
+        least_sure=np.argsort(first - second, kind="stable")[:_LEAST_SURE],
+        cells={cell: in_cell[cell][:count].to_numpy() for cell in filled},
+        explained=firsts[firsts["label"].isin(explained)].index.to_numpy(),
     )
-
-
-def _select_explained(labels: np.ndarray, correct: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
-    """Return the first correct and the first wrong prediction of each class, by class."""
-    present = np.unique(labels)
-    n_mistakes = np.bincount(labels[mistakes], minlength=present[-1] + 1)[present]
-    shown = present[np.argsort(-n_mistakes, kind="stable")[:_EXPLAINED_CLASSES]]
-    firsts = [
-        group[np.unique(labels[group], return_index=True)[1]] for group in (correct, mistakes)
-    ]
-    chosen = np.concatenate(firsts)
-    chosen = chosen[np.isin(labels[chosen], shown)]
-    return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
 def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

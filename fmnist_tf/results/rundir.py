@@ -25,6 +25,7 @@ SWEEP = "sweep.json"  # in a folder whose `trial-*` are runs
 HISTORY = "history.csv"
 STEPS = "steps.csv"
 PREDICTIONS = "predictions.npz"
+CUTS = "cuts.csv"  # of `--cut auto`
 CHECKPOINTS = "checkpoints"  # until the run is complete
 LOCK = ".lock"  # see system.files.locked
 
@@ -54,20 +55,14 @@ class RunDir(CheckedFolder):
                 f"{runs_dir}: expected a folder for runs (--runs-dir), found a file; move the file "
                 "or name another folder"
             ) from error
-        if name is not None:
-            try:
-                os.mkdir(runs_dir / name)
-            except FileExistsError as error:
-                raise _exists(runs_dir / name) from error
-            return cls(runs_dir / name)
         slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")[:24].strip("-") or "data"
         stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{phase}-{slug}"
-        for attempt in itertools.count(1):
-            path = runs_dir / (stem if attempt == 1 else f"{stem}-{attempt}")
+        fresh = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+        for path in map(runs_dir.joinpath, fresh if name is None else [name]):
             with contextlib.suppress(FileExistsError):
-                os.mkdir(path)
-                break
-        return cls(path)
+                path.mkdir()
+                return cls(path)
+        raise _exists(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
@@ -156,12 +151,7 @@ class RunDir(CheckedFolder):
             return np.loadtxt(file, delimiter=",", skiprows=1, usecols=1, ndmin=1)
 
     def write_predictions(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write the test predictions to `predictions.npz`.
-
-        Args:
-            labels: (N,) integers 0..K-1, the true labels.
-            probabilities: (N, K) floats.
-        """
+        """Write true labels (N,) and probabilities (N, K) to `predictions.npz`."""
         labels, probabilities = labels.astype("int64"), probabilities.astype("float32")
         self.write_arrays(PREDICTIONS, {"labels": labels, "probabilities": probabilities})
 

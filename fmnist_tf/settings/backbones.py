@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import os
 from pathlib import Path
 
 from fmnist_tf.errors import did_you_mean, suggest
-from fmnist_tf.settings.config import RunConfig, SettingError
+from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.types import SettingError
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def check_words(config: RunConfig) -> None:
     for name, words in (("data", ("auto", "sample")), ("weights", ("auto", "imagenet", "random"))):
         value = getattr(config, name)
         hint = "" if value in words else did_you_mean(value, words)
-        if hint and not os.path.lexists(value):
+        if hint and not os.path.lexists(value) and not glob.has_magic(value):
             raise SettingError(name, value, f"{', '.join(words)}, or a path that exists; {hint}")
     table = read_table().get(find_name(config.backbone))
     if table is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from fmnist_tf.errors import UsageError, did_you_mean, printable, suggest
+from fmnist_tf.errors import did_you_mean
 from fmnist_tf.settings.types import (
     Count,
     CountFrom0,
@@ -29,9 +29,13 @@ from fmnist_tf.settings.types import (
     NotNegative,
     Positive,
     PositiveFraction,
+    SettingError,
     Size,
     Text,
     Unique,
+    check_names,
+    flag_of,
+    show_value,
 )
 
 WANDB_PROJECT = "fmnist-tf"
@@ -47,29 +51,6 @@ PHASES: tuple[str, ...] = get_args(Phase)
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 RANDOM_AUGMENTATIONS = AUGMENTATIONS[1:]
 """Those with too many outcomes to store each."""
-
-
-class SettingError(UsageError):
-    """A setting has a wrong type, is out of range, or does not go with another setting.
-
-    The message names the flag; that of `in_file` names the file.
-
-    Attributes:
-        name: the setting.
-        found: its value.
-        expected: what it may be, in words.
-    """
-
-    def __init__(self, name: str, found: Any, expected: str) -> None:
-        self.name, self.found, self.expected = name, found, expected
-        shown = "" if found is True else f" {show_value(found)}"
-        super().__init__(f"{flag_of(name)}{shown}: expected {expected}")
-
-    def in_file(self, where: str) -> UsageError:
-        """Return the error for a value that the file or recipe `where` sets."""
-        found = list(self.found) if isinstance(self.found, tuple) else self.found
-        shown = printable(repr(found), 100)
-        return UsageError(f"{self.name} in {where} is {shown}; expected {self.expected}")
 
 
 def _setting(group: str, text: str, default: Any = None, metavar: str | None = None) -> Any:
@@ -99,7 +80,7 @@ class _Settings(BaseModel):
 
     data: Text = _data(
         "auto, sample, or a file or folder: CSV, IDX, NPY, NPZ, Parquet, a zip of them, or a "
-        "folder of pictures for each class",
+        "folder of pictures for each class; 'train-*.csv' in quotes: several files",
         "auto",
         "{auto,sample,PATH}",
     )
@@ -269,6 +250,21 @@ class _Settings(BaseModel):
             raise SettingError(name, values[name], expected) from None
 
 
+# A setting that is neither at its default nor off -> another one, and the values it goes with.
+_ONLY_WITH = {
+    "momentum": ("optimizer", ("sgd",)),
+    "weight_decay": ("optimizer", ("adamw", "sgd")),
+    "warmup_epochs": ("schedule", WITH_WARMUP),
+    "cycle_epochs": ("schedule", ("triangular2",)),
+    "layer_decay": ("phase", ("finetune",)),
+    "unfreeze": ("phase", ("finetune",)),
+    "train_batch_norm": ("phase", ("finetune",)),
+    "parent": ("phase", ("finetune",)),
+    "keep_for_finetune": ("phase", ("frozen",)),
+    "time_budget": ("cut", ("auto",)),
+}
+
+
 class RunConfig(_Settings):
     """Every setting of one run; those that depend on each other agree."""
 
@@ -278,34 +274,21 @@ class RunConfig(_Settings):
             if not holds:
                 raise SettingError(name, getattr(self, name), expected)
 
-        finetune, scratch = self.phase == "finetune", self.phase == "scratch"
-        sgd, adam = self.optimizer == "sgd", self.optimizer == "adam"
+        for name, (other, allowed) in _ONLY_WITH.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            is_set = value != default and bool(value or default)
+            found = getattr(self, other)
+            expected = f"only with {flag_of(other)} {' or '.join(allowed)}"
+            expected += f", and the {other} is {show_value(found)}"
+            require(not is_set or found in allowed, name, expected)
+        scratch, searches = self.phase == "scratch", self.cut == "auto"
         peak, epochs = self.learning_rate or math.inf, self.epochs or math.inf
-        warms_up, cycles = self.schedule in WITH_WARMUP, self.schedule == "triangular2"
-        require(sgd or self.momentum == 0.9, "momentum", "only with --optimizer sgd")
-        expected = "only with --optimizer adamw or sgd"
-        require(not adam or not self.weight_decay, "weight_decay", expected)
         expected = "a number up to --learning-rate"
         require(self.min_learning_rate <= peak, "min_learning_rate", expected)
         require(self.warmup_epochs <= epochs, "warmup_epochs", "a number up to --epochs")
-        expected = f"only with --schedule {' or '.join(WITH_WARMUP)}"
-        require(warms_up or not self.warmup_epochs, "warmup_epochs", expected)
-        expected = "only with --schedule triangular2"
-        require(cycles or self.cycle_epochs is None, "cycle_epochs", expected)
-        expected = f"only with --phase finetune, and the phase is {self.phase}"
-        require(finetune or self.layer_decay == 1, "layer_decay", expected)
-        require(finetune or not self.unfreeze, "unfreeze", expected)
-        expected = f"only with --phase frozen, and the phase is {self.phase}"
-        frozen = self.phase == "frozen"
-        require(frozen or self.keep_for_finetune == "auto", "keep_for_finetune", expected)
-        require(finetune or not self.train_batch_norm, "train_batch_norm", expected)
-        require(finetune or self.parent is None, "parent", expected)
-        require(not scratch or self.cut != "auto", "cut", "a stage with --phase scratch")
-        expected = "only with --cut auto"
-        require(self.cut == "auto" or not self.time_budget, "time_budget", expected)
+        require(not scratch or not searches, "cut", "a stage with --phase scratch")
         expected = "one number, or several with --cut auto"
-        several = isinstance(self.image_size, tuple)
-        require(self.cut == "auto" or not several, "image_size", expected)
+        require(searches or not isinstance(self.image_size, tuple), "image_size", expected)
         expected = "none with --phase scratch, which trains what makes the features"
         require(not scratch or self.standardize != "features", "standardize", expected)
         expected = (
@@ -371,41 +354,3 @@ def check_value(name: str, value: Any) -> Any:
         SettingError: it is of another type, or out of range by itself.
     """
     return getattr(_Settings(**{name: value}), name)
-
-
-def check_names(names: Collection[str], known: Collection[str], kind: str, where: str) -> None:
-    """Refuse unknown names, and suggest the known ones that are most like them.
-
-    Raises:
-        UsageError: with one line for each unknown name, or the first ten.
-    """
-    lines = [
-        f"unknown {kind} {printable(name)} in {where}; {suggest(name, known)}"
-        for name in names
-        if name not in known
-    ]
-    if lines:
-        raise UsageError(*lines[:10])
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a setting, such as `--batch-size`."""
-    return "--" + name.replace("_", "-")
-
-
-def show_value(value: Any) -> str:
-    """Return a value for a message, as its flag takes it, cut where it is long."""
-    parts = value if isinstance(value, tuple) else () if value is None else (value,)
-    return printable(",".join(map(str, parts)) or "none", 200)
-
-
-# What a phase uses for settings that are None: chosen on validation rows of Fashion-MNIST; the
-# trials are in runs/LOG.md.
-DEFAULTS: dict[str, dict[str, float]] = {
-    "frozen": {"epochs": 6, "batch_size": 256, "learning_rate": 1e-4},
-    "finetune": {"epochs": 3, "batch_size": 64, "learning_rate": 5e-5},
-    "scratch": {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3},
-}
-
-FROZEN_GAP_RATE = 1e-3
-"""In place of the frozen phase's rate: a pooled head has a hundredth of the weights."""

@@ -7,13 +7,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from fmnist_tf.settings.config import (
-    DEFAULTS,
-    FROZEN_GAP_RATE,
-    RunConfig,
-    check_value,
-    flag_of,
-)
+from fmnist_tf.settings.complete import DEFAULTS, FROZEN_GAP_RATE
+from fmnist_tf.settings.config import RunConfig, check_value
+from fmnist_tf.settings.types import flag_of
 
 _METAVARS = {int: "N", float: "X", str: "PATH"}
 _BOOLEANS = {"true": True, "false": False}
@@ -52,15 +48,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument("--no-test", default=argparse.SUPPRESS, **options)
 
 
-def read_value(name: str, text: str) -> Any:
-    """Return the value that `text` stands for, as the setting's flag reads it.
+def read_value(name: str, value: Any) -> Any:
+    """Return a setting's value; a text is read as the setting's flag reads it.
 
     Booleans are `true` and `false`, lists have commas, `none` is None or an empty list.
 
     Raises:
         SettingError: the value is of another type, or out of range by itself.
     """
-    return check_value(name, convert(name, text))
+    return check_value(name, convert(name, value) if isinstance(value, str) else value)
 
 
 def convert(name: str, text: str) -> Any:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tf.errors import UsageError, printable, suggest
-from fmnist_tf.settings.config import PHASES, check_names, check_settings
+from fmnist_tf.settings.config import PHASES, check_settings
+from fmnist_tf.settings.types import check_names
 
 FOLDER = Path(__file__).with_name("recipes")
 ABOUT = ("what", "source", "published", "ours")

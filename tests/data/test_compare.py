@@ -46,7 +46,7 @@ def codes(warnings: list[str] | tuple[str, ...]) -> list[str]:
 
 def summarize(pixels: np.ndarray, labels: np.ndarray, folder: Path) -> DataSummary:
     names = tuple(map(str, range(labels.max() + 1)))
-    images = Pixels(pixels, labels, names, np.arange(len(labels)), str(hash(pixels.tobytes())))
+    images = Pixels(pixels, labels, names, str(hash(pixels.tobytes())), lambda rows: ([], rows))
     return inspect(images, images.pick(np.zeros(0, np.int64)), folder).summary
 
 

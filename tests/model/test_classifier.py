@@ -100,18 +100,6 @@ def test_a_loaded_model_infers_unless_told_to_train(toy_classifier, tmp_path) ->
     assert np.abs(model(PIXELS, training=True) - expected).max() > 1e-3
 
 
-def test_weights_saved_by_the_sequential_of_older_runs_load(toy_classifier, tmp_path) -> None:
-    expected = toy_classifier.predict(PIXELS, verbose=0)
-    names = "channel to_float resize value_range toy flatten hidden dropout probabilities".split()
-    layers = [toy_classifier.get_layer(name) for name in names]
-    older = keras.Sequential([keras.Input((28, 28), dtype="uint8"), *layers])
-    older.save(tmp_path / "model.keras")
-    for weight in toy_classifier.weights:
-        weight.assign(weight + 1)
-    toy_classifier.load_weights(tmp_path / "model.keras")
-    np.testing.assert_array_equal(toy_classifier.predict(PIXELS, verbose=0), expected)
-
-
 @pytest.mark.parametrize("head", ["flatten", "gap"])
 def test_the_code_of_the_docs_runs(toy_spec, tmp_path, monkeypatch, head: str) -> None:
     classifier = build(toy_spec, head=head)

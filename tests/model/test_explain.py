@@ -36,10 +36,18 @@ def test_rows_and_squares_are_the_same_images(toy_classifier, images) -> None:
     assert seen == [(5, 5)]
 
 
-def build_corner_reader() -> keras.Sequential:
-    """Return a network whose class 0 reads the top left corner and class 1 the bottom right."""
+def build_corner_reader(*, deep: bool = False) -> keras.Sequential:
+    """Return a network whose class 0 reads the top left corner and class 1 the bottom right.
+
+    Args:
+        deep: read the corners in the backbone, whose map is then of one cell.
+    """
     inputs = keras.Input((28, 28, 1))
-    backbone = keras.Model(inputs, keras.layers.AveragePooling2D(4)(inputs))  # (B, 7, 7, 1)
+    x = keras.layers.AveragePooling2D(4, name="conv2_pool")(inputs)  # (B, 7, 7, 1)
+    if deep:
+        x = keras.layers.Conv2D(1, 1, kernel_initializer="ones", name="conv2_conv")(x)
+        x = keras.layers.Conv2D(2, 7, name="conv3_conv")(x)  # (B, 1, 1, 2)
+    backbone = keras.Model(inputs, x)
     model = keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8"),
@@ -52,16 +60,21 @@ def build_corner_reader() -> keras.Sequential:
     )
     kernel = np.full((7, 7, 2), 0.1, np.float32)
     kernel[:3, :3, 0] = kernel[4:, 4:, 1] = 5
-    model.layers[-1].set_weights([kernel.reshape(49, 2), np.zeros(2, np.float32)])
+    if deep:
+        backbone.layers[-1].set_weights([kernel.reshape(7, 7, 1, 2), np.zeros(2, np.float32)])
+        kernel = np.eye(2, dtype=np.float32)
+    model.layers[-1].set_weights([kernel.reshape(-1, 2), np.zeros(2, np.float32)])
     return model
 
 
-def test_grad_cam_highlights_the_relevant_corner() -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_grad_cam_highlights_the_relevant_corner(deep: bool) -> None:
     image = np.zeros((28, 28), np.uint8)
     image[2:8, 2:8] = 255
-    maps, cells = run_grad_cam(build_corner_reader(), image[None].repeat(20, 0), np.zeros(20, int))
+    model = build_corner_reader(deep=deep)
+    maps, cells = run_grad_cam(model, image[None].repeat(20, 0), np.zeros(20, int))
     assert maps.shape == (20, 28, 28)
-    assert cells == (7, 7)
+    assert cells == (7, 7)  # where the last map has few cells, those of a deeper layer
     assert maps.dtype == np.uint8
     assert maps.max() == 255
     assert maps[0, :12, :12].mean() > 10 * maps[0, 16:, 16:].mean()
@@ -76,32 +89,6 @@ def test_grad_cam_explains_the_class_asked_for() -> None:
     for k, largest in ((0, 255), (1, 0)):
         maps, _ = run_grad_cam(model, image, np.array([k]))
         assert maps.max() == largest
-
-
-def test_a_map_of_few_cells_is_taken_from_a_deeper_layer() -> None:
-    inputs = keras.Input((28, 28, 1))
-    x = keras.layers.AveragePooling2D(4, name="conv2_pool")(inputs)  # 7x7
-    x = keras.layers.Conv2D(1, 3, padding="same", kernel_initializer="ones", name="conv2_conv")(x)
-    x = keras.layers.Conv2D(2, 7, name="conv3_conv")(x)  # 1x1
-    backbone = keras.Model(inputs, x)
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28), dtype="uint8"),
-            keras.layers.Reshape((28, 28, 1)),
-            backbone,
-            keras.layers.Flatten(),
-            keras.layers.Dense(2, "softmax"),
-        ]
-    )
-    kernel = np.zeros((7, 7, 1, 2), np.float32)
-    kernel[:3, :3, 0, 0] = kernel[4:, 4:, 0, 1] = 1  # the two corners
-    backbone.layers[-1].set_weights([kernel, np.zeros(2, np.float32)])
-    model.layers[-1].set_weights([np.eye(2, dtype=np.float32), np.zeros(2, np.float32)])
-    image = np.zeros((1, 28, 28), np.uint8)
-    image[0, 2:8, 2:8] = 255
-    maps, cells = run_grad_cam(model, image, np.array([0]))
-    assert cells == (7, 7)
-    assert maps[0, :12, :12].mean() > 10 * maps[0, 16:, 16:].mean()
 
 
 def test_without_a_feature_map_there_is_no_grad_cam() -> None:

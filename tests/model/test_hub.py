@@ -37,7 +37,9 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_on_a_preset(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_preset(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"hub:{preset}"
     run = fmnist_tf.train(

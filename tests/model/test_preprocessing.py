@@ -66,11 +66,6 @@ def test_floats_of_0_to_1_are_the_bytes_they_stand_for(side: int) -> None:
     np.testing.assert_allclose(preprocess("resnet50", mixed, side), expected, atol=1e-4)
 
 
-def test_black_is_zero_like_padding() -> None:
-    black = preprocess("resnet18", np.zeros((1, 28, 28), np.uint8), 28)
-    np.testing.assert_array_equal(black, np.zeros((1, 28, 28, 1)))
-
-
 def test_resize_is_bilinear_and_precedes_the_value_range() -> None:
     resized = keras.ops.image.resize(RGB, (56, 56), interpolation="bilinear")
     expected = keras.applications.resnet50.preprocess_input(np.array(resized))

@@ -10,7 +10,7 @@ import pytest
 
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training
-from fmnist_tf.settings.complete import complete_config
+from fmnist_tf.settings.complete import Settings
 from fmnist_tf.training.loop import TrainingPlan
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
@@ -18,7 +18,7 @@ LABELS = np.repeat([0, 1, 2], [60, 30, 10])
 
 def plan(**settings: Any) -> TrainingPlan:
     """Return the plan of 100 rows in batches of 8: 13 steps an epoch."""
-    config, _ = complete_config({"batch_size": 8, "epochs": 6, **settings})
+    config, _ = Settings({"batch_size": 8, "epochs": 6, **settings}).complete()
     return plan_training(config, LABELS, n_classes=4, background=7)
 
 

@@ -20,8 +20,6 @@ from fmnist_tf.model.inference import run_all, run_model
 from fmnist_tf.pipeline.run_data import read_own_dataset
 from fmnist_tf.pipeline.saved_run import (
     SavedRun,
-    build_saved_model,
-    compile_saved_model,
     find_run,
     read_saved_run,
 )
@@ -52,7 +50,7 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
     assert run.class_names == ("3", "7", "20")
     dataset = read_own_dataset(run)
     labels, recorded = run.directory.read_predictions()
-    (found,) = run_model(build_saved_model(run), dataset.test.pixels)
+    (found,) = run_model(run.model, dataset.test.pixels)
     np.testing.assert_allclose(found, recorded, atol=1e-6)
     np.testing.assert_array_equal(labels, dataset.test.labels)
 
@@ -70,9 +68,7 @@ def test_the_temperature_is_fitted_on_val_and_changes_no_class(folder: Path) -> 
     change_json(Path("runs/first/evaluation.json"), calibration={"temperature": 2.0})
     run = read()
     pixels = read_images("toy_test.csv")
-    plain, scaled = (
-        run_all(compile_saved_model(run, scaled=flag), pixels)[0] for flag in (False, True)
-    )
+    plain, scaled = (run_all(of, pixels)[0] for of in (run.run_batches, run.run_scaled))
     np.testing.assert_allclose(scaled, scale(plain, 2.0))
     np.testing.assert_array_equal(scaled.argmax(axis=1), plain.argmax(axis=1))
     # A run of an earlier version has none.
@@ -85,10 +81,10 @@ def test_a_changed_model_is_refused(folder: Path) -> None:
     model.layers[-1].bias.assign([9, 9, 9])
     model.save("runs/first/model.keras")
     with pytest.raises(UsageError, match=r"model.keras: expected .* DONE.json"):
-        build_saved_model(read())
+        _ = read().model
     Path("runs/first/model.keras").unlink()
     with pytest.raises(UsageError, match="no such file"):
-        build_saved_model(read())
+        _ = read().model
 
 
 def test_an_incomplete_or_damaged_run_is_refused(folder: Path) -> None:
@@ -177,10 +173,9 @@ def test_who_asks_an_averaging_run_gets_averages(folder: Path, capsys) -> None:
         rows = ([line[0], *pixels] for line, pixels in zip(lines, images, strict=True))
         csv.writer(file).writerows([header, *rows])
     run = read("averaged")
-    run_batches = compile_saved_model(run, scaled=False)
     loss = run.directory.read_json("evaluation.json")["test"]["loss"]
     for name in ("toy_test.csv", "mirrored.csv"):
-        (found,) = run_all(run_batches, read_images(name))
+        (found,) = run_all(run.run_batches, read_images(name))
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert predict.main(["averaged", name, "--out", "o.csv"]) == 0
         with open("o.csv", newline="") as file:

@@ -11,7 +11,6 @@ from fmnist_tf.pipeline.plan import use_suggested_rate
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.training.loop import TrainingPlan
-from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.schedules import RatePlan
 
 FLAT, FALLING = [1.0] * 50, [200.0 - step for step in range(120)]
@@ -22,7 +21,7 @@ def choose(path: Path, losses: list[float], given: float | None, minimum: float 
     rates = RatePlan("cosine", peak=max(1.0, minimum), steps_per_epoch=9, epochs=1, minimum=minimum)
     plan = TrainingPlan(rates, batch_size=8, seed=0)
     heading = Heading("a title")
-    return use_suggested_rate(plan, plan_rates(), losses, given, RunDir(path), heading).rates.peak
+    return use_suggested_rate(plan, losses, given, RunDir(path), heading).rates.peak
 
 
 def test_the_suggestion_is_used_and_written(tmp_path: Path, capsys) -> None:

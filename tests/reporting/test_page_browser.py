@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fakerun import HOSTILE, make_run, make_summary
 
-from fmnist_tf.reporting.page import write_comparison, write_data_page, write_report
+from fmnist_tf.reporting.comparison import write_comparison
+from fmnist_tf.reporting.page import write_data_page, write_report
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

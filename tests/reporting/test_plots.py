@@ -60,7 +60,8 @@ def test_curves_show_both_splits_and_mark_the_selected_epoch(tmp_path, drawn):
 @pytest.mark.parametrize("n_epochs", [1, 2, 30])
 def test_epochs_are_whole_numbers_on_the_axis(n_epochs):
     figure = Figure()
-    plot_curves(figure, make_history("frozen", range(1, n_epochs + 1)), 1)
+    rows = make_history("frozen", range(1, n_epochs + 1))
+    plot_curves(figure, rows, rows[0])
     low, high = figure.axes[1].get_xlim()
     ticks = [tick for tick in figure.axes[1].get_xticks() if low <= tick <= high]
     assert ticks == [int(tick) for tick in ticks] != []
@@ -71,24 +72,16 @@ def test_epochs_are_whole_numbers_on_the_axis(n_epochs):
     [
         (range(1, 3), [4, 5]),  # counts from the start again
         (range(0, 3), [3, 4, 5]),  # its starting point is where the first phase ended
-        (range(4, 6), [4, 5]),  # counts on
     ],
 )
 def test_a_second_phase_continues_the_first(second, places):
     figure = Figure()
     rows = make_history("frozen", range(1, 4)) + make_history("finetune", second, 0.7)
-    plot_curves(figure, rows, second[-1])
+    plot_curves(figure, rows, rows[-1])
     upper = figure.axes[0]
     assert [list(line.get_xdata()) for line in upper.lines[:2]] == [[1, 2, 3], places]
     assert upper.lines[4].get_xydata().tolist() == [[5, 0.7 + second[-1] / 100]]  # the ring
     assert {"frozen", "finetune"} <= set(texts(figure))
-
-
-def test_curves_refuse_no_epochs_and_an_unknown_one(tmp_path):
-    for rows in ([], make_history("frozen", range(1, 3))):
-        with pytest.raises(ValueError, match="7"):
-            write_curves(tmp_path / "c.png", HEADING, rows, 7)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lr_finder_marks_its_suggestion(tmp_path, drawn):

@@ -9,24 +9,21 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import PIL.Image
 import pytest
-from fakerun import HOSTILE, predict
+from fakerun import HOSTILE, change_json, make_run, predict, write_test
 
-from fmnist_tf.reporting.tracking import (
-    RunResults,
-    TrackedRun,
-    Trackers,
-    TrackingOptions,
-    start_tracking,
-)
+from fmnist_tf.reporting.record import RunRecord
+from fmnist_tf.reporting.tracking import TrackedRun, Trackers, TrackingOptions, start_tracking
 from fmnist_tf.reporting.wandb_tracker import choose_mode, start_wandb, track_comparison
-from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
+from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.results.temperature import measure_scaling
 
 KEY = "canary" + "0123456789abcdef" * 2 + "xy"  # 40 characters, as W&B's keys
 ARGUMENT, REMOTE, VARIABLE = "canary-argument", "canary-remote", "canary-variable"
@@ -37,9 +34,8 @@ TRAIN = """
     import os, sys
     from pathlib import Path
     import numpy as np
-    from PIL import Image
-    from fmnist_tf.results.evaluation import Evaluation
     from fmnist_tf.results.history import HistoryRow
+    from fmnist_tf.results.rundir import RunDir
     from fmnist_tf.reporting.tracking import *
     run_dir = Path(sys.argv[1])
     hooks = sys.exit, sys.excepthook
@@ -59,38 +55,35 @@ TRAIN = """
         for helper in helpers:
             os.kill(int(helper), 9)
             os.waitpid(int(helper), 0)
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 3, 400)
-    probabilities = random.dirichlet(np.ones(3), 400).astype(np.float32)
-    evaluation = Evaluation.from_probabilities(labels, probabilities)
-    Image.new("L", (8, 8)).save(run_dir / "curves.png")
-    (run_dir / "model.keras").write_bytes(b"weights" * 1000)
-    pixels = random.integers(0, 256, (400, 784), dtype=np.uint8)
-    tracker.log_results(
-        RunResults(
-            {"val": evaluation, "test": evaluation}, pixels, labels, probabilities, "abc",
-            [run_dir / "curves.png"], [run_dir / "model.keras"], {"classes": ["a", "b", "c"]},
-        )
-    )
+    tracker.log_results(RunDir(run_dir), np.zeros((400, 784), np.uint8))
     tracker.finish()
-    print(evaluation.accuracy)
     print(*tracker.hint, sep="\\n")
     sys.exit(5)
 """
 
 
+def make_trained(
+    path: Path, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str] = "abc"
+) -> RunDir:
+    """Write what a run has when the trackers get its results."""
+    run = make_run(path, names=names, done=False)
+    write_test(run, labels, probabilities, labels, probabilities)
+    calibration = measure_scaling(labels, probabilities, 2.0)
+    change_json(run.file("evaluation.json"), calibration=calibration)
+    PIL.Image.new("L", (8, 8)).save(run.file("curves.png"))
+    run.file("model.keras").write_bytes(b"weights" * 1000)
+    return run
+
+
 def run_offline(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run TRAIN in a world full of secrets and of settings that point elsewhere."""
-    elsewhere = {
-        name: str(tmp_path / "elsewhere")
-        for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "WANDB_DIR")
-    }
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
-        elsewhere[name] = str(tmp_path / "elsewhere")
+    places = "HOME XDG_CACHE_HOME XDG_DATA_HOME XDG_CONFIG_HOME WANDB_DIR WANDB_DATA_DIR"
+    places += " WANDB_CACHE_DIR WANDB_ARTIFACT_DIR"
+    elsewhere = dict.fromkeys(places.split(), str(tmp_path / "elsewhere"))
     secrets = {"WANDB_API_KEY": KEY, "MY_TOKEN": VARIABLE, "WANDB_MODE": "offline"}
     root = str(Path(__file__).parents[2])
     (tmp_path / "work").mkdir()
-    (tmp_path / "run").mkdir()
+    make_trained(tmp_path / "run", *predict(3, 400, 0))
     git = ["git", "-C", str(tmp_path / "work")]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "remote", "add", "origin", f"https://{REMOTE}@host/x.git"], check=True)
@@ -128,7 +121,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     done = run_offline(tmp_path)
     assert done.stderr == ""
     assert done.returncode == 5
-    _, accuracy, view, upload = done.stdout.splitlines()
+    _, view, upload = done.stdout.splitlines()
 
     # The hint names commands that work on the run as it lies in the run directory.
     offline_run = view.split()[-1]
@@ -146,7 +139,7 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert facts["epoch/epoch"] == 8  # the phase before had 6
     assert (facts["step/step"], facts["step/loss"]) == (3, 0.25)
     assert facts["epoch/val_accuracy"] == {"max": 0.9}
-    assert facts["test_accuracy"] == facts["val_accuracy"] == float(accuracy)
+    assert facts["test_accuracy"] == RunRecord(RunDir(tmp_path / "run")).metrics["test_accuracy"]
     assert facts["test_total"] == 400
     assert facts["figure/curves"]["_type"] == "image-file"
     tables = {key[6:]: facts[key] for key in facts if key.startswith("table/")}
@@ -168,8 +161,8 @@ def test_an_offline_run_can_be_read_back_and_holds_no_secret(tmp_path):
     assert [item.get("epoch/learning_rate") for item in curve] == [None, 0.001, 0.002]
     assert not {record["type"] for record in records} & SYSTEM
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in records if r["type"] == "artifact"}
-    (model,) = artifacts["model-my-run"]["manifest"]["contents"]
-    assert json.loads(artifacts["model-my-run"]["metadata"]) == {"classes": ["a", "b", "c"]}
+    *_, model = artifacts["model-my-run"]["manifest"]["contents"]
+    assert json.loads(artifacts["model-my-run"]["metadata"])["classes"] == ["a", "b", "c"]
     assert model["local_path"] == str(tmp_path / "run" / "model.keras")  # not a second copy
 
     # Nothing secret in any byte, and no byte outside the run directory.
@@ -196,14 +189,14 @@ def test_with_wandb_system_the_console_is_recorded_and_still_no_secret(tmp_path)
 
 def test_tensorboard_gets_the_same_numbers_and_the_figures(tmp_path, capsys):
     tf = pytest.importorskip("tensorflow")
-    PIL.Image.new("L", (8, 8)).save(tmp_path / "curves.png")
     run_dir = tmp_path / "run"
+    run = make_results(run_dir)
     tracked = TrackedRun("n", "g", "finetune", {}, epochs_before=6)
     trackers = start_tracking(TrackingOptions("disabled", tensorboard=True), run_dir, tracked)
     trackers.log_step(5, 0.25)
     trackers.log_epoch(HistoryRow(0, "finetune", math.nan, math.nan, 2.0, 0.5, 0.0, 1.0))
     trackers.log_epoch(HistoryRow(1, "finetune", 1.0, 0.25, 1.5, 0.75, 0.125, 1.0))
-    trackers.log_results(make_results([tmp_path / "curves.png"]))
+    trackers.log_results(run, np.zeros((60, 784), np.uint8))
     trackers.finish()
     assert str(tmp_path) in trackers.hint[0]
     (path,) = (run_dir / "tensorboard").iterdir()
@@ -271,16 +264,6 @@ def make_wandb(*failures: str, error: BaseException | None = None, logged_in: bo
     return wandb
 
 
-def calls_of(wandb: Mock) -> list[str]:
-    return [name for name, *_ in wandb.mock_calls]
-
-
-def logged_by(wandb: Mock) -> dict[str, object]:
-    return {
-        name: media for call in wandb.run.log.call_args_list for name, media in call.args[0].items()
-    }
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """Start without W&B's variables, and let what the tracker sets end with the test."""
@@ -295,13 +278,10 @@ def install(monkeypatch):
     return lambda wandb: monkeypatch.setitem(sys.modules, "wandb", wandb)
 
 
-def make_results(figures: list[Path]) -> RunResults:
+def make_results(path: Path) -> RunDir:
+    """Write a run with hostile names, one of them of a class without test images."""
     labels, probabilities = predict(3, 60, 0)
-    labels[labels == 2] = 1  # a class without test images
-    evaluation = Evaluation.from_probabilities(labels, probabilities)
-    pixels = np.zeros((60, 784), np.uint8)
-    given = {"test": evaluation}, pixels, labels, probabilities, HOSTILE[2:5]
-    return RunResults(*given, figures, [Path("model.keras")], {"a": 1})
+    return make_trained(path, np.minimum(labels, 1), probabilities, HOSTILE[2:5])
 
 
 def track(run_dir: Path, mode: str = "offline", **options: bool) -> Trackers:
@@ -334,7 +314,7 @@ def test_each_failure_gives_one_warning_and_silence(
     wandb = make_wandb(*failures.split(), error=error)
     install(wandb)
     track(tmp_path)
-    assert calls_of(wandb)[-len(calls) :] == calls
+    assert [name for name, *_ in wandb.mock_calls][-len(calls) :] == calls
     for call in wandb.run.finish.call_args_list:
         assert call.kwargs["exit_code"] == int("log" in failures)
     (line,) = capsys.readouterr().err.splitlines()
@@ -346,21 +326,22 @@ def test_each_failure_gives_one_warning_and_silence(
 def test_results_are_recorded_as_metrics_tables_figures_and_model(tmp_path, install, capsys):
     wandb = make_wandb()
     install(wandb)
-    results = make_results([tmp_path / "curves.png"])
-    evaluation = results.evaluations["test"]
-    start_wandb("offline", tmp_path, TRACKED).log_results(results)
+    run = RunRecord(make_results(tmp_path / "run"))
+    start_wandb("offline", tmp_path, TRACKED).log_results(run, np.zeros((60, 784), np.uint8))
     track_comparison("offline", tmp_path, TRACKED, ["run"], [["one"]], tmp_path / "trials.png")
     assert "wandb leet" in capsys.readouterr().err
     summary = wandb.run.summary
-    assert summary["test_accuracy"] == evaluation.accuracy
+    assert summary["test_accuracy"] == run.evaluation["test"]["accuracy"]
     assert {"test_loss", "test_macro_f1", "test_expected_calibration_error"} <= set(summary)
     names = ("worst_mistakes", "classes", "confused_pairs", "confusion_matrix")
     tables = [f"table/{name}" for name in names]
-    assert list(logged_by(wandb)) == [*tables, "figure/curves", "table/runs", "comparison"]
+    logged = [name for call in wandb.run.log.call_args_list for name in call.args[0]]
+    assert logged == [*tables, "figure/curves", "table/runs", "comparison"]
     mistakes, classes, pairs, _ = (c.kwargs["data"] for c in wandb.Table.call_args_list)
-    assert [row[0] for row in classes] == ["\\u202egnp.exe\\u202d", "W" * 57 + "..."]
-    assert sum(row[2] for row in pairs) == len(mistakes) == 60 - evaluation.correct
-    wandb.Artifact.return_value.add_file.assert_called_once()
+    assert [row[0] for row in classes] == ["\\u202egnp.exe\\u202d", "W" * 29 + "..."]
+    assert sum(row[2] for row in pairs) == len(mistakes) == 60 - summary["test_correct"]
+    files = [Path(c.args[0]).name for c in wandb.Artifact.return_value.add_file.call_args_list]
+    assert files == ["model.keras", "labels.json"]  # and nothing that names paths or the machine
     wandb.run.log_artifact.assert_called_once()
 
 
@@ -417,13 +398,12 @@ def test_wandb_is_told_to_record_nothing_else_and_not_to_stop_the_run(
     assert settings.pop("stop_fn")() is None  # by default a click in the browser sends SIGINT
     assert 0 < settings.pop("init_timeout") <= 30
     assert 0 < settings.pop("finish_timeout") <= 600
-    off = ("disable_meta", "disable_machine_info", "disable_stats")
     assert settings == {
-        **{f"x_{name}": True for name in off},
-        **{"disable_git": True, "disable_code": True, "finish_timeout_raises": True},
-        **{"save_code": False, "x_save_requirements": False, "use_dot_wandb": False},
-        **{"host": "", "console": "off", "reinit": "finish_previous"},
-    }
+        "x_disable_meta": True, "x_disable_machine_info": True, "x_disable_stats": True,
+        "disable_git": True, "disable_code": True, "finish_timeout_raises": True,
+        "save_code": False, "x_save_requirements": False, "use_dot_wandb": False,
+        "host": "", "console": "off", "reinit": "finish_previous",
+    }  # fmt: skip
     track(tmp_path, wandb_system=True)
     settings = wandb.init.call_args.kwargs["settings"]
     assert not {"stop_fn", "console"} & set(settings)

@@ -1,12 +1,10 @@
-"""Counts and metrics of an Evaluation against SciPy, scikit-learn and cases computed by hand."""
+"""Counts and metrics of an Evaluation against scikit-learn and cases computed by hand."""
 
 import json
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, log_loss
 
 from fmnist_tf.results.evaluation import Evaluation, losses, worst_mistakes
@@ -50,18 +48,6 @@ def test_the_order_of_the_examples_does_not_change_the_last_digit():
         other = Evaluation.from_probabilities(labels[order], probabilities[order])
         assert other.to_json() == one.to_json()
         assert other.loss_sum == one.loss_sum
-
-
-@settings(deadline=None)
-@given(st.integers(1, 20_000), st.data())
-def test_the_interval_is_wilsons(total, data):
-    correct = data.draw(st.integers(0, total))
-    confusion = np.array([[correct, total - correct], [0, 0]])
-    low, high = Evaluation(confusion, 0.0).interval_95
-    p, z2 = correct / total, 1.959963984540054**2
-    for bound in (low, high):  # the roots of (x - p)^2 = z^2 x (1 - x) / n
-        assert (bound - p) ** 2 == pytest.approx(z2 * bound * (1 - bound) / total, abs=1e-12)
-    assert 0 <= low <= p <= high <= 1
 
 
 def test_losses_are_finite_and_not_negative():

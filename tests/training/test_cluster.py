@@ -204,7 +204,7 @@ class Workers:
         self.processes[index].send_signal(number)
         return time.monotonic()
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         try:
             return [process.wait(seconds) for process in self.processes]
         finally:
@@ -259,6 +259,9 @@ def test_workers_without_a_common_folder_keep_parts_of_the_features(folder: Path
     for n in (1, 3):
         train(folder, n, f"apart-{n}", *words, "--cache", f"apart-{n}-INDEX")
     np.testing.assert_allclose(history(folder, "apart-3"), history(folder, "apart-1"), rtol=1e-4)
+    files = [folder / f"runs/apart-{n}/evaluation.json" for n in (1, 3)]
+    one, three = (json.loads(file.read_text())["val"]["loss"] for file in files)
+    assert three == pytest.approx(one, rel=1e-4)
     shards = {
         n: {path.name: path for path in folder.glob(f"apart-{n}-*/features/*/shard-*")}
         for n in (1, 3)

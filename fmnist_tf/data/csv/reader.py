@@ -84,11 +84,14 @@ def read_csv(
     def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
         is_labelled = bool(layout.label_columns)
         values, place = rows.labels.sort()
+        header = "a header and" if layout.top.names else "no header,"
+        labels = ", ".join(str(column + 1) for column in layout.label_columns) or "none"
         facts = {
             "label_values": values if is_labelled else (),
             "first_line": layout.top.n_lines + 1,
             "decisions": [*dict.fromkeys(file.notes), *layout.decisions],
             "label_field": layout.label_columns[0] + 1 if is_labelled else None,
+            "layout": f"{header} {layout.width} columns, label: {labels}",
         }
         return (place if is_labelled else None), facts
 
