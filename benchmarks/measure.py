@@ -9,21 +9,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pkgutil
-import signal
-import statistics
 import tempfile
+import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from benchmarks.bounds import count_physical_cores, flop_per_cycle, read_clock_mhz
-from benchmarks.plan import MAX_IMAGES, PREPARE, Job, Settings, plan_systems
+from benchmarks.plan import MAX_IMAGES, PREPARE, TASKS, Job, plan_systems
 from benchmarks.rows import Measurement, compose_rows
 from fmnist_tf.cli.terminal import progress_bar, say
 from fmnist_tf.errors import FmnistError, printable
@@ -59,197 +59,181 @@ class Stage(Protocol):
         """Do `units` times the least that can be measured; return how many images that were."""
 
 
-class Sample(NamedTuple):
-    """One measurement: images, wall time, peak resident memory so far, the processor's clock."""
-
-    images: int
-    seconds: float
-    peak_bytes: int
-    clock_mhz: float | None
-
-
 class Worker:
-    """A process that opens a job's stage and measures it; a context that ends the process.
+    """A process that opens a job's stage and measures it; it ends with this one at the latest."""
 
-    Its first answer is the stage's facts and outputs.
-    """
+    _stage: Stage
+    """Of the worker process."""
 
-    def __init__(self, job: Job, timeout_seconds: float) -> None:
+    def __init__(self, job: Job) -> None:
+        self._log = job.folder / f"{job.system.name}.log"
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._log, self._timeout = job.folder / f"{uuid.uuid4().hex}.log", timeout_seconds
-        self._process = context.Process(target=_serve, args=(theirs, job, self._log), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, context, _start, (self._log,))
+        self.opened = self._pool.submit(_answer, _open, job)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.join()
+        self._pool.shutdown()
 
-    def measure(self, units: int) -> Sample:
-        """Measure the stage once; raises as `receive`."""
-        with suppress(OSError):  # `receive` finds out why
-            self._connection.send(units)
-        sample: Sample = self.receive()
-        return sample
+    def measure(self, units: int) -> tuple[int, float, int]:
+        """Return images, seconds and peak memory of one measurement; raises as `wait`."""
+        found: tuple[int, float, int] = self.wait(self._pool.submit(_answer, _measure, units))
+        return found
 
-    def receive(self) -> Any:
-        """Return the worker's next answer.
+    def wait(self, future: Future[Any]) -> Any:
+        """Return the process' answer, of the opening its stage's facts and outputs.
 
         Raises:
-            WorkerError: the stage failed, the process died, or it took too long.
+            WorkerError: the stage failed, or the process died.
         """
         try:
-            if not self._connection.poll(self._timeout):
-                self._process.kill()
-                raise WorkerError(f"no answer within {self._timeout:g} s")
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            raise WorkerError(self._describe_end()) from None
-        if isinstance(answer, WorkerError):
-            raise answer
-        return answer
-
-    def _describe_end(self) -> str:
-        self._process.join()
-        code = self._process.exitcode or 0
-        how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        how += ", perhaps out of memory" * (code == -signal.SIGKILL)
-        lines = self._log.read_text(errors="replace").strip().splitlines() or [""]
-        return f"the process ended ({how}) {printable(lines[-1], 200)}".strip()
+            return future.result()
+        except BrokenProcessPool:
+            lines = self._log.read_text(errors="replace").strip().splitlines() or [""]
+            reason = f"the process died, perhaps out of memory: {printable(lines[-1], 200)}"
+            raise WorkerError(reason) from None
 
 
-def _serve(connection: Connection, job: Job, log: Path) -> None:
-    """Open the job's stage and answer the parent until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this process
+def _start(log: Path) -> None:
+    """Prepare the process of a worker."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(ENVIRONMENT)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _answer(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return the function's result; not every library's exceptions can be sent to the parent."""
     try:
-        if job.system.uses_tensorflow:
-            import_tensorflow()  # its settings have no effect on a TensorFlow imported before
-        stage: Stage = pkgutil.resolve_name(job.system.stage)(job)
-        connection.send((stage.facts, np.asarray(stage.outputs, np.float32)))
-        while True:
-            units = connection.recv()
-            started = time.perf_counter()
-            images = stage.measure(units)
-            seconds = time.perf_counter() - started
-            connection.send(Sample(images, seconds, peak_memory_bytes(), read_clock_mhz()))
-    except (EOFError, BrokenPipeError):
-        return  # the parent has ended
+        return function(argument)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        reason = f"{package} is not installed: pip install -e '.[bench]'"
+        raise WorkerError(f"{package} is not installed: pip install -e '.[bench]'") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
-    connection.send(WorkerError(reason))
+        message = printable(" ".join(str(error).split()), 300)
+        raise WorkerError(f"{type(error).__name__}: {message}") from None
 
 
-def measure_task(
-    jobs: Sequence[Job], settings: Settings, step_done: Callable[[], None] = lambda: None
-) -> list[Measurement]:
-    """Measure one task in several systems, a round of each in turn.
+def _open(job: Job) -> tuple[dict[str, Any], np.ndarray]:
+    if job.system.uses_tensorflow:
+        import_tensorflow()  # its settings have no effect on a TensorFlow imported before
+    Worker._stage = pkgutil.resolve_name(job.system.stage)(job)
+    return Worker._stage.facts, np.asarray(Worker._stage.outputs, np.float32)
 
-    A system that fails loses its own measurement; the others go on. `step_done` is called
-    `settings.rounds` + 2 times for each job, one for each system.
+
+def _measure(units: int) -> tuple[int, float, int]:
+    started = time.perf_counter()
+    images = Worker._stage.measure(units)
+    return images, time.perf_counter() - started, peak_memory_bytes()
+
+
+def measure_task(jobs: Sequence[Job], rounds: int, round_seconds: float) -> list[Measurement]:
+    """Measure one task in several systems, a round of about `round_seconds` of each in turn.
+
+    A slow system computes one batch. One that fails loses its own measurement; the others go on.
     """
     units: dict[str, int] = {}
 
     def prepare(measurement: Measurement, worker: Worker) -> None:
-        measurement.facts, measurement.outputs = worker.receive()
+        measurement.facts, measurement.outputs = worker.wait(worker.opened)
 
     def calibrate(measurement: Measurement, worker: Worker) -> None:
         worker.measure(1)  # compiles
-        sample = worker.measure(1)
-        ratio = min(settings.round_seconds / sample.seconds, MAX_IMAGES / sample.images)
+        images, seconds, _ = worker.measure(1)
+        ratio = min(round_seconds / seconds, MAX_IMAGES / images)
         units[measurement.job.system.name] = max(1, round(ratio))
 
     def measure(measurement: Measurement, worker: Worker) -> None:
-        sample = worker.measure(units[measurement.job.system.name])
-        measurement.rates.append(sample.images / sample.seconds)
-        measurement.peak_bytes, measurement.clock_mhz = sample.peak_bytes, sample.clock_mhz
+        images, seconds, peak_bytes = worker.measure(units[measurement.job.system.name])
+        measurement.rates.append(images / seconds)
+        measurement.peak_bytes = peak_bytes
 
     measurements = [Measurement(job) for job in jobs]
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(job, settings.timeout_seconds)) for job in jobs]
-        for step in (prepare, calibrate, *[measure] * settings.rounds):
-            for measurement, worker in zip(measurements, workers, strict=True):
-                if measurement.reason is None:
-                    try:
-                        step(measurement, worker)
-                    except WorkerError as error:
-                        measurement.reason = str(error)
-                step_done()
+        workers = [stack.enter_context(Worker(job)) for job in jobs]
+        show = stack.enter_context(progress_bar(jobs[0].task.stage, "step"))
+        pairs = list(zip(measurements, workers, strict=True))
+        steps = [
+            (step, *pair) for step in (prepare, calibrate, *[measure] * rounds) for pair in pairs
+        ]
+        for number, (step, measurement, worker) in enumerate(steps, start=1):
+            if measurement.reason is None:
+                try:
+                    step(measurement, worker)
+                except WorkerError as error:
+                    measurement.reason = str(error)
+            show(number, len(steps))
     return measurements
 
 
-def run_benchmark(settings: Settings) -> dict[str, Any]:
+def run_benchmark(
+    cases: Iterable[tuple[str, int]], tasks: Sequence[str], rounds: int, round_seconds: float
+) -> dict[str, Any]:
     """Measure everything and return `machine`, `settings` and `rows` as JSON values.
 
     At 224 pixels the temporary folder takes up to 2 GB.
 
+    Args:
+        cases: names of `find_backbone_spec`, and sides in pixels.
+        tasks: names of `TASKS`.
+        rounds: of each system and task, at least 1.
+        round_seconds: of each round.
+
     Raises:
-        BenchmarkError: nothing could be measured.
+        BenchmarkError: the weights could not be prepared, or nothing could be measured.
     """
-    machine, side = describe_machine(), settings.image_size
-    with ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="fmnist_tf-benchmarks-")
-        folder = Path(stack.enter_context(temporary))
-        say("preparing weights and images")
-        try:
-            job = Job(PREPARE, settings.tasks[0], 1, side, folder)
-            with Worker(job, settings.timeout_seconds) as worker:
-                facts, _ = worker.receive()
-        except WorkerError as error:
-            raise BenchmarkError(f"the weights could not be prepared: {error}") from None
-        systems = plan_systems(facts["precision"], machine["features"])
-        say(f"measuring {', '.join(system.name for system in systems)}, one at a time")
-        on_gpu = bool(facts["gpus"])
-        plan = [
-            [
-                Job(system, task, task.batch_size or facts["feature_batch"], side, folder, on_gpu)
-                for system in systems
-                if system.uses_tensorflow or task.head is None
-            ]
-            for task in settings.tasks
-        ]
-        n_steps = (settings.rounds + 2) * sum(map(len, plan))
-        show = stack.enter_context(progress_bar("benchmarks", "step"))
-        steps = iter(range(1, n_steps + 1))
-        measurements = [
-            measurement
-            for jobs in plan
-            for measurement in measure_task(jobs, settings, lambda: show(next(steps), n_steps))
-        ]
-    reasons = [measurement.reason for measurement in measurements]
+    machine = describe_machine()
+    measured: list[list[Measurement]] = []
+    for backbone, side in cases:
+        say(f"{backbone} at {side} pixels")
+        measured.append([])
+        with tempfile.TemporaryDirectory(prefix="fmnist_tf-benchmarks-") as name:
+            prepared = Job(PREPARE, TASKS["features"], backbone, side, 1, Path(name))
+            facts = _prepare(prepared)
+            systems = plan_systems(facts["precision"], facts["cpu_precision"])
+            for task in (TASKS[name] for name in tasks):
+                size = task.batch_size or facts["feature_batch"]
+                job = replace(prepared, task=task, batch_size=size, on_gpu=bool(facts["gpus"]))
+                of_task = [s for s in systems if s.trains or task.head is None]
+                jobs = [replace(job, system=system) for system in of_task]
+                measured[-1] += measure_task(jobs, rounds, round_seconds)
+    reasons = [measurement.reason for of_case in measured for measurement in of_case]
     if None not in reasons:
         raise BenchmarkError(f"nothing could be measured: {reasons[0]}")
-    clocks_mhz = [m.clock_mhz for m in measurements if m.clock_mhz is not None]
-    clock_mhz = statistics.median(clocks_mhz) if clocks_mhz else None
-    n_cores = count_physical_cores()
-    bounds: dict[str, float | None] = dict.fromkeys(("float32", "bfloat16"))
-    for precision in bounds:
+    # A GPU does not tell its bound.
+    clock_mhz, n_cores = None if facts["gpus"] else read_clock_mhz(), count_physical_cores()
+    bounds: dict[str, float | None] = {}
+    for precision in ("float32", "bfloat16"):
         flop = flop_per_cycle(machine["features"], precision)
-        if flop and clock_mhz and not on_gpu:  # a GPU does not tell its bound
-            bounds[precision] = n_cores * clock_mhz * 1e6 * flop
+        bounds[precision] = n_cores * clock_mhz * 1e6 * flop if flop and clock_mhz else None
     return {
         "machine": {
             **machine,
-            "gpus": facts["gpus"],
-            "versions": facts["versions"],
+            **facts,
             "physical_cores": n_cores,
             "clock_mhz": clock_mhz,
             "flop_per_second_bound": bounds,
-            "precision": facts["precision"],
-            "precision_why": facts["why"],
         },
-        "settings": {
-            key: getattr(settings, key) for key in ("image_size", "rounds", "round_seconds")
-        },
-        "rows": compose_rows(measurements, bounds),
+        "settings": {"rounds": rounds, "round_seconds": round_seconds},
+        "rows": [row for of_case in measured for row in compose_rows(of_case, bounds)],
     }
+
+
+def _prepare(job: Job) -> dict[str, Any]:
+    """Write the common files, in a process of its own; return what it says of the machine."""
+    try:
+        with Worker(job) as worker:
+            facts: dict[str, Any] = worker.wait(worker.opened)[0]
+            return facts
+    except WorkerError as error:
+        raise BenchmarkError(f"the weights could not be prepared: {error}") from None

@@ -15,12 +15,13 @@ import numpy as np
 
 from benchmarks import plan
 from benchmarks.plain_keras import set_weights
-from benchmarks.plan import N_CHECKED, N_IMAGES, SEED, Job
+from benchmarks.plan import N_CHECKED, N_IMAGES, OURS_OPENVINO, SEED, Job
 from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.system.memory import release_memory
+from fmnist_tf.training.engine import OPENVINO, build_openvino_function, choose_engine
 from fmnist_tf.training.feature_store import N_THREADS, FeatureStore
 from fmnist_tf.training.features import build_feature_function, cache_features
 from fmnist_tf.training.loop import Trainer, TrainingPlan
@@ -34,7 +35,7 @@ class _Ours:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._images, self._labels = job.load_images()
-        spec, side = find_backbone_spec(plan.BACKBONE, job.image_size)
+        spec, side = find_backbone_spec(job.backbone, job.image_size)
         keras.utils.set_random_seed(SEED)
         backbone = build_backbone(spec, side)
         set_weights(backbone, job.load_weights())
@@ -51,10 +52,20 @@ class _Ours:
         trainable = plan_phase(self._classifier, phase)
         apply_plan(self._classifier, trainable)
         precision = job.system.precision
-        self._split = split_classifier(self._classifier, trainable.lowest, precision)
-        self._compute = build_feature_function(
-            self._split.feature_extractor, precision, pools=self._split.pools_features
-        )
+        self._split = split = split_classifier(self._classifier, trainable.lowest, precision)
+        if job.system.name == OURS_OPENVINO:
+            choose_engine(OPENVINO)  # says how to install it
+            self._compute = build_openvino_function(
+                split.feature_extractor,
+                precision,
+                pools=split.pools_features,
+                batch_size=job.batch_size,
+                examples=self._images[:N_CHECKED].reshape(N_CHECKED, -1),
+            )
+        else:
+            self._compute = build_feature_function(
+                split.feature_extractor, precision, pools=split.pools_features
+            )
         self.facts: dict[str, Any] = {"stored_bytes_per_image": self._store(1).n_bytes}
 
     def _store(self, n_rows: int) -> FeatureStore:

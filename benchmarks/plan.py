@@ -5,13 +5,11 @@ Shape letters: N images, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-BACKBONE = "resnet50"
 N_CLASSES, UNITS, DROPOUT, LEARNING_RATE, SEED = 10, 512, 0.5, 1e-4, 0
 
 N_TRAIN, N_VAL, PHASE_EPOCHS = 54_000, 6_000, 10
@@ -22,7 +20,7 @@ N_IMAGES = 256  # distinct ones; longer measurements repeat them
 N_CHECKED = 32  # the first ones, whose outputs are compared between the systems
 MAX_IMAGES = 8192  # in one measurement: at 224 pixels their cached features stay below 2 GB
 
-IMAGES, WEIGHTS, SAVED_MODEL = "images.npz", "weights.npz", "saved_model"
+IMAGES, WEIGHTS, LAYERS, SAVED_MODEL = "images.npz", "weights.npz", "layers.json", "saved_model"
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,12 @@ class Task:
     batch_size: int | None
 
 
-TASKS = (
-    Task("feature_pass", None, None),  # with the batches of ours; the others with those of `train`
-    Task("frozen_epoch", "flatten", 256),
-    Task("frozen_epoch", "gap", 256),
-    Task("finetune_epoch", "flatten", 64),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.
-
-    A system's median of `rounds` measurements counts, each of about `round_seconds`; a slow system
-    computes one batch. A worker that needs longer for one answer than the timeout is killed.
-    """
-
-    image_size: int
-    rounds: int
-    round_seconds: float
-    tasks: tuple[Task, ...] = TASKS
-    timeout_seconds: float = 1800.0
-
-
-FULL = Settings(224, rounds=5, round_seconds=10.0)
-QUICK = Settings(64, rounds=3, round_seconds=1.0, tasks=tuple(t for t in TASKS if t.head != "gap"))
+TASKS = {
+    "features": Task("feature_pass", None, None),  # in ours' batches; the others in train's
+    "flatten": Task("frozen_epoch", "flatten", 256),
+    "gap": Task("frozen_epoch", "gap", 256),
+    "finetune": Task("finetune_epoch", "flatten", 64),
+}
 
 
 @dataclass(frozen=True)
@@ -69,32 +48,37 @@ class System:
         name: as in the rows.
         stage: `module:callable` that opens a stage of a job; see `measure.Stage`.
         precision: compute precision, float32 or bfloat16.
-        uses_tensorflow: only these systems have more than the feature pass.
+        uses_tensorflow: whether its process imports TensorFlow.
+        trains: whether it has more than the feature pass.
     """
 
     name: str
     stage: str
     precision: str
     uses_tensorflow: bool = False
+    trains: bool = False
 
 
 PREPARE = System("prepare", "benchmarks.plain_keras:prepare", "float32", uses_tensorflow=True)
+OURS, OURS_OPENVINO = "ours", "ours_openvino"
 
 
-def plan_systems(precision: str, features: Collection[str]) -> list[System]:
+def plan_systems(precision: str, on_processor: str) -> list[System]:
     """Return the systems to measure.
 
     Args:
         precision: what `--precision auto` chooses on this machine.
-        features: of the processor, as in /proc/cpuinfo.
+        on_processor: what it would choose without a GPU; OpenVINO runs on the processor.
     """
-    # OpenVINO runs on the processor even where a GPU decided on bfloat16.
-    on_processor = "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(features) else "float32"
     short = {"bfloat16": "bf16", "float32": "float32"}
-    of_keras = dict.fromkeys(("float32", precision))
+    keras_stage, ours_stage = "benchmarks.plain_keras:KerasStage", "benchmarks.ours:open_stage"
     return [
-        System("ours", "benchmarks.ours:open_stage", precision, uses_tensorflow=True),
-        *(System(f"keras_{p}", "benchmarks.plain_keras:KerasStage", p, True) for p in of_keras),
+        System(OURS, ours_stage, precision, uses_tensorflow=True, trains=True),
+        System(OURS_OPENVINO, ours_stage, on_processor, uses_tensorflow=True),
+        *(
+            System(f"keras_{p}", keras_stage, p, uses_tensorflow=True, trains=True)
+            for p in dict.fromkeys(("float32", precision))
+        ),
         System(f"openvino_{short[on_processor]}", "benchmarks.with_openvino:Pass", on_processor),
         System(f"torch_compile_{short[precision]}", "benchmarks.with_torch:Pass", precision),
     ]
@@ -106,8 +90,9 @@ class Job:
 
     system: System
     task: Task
-    batch_size: int
+    backbone: str
     image_size: int
+    batch_size: int
     folder: Path
     on_gpu: bool = False
 

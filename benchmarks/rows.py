@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan import BACKBONE, N_PHASE, N_TRAIN, PHASE_EPOCHS, Job, Task
+from benchmarks.plan import N_PHASE, N_TRAIN, OURS, PHASE_EPOCHS, Job, Task
 
 REFERENCE = "keras_float32"
 # With a lower cosine a system computes something else. In bfloat16 every layer rounds by 0.4 %, and
@@ -32,12 +32,11 @@ Bounds = Mapping[str, float | None]
 
 @dataclass(eq=False)
 class Measurement:
-    """What was measured of one system in one task; see `measure.Stage` and `measure.Sample`."""
+    """What was measured of one system in one task; see `measure.Stage`."""
 
     job: Job
     rates: list[float] = field(default_factory=list)  # images a second, one a round
     peak_bytes: int = 0
-    clock_mhz: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     outputs: np.ndarray | None = None  # (N, ...) float32
     reason: str | None = None  # why there is no rate
@@ -45,7 +44,7 @@ class Measurement:
     @property
     def is_ours(self) -> bool:
         """Whether it is of this project."""
-        return self.job.system.name == "ours"
+        return self.job.system.name.startswith(OURS)
 
     def comparable(self) -> np.ndarray:
         """Return the features, or the logarithms of the probabilities: small ones count too."""
@@ -68,7 +67,8 @@ def compare_outputs(found: np.ndarray, expected: np.ndarray) -> float:
 def compose_rows(measurements: Sequence[Measurement], bounds: Bounds) -> list[dict[str, Any]]:
     """Return a row for each measurement and for each frozen phase that they compose to.
 
-    A measurement whose outputs differ from the reference's gets a reason.
+    They are of one backbone at one side. A measurement whose outputs differ from the reference's
+    gets a reason.
     """
     reference = {m.job.task: m for m in measurements if m.job.system.name == REFERENCE}
     rows = []
@@ -82,12 +82,10 @@ def compose_rows(measurements: Sequence[Measurement], bounds: Bounds) -> list[di
         stored = measurement.facts.get("stored_bytes_per_image")
         row |= {"rounds": measurement.rates, "batch_size": job.batch_size, "cosine": cosine}
         rows.append(row | {"stored_bytes_per_image": stored})
-    passes = [(m, 1) for m in measurements if m.is_ours and m.job.task.stage == "feature_pass"]
-    rows += [
-        _row("frozen_phase", [(m, PHASE_EPOCHS), *(passes if m.is_ours else [])], reference, bounds)
-        for m in measurements
-        if m.job.task.stage == "frozen_epoch"
-    ]
+    for epoch in (m for m in measurements if m.job.task.stage == "frozen_epoch"):
+        passes = [[(m, 1)] for m in measurements if m.is_ours and m.job.task.head is None]
+        for once in passes if epoch.is_ours else [[]]:
+            rows.append(_row("frozen_phase", [(epoch, PHASE_EPOCHS), *once], reference, bounds))
     rates = {
         (r["stage"], r["head"]): r["images_per_second"] for r in rows if r["system"] == REFERENCE
     }
@@ -107,13 +105,15 @@ def _row(
     """Return the row of a stage of one system that consists of passes over `N_PHASE` images.
 
     Each of its parts is a measurement and the number of its passes; the rate counts those of the
-    first. The reference's facts hold the multiplications of each task.
+    first, and the system is that of the last. The reference's facts hold the multiplications of
+    each task.
     """
-    first, times = parts[0]
-    job, reasons = first.job, [part.reason for part, _ in parts if part.reason]
+    (first, times), job = parts[0], parts[-1][0].job
+    reasons = [part.reason for part, _ in parts if part.reason]
     row: dict[str, Any] = dict.fromkeys(KEYS)
-    row |= {"stage": stage, "head": job.task.head, "system": job.system.name}
-    row |= {"precision": job.system.precision, "backbone": BACKBONE, "image_size": job.image_size}
+    row |= {"stage": stage, "head": first.job.task.head, "system": job.system.name}
+    row |= {"precision": job.system.precision, "backbone": job.backbone}
+    row |= {"image_size": job.image_size}
     if reasons:
         return row | {"reason": reasons[0]}
     seconds = flop = 0.0

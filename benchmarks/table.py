@@ -1,9 +1,11 @@
-"""The result as text for a terminal: one table for each stage, and what is needed to read it."""
+"""The result as text for a terminal: one table for each stage of each network and side."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from benchmarks.plan import N_PHASE, N_TRAIN, N_VAL, PHASE_EPOCHS
@@ -22,18 +24,17 @@ def format_result(result: Mapping[str, Any], width: int) -> str:
     """Return the whole result, no line wider than `width` or `MIN_WIDTH`."""
     width = max(width, MIN_WIDTH)
     machine, settings = result["machine"], result["settings"]
-    tables: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        tables.setdefault((row["stage"], row["head"]), []).append(row)
     lines = [
         f"{machine['processor']}, {machine['cores']} CPUs, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; {', '.join(machine['gpus']) or 'no GPU'}",
-        f"{settings['image_size']} pixels, {settings['rounds']} alternating rounds of "
-        f"{settings['round_seconds']:g} s",
+        f"{settings['rounds']} alternating rounds of {settings['round_seconds']:g} s",
     ]
-    for (stage, head), rows in tables.items():
+    of_table = itemgetter("backbone", "image_size", "stage", "head")
+    for (backbone, side, stage, head), group in groupby(result["rows"], of_table):
+        rows = list(group)
         batch = f", batch {rows[0]['batch_size']}" if rows[0]["batch_size"] else ""
-        lines += ["", f"{stage}: {TITLES[stage].format(head)}{batch}", *_format_rows(rows)]
+        title = f"{backbone}, {side} pixels, {stage}: {TITLES[stage].format(head)}{batch}"
+        lines += ["", title, *_format_rows(rows)]
     lines += ["", *_write_notes(result)]
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
@@ -65,22 +66,13 @@ def _format_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _write_notes(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the columns mean on this machine, and what the tables leave out."""
     machine = result["machine"]
-    yield (
-        "images/s: median of the rounds; +-%: half their spread. ratio: to keras_float32 in the "
-        "same table. MB: peak resident memory of the process. cosine: the lowest over images, to "
-        "keras_float32's outputs."
-    )
     bounds = machine["flop_per_second_bound"].items()
     known = ", ".join(f"{name} {bound / 1e9:,.0f} GFLOP/s" for name, bound in bounds if bound)
-    yield "bound%: of what the processor could compute: " + (
-        f"{known} ({machine['physical_cores']} cores at {machine['clock_mhz']:.0f} MHz; a virtual "
-        "machine may not tell its true clock)."
-        if known
-        else "not known for this machine."
-    )
     yield (
-        f"frozen_phase: ours computes the features once, then {PHASE_EPOCHS} epochs on them; the "
-        "others compute everything in every epoch."
+        "images/s: median of the rounds; +-%: half their spread; ratio: to keras_float32; MB: peak "
+        f"memory; bound%: of what the processor could compute ({known or 'not known'}); cosine: "
+        "the lowest over images, to keras_float32's outputs; frozen_phase: ours computes the "
+        f"features once, then {PHASE_EPOCHS} epochs on them."
     )
     if machine["precision"] != "bfloat16":
         yield f"No bfloat16 systems: {machine['precision_why']}."

@@ -26,8 +26,9 @@ class Pass:
         self.facts: dict[str, Any] = {}
         self._batch_size = job.batch_size
         images, _ = job.load_images()
-        self._images = np.repeat(images[..., np.newaxis], 3, axis=-1)  # (N, 28, 28, 3)
         model = openvino.convert_model(str(job.folder / SAVED_MODEL))
+        channels = model.inputs[0].partial_shape[3].get_length()
+        self._images = np.repeat(images[..., np.newaxis], channels, axis=-1)  # (N, 28, 28, C)
         model.reshape([job.batch_size, *self._images.shape[1:]])
         precision = {"float32": "f32", "bfloat16": "bf16"}[job.system.precision]
         hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}

@@ -6,10 +6,13 @@ import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -24,18 +27,16 @@ from benchmarks.plan import (
     N_CHECKED,
     N_IMAGES,
     PREPARE,
-    QUICK,
     TASKS,
     Job,
-    Settings,
     System,
     plan_systems,
 )
 from benchmarks.rows import KEYS, MIN_COSINE, Measurement, compare_outputs, compose_rows
 
 ROOT = Path(__file__).parents[1]
-PASS, FLATTEN, GAP, FINETUNE = TASKS
-OURS, KERAS, OPENVINO, TORCH = plan_systems("float32", ["avx2"])
+PASS, FLATTEN, GAP, FINETUNE = TASKS.values()
+OURS, OURS_OPENVINO, KERAS, OPENVINO, TORCH = plan_systems("float32", "float32")
 COUNTS = {
     PASS: {"frozen": 1000, "trained": 0, "backward": 0},
     FLATTEN: {"frozen": 1000, "trained": 50, "backward": 60},
@@ -58,13 +59,14 @@ MACHINE = {
 def measured(system: System, task, *rates: float, outputs=OUTPUTS, reason=None) -> Measurement:
     facts = {"multiplications": COUNTS[task]} if system is KERAS else {}
     facts |= {"stored_bytes_per_image": 7} if system is OURS else {}
-    job = Job(system, task, 8, 64, Path())
-    return Measurement(job, list(rates), 2_000_000, 2000.0, facts, outputs, reason)
+    job = Job(system, task, "resnet50", 64, 8, Path())
+    return Measurement(job, list(rates), 2_000_000, facts, outputs, reason)
 
 
 def made_up_rows() -> list[dict]:
     measurements = [
         measured(OURS, PASS, 20.0),
+        measured(OURS_OPENVINO, PASS, 40.0),
         measured(KERAS, PASS, 10.0),
         measured(OPENVINO, PASS, outputs=None, reason="openvino is not installed"),
         measured(TORCH, PASS, 15.0, 14.0, 16.0),
@@ -85,7 +87,7 @@ def test_rates_become_rows() -> None:
     rows = made_up_rows()
     assert {tuple(row) for row in rows} == {KEYS}
     assert [row["stage"] for row in rows] == [
-        *["feature_pass"] * 4, *["frozen_epoch"] * 2, *["finetune_epoch"] * 2, *["frozen_phase"] * 2
+        *["feature_pass"] * 5, *["frozen_epoch"] * 2, *["finetune_epoch"] * 2, *["frozen_phase"] * 3
     ]  # fmt: skip
     torch = row_of(rows, "feature_pass", TORCH)
     assert (torch["images_per_second"], torch["ratio"], torch["seconds"]) == (15.0, 1.5, 4000.0)
@@ -99,6 +101,7 @@ def test_rates_become_rows() -> None:
     ours, keras = (row_of(rows, "frozen_phase", system) for system in (OURS, KERAS))
     assert (ours["seconds"], keras["seconds"]) == (4000.0, 75_000.0)
     assert (ours["images_per_second"], ours["ratio"]) == (150.0, pytest.approx(18.75))
+    assert row_of(rows, "frozen_phase", OURS_OPENVINO)["seconds"] == 2500.0
 
 
 def test_the_bound_counts_what_each_system_computes() -> None:
@@ -121,7 +124,7 @@ def test_without_the_reference_there_is_no_ratio_and_wrong_outputs_have_no_rate(
     for wrong in (OUTPUTS[::-1], OUTPUTS * np.nan):
         ours = measured(OURS, FLATTEN, 9.0, outputs=wrong)
         rows = compose_rows([ours, measured(KERAS, FLATTEN, 1.0)], {})
-        assert [row["images_per_second"] for row in rows] == [None, 1.0, None, 1.0]
+        assert [row["images_per_second"] for row in rows] == [None, 1.0, 1.0]
         assert "cosine" in rows[0]["reason"]
 
 
@@ -137,13 +140,15 @@ def test_outputs_are_compared_beyond_their_mean() -> None:
 
 
 def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys) -> None:
-    settings = {"image_size": 64, "rounds": 3, "round_seconds": 1.0}
+    settings = {"rounds": 3, "round_seconds": 1.0}
     result = {"machine": MACHINE, "settings": settings, "rows": made_up_rows()}
     run = Mock(return_value=result)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("benchmarks.measure.run_benchmark", run)
-    assert main(["--quick", "--image-size", "96", "--json", str(tmp_path / "x.json")]) == 0
-    run.assert_called_once_with(Settings(96, QUICK.rounds, QUICK.round_seconds, QUICK.tasks))
+    words = ["--quick", "--backbone", "ResNet50", "mlp", "--image-size", "96", "112"]
+    assert main([*words, "--json", str(tmp_path / "x.json")]) == 0
+    cases = [("resnet50", 96), ("resnet50", 112), ("mlp", 96), ("mlp", 112)]
+    run.assert_called_once_with(cases, ["features", "flatten", "finetune"], 3, 1.0)
     assert json.loads((tmp_path / "x.json").read_text()) == result
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
@@ -154,7 +159,12 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     "words",
-    [["--json", "."], ["--json", "/dev/null"], ["--image-size", "31"], ["--image-size", "1025"]],
+    [
+        ["--json", "."],
+        ["--json", "/dev/null"],
+        ["--image-size", "1025"],
+        ["--backbone", "resnet51"],
+    ],
 )
 def test_wrong_flags_end_before_the_work(words: list[str], capsys) -> None:
     assert main(words) == 2
@@ -162,17 +172,14 @@ def test_wrong_flags_end_before_the_work(words: list[str], capsys) -> None:
 
 
 def test_bfloat16_is_measured_where_it_is_fast() -> None:
-    def names(precision: str, *features: str) -> list[str]:
-        return [system.name for system in plan_systems(precision, features)]
-
-    assert names("float32", "avx2") == [
-        "ours", "keras_float32", "openvino_float32", "torch_compile_float32",
+    on_processor = [system.name for system in plan_systems("bfloat16", "bfloat16")]
+    assert on_processor == [
+        "ours", "ours_openvino", "keras_float32", "keras_bfloat16", "openvino_bf16",
+        "torch_compile_bf16",
     ]  # fmt: skip
-    assert names("bfloat16", "avx2", "amx_bf16") == [
-        "ours", "keras_float32", "keras_bfloat16", "openvino_bf16", "torch_compile_bf16",
+    assert [system.precision for system in plan_systems("bfloat16", "float32")] == [
+        "bfloat16", "float32", "float32", "bfloat16", "float32", "bfloat16"
     ]  # fmt: skip
-    # A GPU has bfloat16 units; the processor, where OpenVINO runs, has none.
-    assert names("bfloat16", "avx512f")[3:] == ["openvino_float32", "torch_compile_bf16"]
 
 
 def test_flop_per_cycle() -> None:
@@ -198,7 +205,7 @@ def open_stage(job: Job) -> SimpleNamespace:
     def measure(units: int) -> int:
         with (job.folder / "log").open("a") as log:
             log.write(f"{name} {units} {os.getpid()}\n")
-        time.sleep(100 if name == "hangs" else 0.1 * units)
+        time.sleep(0.1 * units)
         return 10 * units
 
     return SimpleNamespace(facts={"name": name}, outputs=OUTPUTS, measure=measure)
@@ -206,13 +213,11 @@ def open_stage(job: Job) -> SimpleNamespace:
 
 def fakes(folder: Path, *names: str) -> list[Job]:
     systems = [System(name, "test_benchmarks:open_stage", "float32") for name in names]
-    return [Job(system, PASS, 8, 32, folder) for system in systems]
+    return [Job(system, PASS, "resnet50", 32, 8, folder) for system in systems]
 
 
 def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
-    steps: list[int] = []
-    jobs = fakes(tmp_path, "first", "second")
-    measurements = measure_task(jobs, Settings(32, 2, 0.3), lambda: steps.append(1))
+    measurements = measure_task(fakes(tmp_path, "first", "second"), 2, 0.3)
     log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     # The first measurement is warm-up, the second one tells the size of the rounds.
     assert [name for name, _, _ in log] == [
@@ -221,7 +226,6 @@ def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
     assert {units for _, units, _ in log[:4]} == {"1"}
     assert {units for _, units, _ in log[4:]} <= {"2", "3"}
     assert len({pid for _, _, pid in log} | {str(os.getpid())}) == 3
-    assert len(steps) == 2 * (2 + 2)
     for measurement in measurements:
         assert measurement.reason is None
         assert measurement.facts == {"name": measurement.job.system.name}
@@ -231,13 +235,11 @@ def test_systems_take_turns_in_their_own_processes(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_fails_loses_its_own_measurement_alone(tmp_path: Path) -> None:
-    jobs = fakes(tmp_path, "raises", "missing", "dies", "hangs", "good")
-    raises, missing, dies, hangs, good = measure_task(jobs, Settings(32, 1, 0.1, (), 5))
+    jobs = fakes(tmp_path, "raises", "missing", "dies", "good")
+    raises, missing, dies, good = measure_task(jobs, 1, 0.1)
     assert raises.reason == "ValueError: no such thing"
     assert missing.reason.startswith("no_such_package is not installed")
-    assert "SIGKILL" in dies.reason
     assert "last words" in dies.reason
-    assert hangs.reason == "no answer within 5 s"
     assert (good.reason, len(good.rates)) == (None, 1)
     assert not multiprocessing.active_children()
 
@@ -261,31 +263,38 @@ def test_multiplications() -> None:
 
 
 @pytest.mark.slow
-def test_ours_and_plain_keras_compute_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
+def test_all_systems_compute_the_same(tmp_path: Path, backbone: str) -> None:
     from benchmarks import ours, plain_keras
 
-    facts = plain_keras.prepare(Job(PREPARE, PASS, 1, 32, tmp_path)).facts
-    assert facts["feature_batch"] == 128
-    jobs = [Job(system, FINETUNE, 32, 32, tmp_path) for system in (OURS, KERAS)]
-    stages = ours.open_stage(jobs[0]), plain_keras.KerasStage(jobs[1])
-    found, expected = (Measurement(jobs[0], outputs=stage.outputs).comparable() for stage in stages)
+    prepared = Job(PREPARE, PASS, backbone, 32, 32, tmp_path)
+    assert plain_keras.prepare(prepared).facts["feature_batch"] == 128
+    tuned = replace(prepared, task=FINETUNE)
+    stages = ours.open_stage(replace(tuned, system=OURS)), plain_keras.KerasStage(tuned)
+    found, expected = (Measurement(tuned, outputs=stage.outputs).comparable() for stage in stages)
     assert compare_outputs(found, expected) > MIN_COSINE["float32"]
     assert [stage.measure(2) for stage in stages] == [64 + 7, 64 + 7]  # trained on + validated
+    expected = plain_keras.KerasStage(prepared).outputs
+    for system, package in ((OURS_OPENVINO, "openvino"), (OPENVINO, "openvino"), (TORCH, "torch")):
+        if find_spec(package):
+            stage = pkgutil.resolve_name(system.stage)(replace(prepared, system=system))
+            assert compare_outputs(stage.outputs, expected) > MIN_COSINE["float32"]
+            assert stage.measure(2) % 64 == 0
 
 
-def test_the_stages_of_ours_on_a_small_network(tmp_path: Path, toy_spec, monkeypatch) -> None:
+def test_the_stages_of_ours_on_a_small_network(tmp_path: Path, toy_spec) -> None:
     from benchmarks import ours, plan
 
-    monkeypatch.setattr(plan, "BACKBONE", "toy")
     images = np.random.default_rng(0).integers(0, 256, (N_IMAGES, 28, 28), np.uint8)
     np.savez(tmp_path / plan.IMAGES, images=images, labels=np.arange(N_IMAGES) % 10)
     kernel = np.full((3, 3, 3, 4), 0.01, np.float32)
     np.savez(tmp_path / plan.WEIGHTS, **{"stem_conv/0": kernel})
-    features = ours.open_stage(Job(OURS, PASS, 32, 16, tmp_path))
+    job = Job(OURS, PASS, "toy", 16, 32, tmp_path)
+    features = ours.open_stage(job)
     assert features.outputs.shape == (N_CHECKED, 4 * 4 * 8)
     assert features.facts == {"stored_bytes_per_image": 4 * 4 * 8 * 2}
     assert features.measure(1) == 2 * 32  # a batch in each of two threads
-    epoch = ours.open_stage(Job(OURS, FLATTEN, 32, 16, tmp_path))
+    epoch = ours.open_stage(replace(job, task=FLATTEN))
     np.testing.assert_allclose(epoch.outputs.sum(axis=1), 1, rtol=1e-5)
     assert epoch.measure(2) == 64 + 7  # trained on + validated
 
@@ -300,5 +309,5 @@ def test_quick(tmp_path: Path) -> None:
     for row in json.loads(target.read_text())["rows"]:
         if row["reason"] is not None:
             assert "is not installed" in row["reason"]
-        if row["system"] == "ours":
+        elif row["system"] == "ours":
             assert row["ratio"] > (5 if row["stage"] == "frozen_phase" else 0.5)
