@@ -221,7 +221,7 @@ def measure(s: Settings, folder: Path) -> None:
         )
     say(f"constants of ResNet50 at {s.large_side} pixels")
     options = BATCH, s.large_side, 1
-    few, many = (train(folder, 1, n + 64, *options).features for n in (0, SHARD_ROWS))
+    few, many = (train(folder, 1, n + 128, *options).features for n in (0, SHARD_ROWS))
     row = (many - few) / SHARD_ROWS
     print(f"- ResNet50 at {s.large_side} pixels: {1000 * row:.1f} ms a row with {n} threads")
     print(f"- a row of a CSV: {csv_bytes:.0f} bytes, {1e6 * csv_seconds:.0f} us")
