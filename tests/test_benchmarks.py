@@ -263,6 +263,7 @@ def test_multiplications() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # PyTorch calls what it deprecates
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
 def test_all_systems_compute_the_same(tmp_path: Path, backbone: str) -> None:
     from benchmarks import ours, plain_keras
