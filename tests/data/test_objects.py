@@ -136,11 +136,18 @@ def distance(a: Picture, b: Picture) -> float:
     return 1 - max(float(np.corrcoef(each, b.pixels)[0, 1]) for each in shifted)
 
 
+@pytest.fixture(scope="module")
+def plain_digits(tmp_path_factory: pytest.TempPathFactory) -> list[Picture]:
+    folder = tmp_path_factory.mktemp("digits")
+    return [read(folder, plain(digit(number)), MNIST) for number in range(10)]
+
+
 @pytest.mark.parametrize("draw", [*SURROUNDINGS.values(), watermarked], ids=[*SURROUNDINGS, "mark"])
-def test_digits_come_out_of_their_surroundings(tmp_path: Path, draw: Draw) -> None:
+def test_digits_come_out_of_their_surroundings(
+    tmp_path: Path, plain_digits: list[Picture], draw: Draw
+) -> None:
     silent = 0
-    for number in range(10):
-        expected = read(tmp_path, plain(digit(number)), MNIST)
+    for number, expected in enumerate(plain_digits):
         assert not expected.warnings
         found = read(tmp_path, draw(digit(number)), MNIST)
         bound = 0.15 if draw is on_a_tilted_sheet else 0.06

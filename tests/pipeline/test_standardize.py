@@ -77,6 +77,7 @@ def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
     assert hash_run(runs / "stopped") == hash_run(runs / "whole")
 
 
+@pytest.mark.slow
 def test_a_cut_run_is_finetuned_with_its_own_statistics(runs: Path) -> None:
     assert main([*FROZEN, "--epochs", "3", "--cut", "stem", "--head", "gap", "--run", "cut"]) == 0
     words = ["--phase", "finetune", "--from", "cut", "--run", "fine", "--unfreeze", "stem"]
