@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -185,6 +186,11 @@ def user_folder(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy("toy_train.csv", f"{name}.csv")
     for name in ("my_test", "other", "new", "labelled", "data/fashion-mnist_test"):
         shutil.copy("toy_test.csv", f"{name}.csv")
+    Path("shards").mkdir()
+    for part in ("train", "test"):
+        rows = pd.read_csv(f"toy_{part}.csv")
+        for number in range(4):
+            rows[number::4].to_csv(f"shards/{part}-{number}.csv.gz", index=False)
     pixels = np.zeros((56, 56), np.uint8)
     pixels[8:48, 16:32] = 200
     for name in ("my_shirt.jpg", "bag.png", "photo.jpg", "shirt.jpg"):
