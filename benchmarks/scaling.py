@@ -108,9 +108,15 @@ def write_csv(path: Path, n_rows: int) -> None:
 
 
 def train(
-    folder: Path, n_workers: int, n_rows: int, batch: int, side: int, epochs: int, threads: int = 9
+    folder: Path,
+    n_workers: int,
+    n_rows: int,
+    batch: int,
+    side: int,
+    epochs: int,
+    threads: int | None = None,
 ) -> Times:
-    """Train a head on the folder's train.csv, each worker with at most so many threads."""
+    """Train a head on the folder's train.csv, each worker with at most so many threads, if any."""
     words = ["--data", "train.csv", "--label-column", "first", "--weights", "random", "--no-test"]
     words += ["--precision", "float32", "--runs-dir", "runs", "--run", "run", "--quiet"]
     words += ["--image-size", str(side), "--limit", str(n_rows), "--units", str(UNITS)]

@@ -9,9 +9,9 @@ N images, K classes, T classes shown for each image.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import functools
-import glob
 import io
 import itertools
 import shutil
@@ -130,9 +130,14 @@ def _check_flags(flags: argparse.Namespace) -> None:
         check_folder("--save-crops", flags.save_crops)
     if flags.out is None:
         return
+    from fmnist_tf.data.locate import list_parts
+
     check_target("--out", flags.out)
-    paths = [Path(p) for each in flags.inputs for p in (each, *glob.glob(str(each)))]
-    if flags.out.exists() and any(p.exists() and flags.out.samefile(p) for p in paths):
+    paths: list[Path] = []
+    for pattern in flags.inputs if flags.out.exists() else ():
+        with contextlib.suppress(UsageError):  # said when it is read
+            paths += list_parts(pattern)
+    if any(p.exists() and flags.out.samefile(p) for p in paths):
         raise UsageError(
             f"--out {flags.out}: expected another file than the inputs; it would be replaced"
         )

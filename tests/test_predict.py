@@ -122,8 +122,9 @@ def test_good_inputs_are_predicted_and_bad_ones_named(folder: Path, capsys) -> N
 @pytest.mark.parametrize(
     "words",
     [["none.png", "--out", "o.csv"], ["a.jpg", "--top", "0"], ["a.jpg", "--out", "."],
-      ["toy_test.csv", "--out", "./toy_test.csv"], ["a.jpg", "--save-crops", "toy_test.csv/x"],
-     ["a.jpg", "--save-crops", "b.jpg"]],
+      ["toy_test.csv", "--out", "./toy_test.csv"],
+      ["toy_{test,train}.csv", "--out", "toy_test.csv"],
+      ["a.jpg", "--save-crops", "toy_test.csv/x"], ["a.jpg", "--save-crops", "b.jpg"]],
 )  # fmt: skip
 def test_bad_usage_writes_nothing(folder: Path, capsys, words: list[str]) -> None:
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}

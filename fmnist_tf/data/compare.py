@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.images import PixelRows, read_blocks
+from fmnist_tf.data.locate import PATTERN_END
 from fmnist_tf.data.summary import DataSummary
 
 RANGE_ENDS = (1, 15, 16, 31, 63, 100, 127, 255)
@@ -171,7 +172,8 @@ def _format(
 ) -> list[str]:
     lines = [f"{code} {path}: {text}" for code, text in problems]
     if flags:
-        mended = re.sub(r"[-_.]?[*?[{].*|(\.\w{1,7}){1,2}$", "", Path(path).name) + "-mended.csv"
+        end = rf"{PATTERN_END.pattern}|(\.\w{{1,7}}){{1,2}}$"
+        mended = re.sub(end, "", Path(path).name) + "-mended.csv"
         named = ["--label-column", label_column] if label_column else []
         command = f"python -m fmnist_tf.convert {shlex.join([path, mended, *named])}{flags}"
         lines[-1] += f". The file is used as it is; to mend it: {command}"

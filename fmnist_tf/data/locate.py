@@ -27,7 +27,8 @@ _LAST_TRAIN = re.compile("train(?!.*train)", re.IGNORECASE)
 _TEST = re.compile("test|t10k", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<=[-_.])\d+(?=(?:-of-\d+)?\.)")
 """The number of one of several files: `train-00002-of-00004.csv`, `part_3.csv.gz`."""
-_MAGIC = re.compile(r"[-_. ]?[*?\[{].*")
+PATTERN_END = re.compile(r"[-_. ]?[*?\[{].*")
+"""What makes a name a pattern of several files, and all that follows."""
 _LABELS = re.compile(r"labels?(?![a-z])|(?<![a-z])y(?=[-_.])", re.IGNORECASE)
 
 
@@ -69,7 +70,7 @@ def find_test_beside(path: Path) -> Path | None:
     Case and ".gz" may differ; so may the number of images, as in `csvTrainImages 13440x784.csv`.
     Beside a pattern it is another pattern, or a file without its number.
     """
-    if _MAGIC.search(str(path)) and not _exists(str(path)):
+    if PATTERN_END.search(str(path)) and not _exists(str(path)):
         return _find_tests_beside(str(path))
     if not _LAST_TRAIN.search(path.name):
         return None
@@ -115,7 +116,7 @@ def pick_table(path: Path) -> Path:
 def name_dataset(train_path: str) -> str:
     """Return "sign_mnist" for `sign_mnist_train.csv.gz`; "train" for `train.csv`."""
     path, stem = Path(train_path), Path(train_path).name
-    for pattern in (*_FORMS, _MAGIC):
+    for pattern in (*_FORMS, PATTERN_END):
         stem = pattern.sub("", stem)
     name = _LAST_TRAIN.sub("", stem).strip("_-. ")
     if name in ("", "x"):  # `train-images-idx3-ubyte`, `mnist.npz/x_train.npy`, `DIR/train`

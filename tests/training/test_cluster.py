@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from toyrun import WORDS, draw, write_csv
 from yardstick import hash_run
 
+from benchmarks.scaling import find_addresses
 from fmnist_tf.data.batches import ArrayRows, StackedRows, order_rows
 from fmnist_tf.errors import UsageError
 from fmnist_tf.training.cluster import Cluster
@@ -165,19 +165,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def free_addresses(n: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return addresses
-
-
 class Workers:
     """Processes of one run; `log` is the chief's stderr, `logs` are all."""
 
     def __init__(self, folder: Path, n: int, *words: str) -> None:
-        addresses = free_addresses(n)
+        addresses = find_addresses(n)
         self.files = [folder / f"worker-{index}.log" for index in range(n)]
         self.processes = []
         for index, file in enumerate(self.files):
@@ -334,7 +326,7 @@ def test_a_run_continues_with_another_number_of_workers(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_with_other_settings_is_refused(folder: Path) -> None:
-    addresses = free_addresses(2)
+    addresses = find_addresses(2)
     processes = [
         subprocess.Popen(
             [*TOY, *SCRATCH, "--run", "differing", "--seed", str(index)],
