@@ -98,7 +98,7 @@ def fit(
     background = experiment.data.dataset.convention.background
     plan = plan_training(config, labels[train_rows], len(train.class_names), background)
     source, compute_features, engine, invocation.features[:] = open_rows(
-        experiment, pixels, split, plan, experiment.data.cache_dir, clock
+        experiment, pixels, split, plan
     )
     write_provenance(experiment, directory)
 

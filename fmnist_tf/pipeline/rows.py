@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +16,6 @@ from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
 from fmnist_tf.model.classifier import HEAD, SplitClassifier, build_extractor
 from fmnist_tf.pipeline.network import Network
 from fmnist_tf.pipeline.prepare import Experiment
-from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import cluster, feature_store, features
 from fmnist_tf.training.engine import (
@@ -39,12 +37,7 @@ ComputeFeatures = Callable[[Any], Any]
 
 
 def open_rows(
-    experiment: Experiment,
-    pixels: RowSource,
-    split: SplitClassifier,
-    plan: TrainingPlan,
-    cache_dir: Path,
-    clock: StageClock,
+    experiment: Experiment, pixels: RowSource, split: SplitClassifier, plan: TrainingPlan
 ) -> tuple[StackedRows, ComputeFeatures | None, str, list[str]]:
     """Return what the trainer reads, what it computes of that first, the engine, and the caches.
 
@@ -54,19 +47,17 @@ def open_rows(
     workers share the caches if they see the same folder; else each keeps a part of the features.
 
     Args:
-        experiment: gives the settings, and the network's precision and image size.
+        experiment: gives settings, folder of caches, the network's precision and image size.
         pixels: (N, 784) uint8, the train and val images.
         split: the classifier, cut below its lowest trainable layer.
         plan: gives the number of views and the random augmentations.
-        cache_dir: cached features lie in its folder `features`.
-        clock: counts the seconds.
     """
     config, network = experiment.config, experiment.network
     views = (pixels, FlippedRows(pixels))[: plan.n_views]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
         return StackedRows(views), None, TENSORFLOW, []
-    folder = cache_dir / "features" if config.cache != "off" else None
+    folder = experiment.data.cache_dir / "features" if config.cache != "off" else None
     if folder and plan.augment:
         folder = None
         warn(
@@ -88,7 +79,7 @@ def open_rows(
                 keys = [features.feature_key(view, extractor, precision, engine) for view in views]
                 return [FeatureStore(folder / key, pixels.n_rows, shape, part=part) for key in keys]
 
-            with clock.stage("features"):
+            with experiment.invocation.clock.stage("features"):
                 stores, kept = list_stores(split.feature_extractor), []
                 # OpenVINO rounds the features otherwise where it computes maps below them too.
                 if network.kept and engine == TENSORFLOW:
