@@ -303,9 +303,9 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
         mirrored.append((tracked.group, tracked.epochs_before))
         return start_tracking(mode, run_dir, tracked)
 
+    run = copy_frozen()
     mirrored: list[tuple[str, int]] = []
     monkeypatch.setattr("fmnist_tf.pipeline.run.start_tracking", listen)
-    run = copy_frozen()
     # As if it had stopped early: W&B's curve goes on where the parent's ended.
     (run / "config.json").write_text(json.dumps(read(run, "config.json") | {"epochs": 9}))
     RunDir(run).write_done()
@@ -315,6 +315,10 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
     assert train("--phase", "finetune", *NEXT, "--epochs", "1", "--run", "second") == 0
     assert read(Path("runs/second"), "config.json")["parent"] == "s/trial-001"
     assert mirrored == [("s", 2)]
+    config = "runs/second/config.json"
+    assert train("--recipe", config, "--run", "third", "--wandb", "disabled") == 0
+    rows = [RunDir(Path("runs") / name).read_history() for name in ("second", "third")]
+    assert [row.val_loss for row in rows[0]] == [row.val_loss for row in rows[1]]
 
 
 def test_random_augmentation_computes_features_in_each_epoch(folder: Path, capsys) -> None:
@@ -482,6 +486,17 @@ def test_bad_input_gets_one_clear_error(folder: Path, capsys, words: list[str], 
     assert named in said
     assert "Traceback" not in said
     assert not list(Path().glob("runs/*/DONE.json"))
+
+
+def test_bad_pixel_names_its_place(folder: Path, capsys) -> None:
+    lines = Path("toy_train.csv").read_text().splitlines()
+    cells = lines[4].split(",")
+    cells[2] = "300"
+    lines[4] = ",".join(cells)
+    Path("toy_train.csv").write_text("\n".join(lines) + "\n")
+    assert train(*QUICK) == 2
+    said = capsys.readouterr().err
+    assert "error[E033] toy_train.csv:5:3 (pixel2): " in said
 
 
 def test_finetune_refuses_other_data(folder: Path) -> None:

@@ -272,6 +272,46 @@ def test_saved_model_loads_with_keras_alone(built: Built, tmp_path: Path) -> Non
     assert find_blocks(find_backbone(loaded)) == built.blocks
 
 
+def count_parameters(name: str, side: int) -> dict[str, int]:
+    spec, side = find_backbone_spec(name, side)
+    backbone = build_backbone(spec, side)
+    counts: dict[str, int] = {}
+    for block in find_blocks(backbone):
+        own = sum(backbone.get_layer(layer).count_params() for layer in block.layers)
+        counts[block.stage] = counts.get(block.stage, 0) + own
+    return counts
+
+
+# The sums are those of keras.applications' own networks, and of the papers.
+PARAMETERS = {
+    "resnet50": {
+        "stem": 9_728, "conv2": 220_032, "conv3": 1_230_336, "conv4": 7_129_088,
+        "conv5": 14_998_528,
+    },
+    "resnet8": {"stem": 208, "conv2": 4_736, "conv3": 14_720, "conv4": 58_112},
+    "resnet6": {"stem": 416, "conv2": 18_688, "conv3": 370_176},
+    "mlp": {"stem": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_stages_have_the_known_parameters(name: str) -> None:
+    assert list(count_parameters(name, 32).items()) == list(PARAMETERS[name].items())
+
+
+def test_blocks_are_called_as_in_the_papers() -> None:
+    def labels(name: str, side: int = 32) -> list[str]:
+        spec, side = find_backbone_spec(name, side)
+        return [block.label for block in find_blocks(build_backbone(spec, side))]
+
+    repeats = (1, 2, 2, 3, 3, 4, 1)
+    of_lite0 = [f"block{n}/{'abcd'[k]}" for n, r in enumerate(repeats, 1) for k in range(r)]
+    assert labels("efficientnet-lite0") == ["stem/1", *of_lite0, "block7/top"]
+    repeats = (3, 4, 6, 3)
+    of_resnet50 = [f"conv{n}/block{k}" for n, r in enumerate(repeats, 2) for k in range(1, r + 1)]
+    assert labels("resnet50") == ["stem/1", *of_resnet50]
+
+
 @pytest.mark.parametrize("name", ["ResNet50", "resnet-50", "MobileNet_V3-Small"])
 def test_names_of_keras_are_found_in_any_spelling(name: str) -> None:
     spec, side = find_backbone_spec(name, None)
