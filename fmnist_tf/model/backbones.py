@@ -25,7 +25,7 @@ from fmnist_tf.model.hub import PREFIX, build_preset, read_preset
 from fmnist_tf.model.networks import (
     build_efficientnet_lite0,
     build_mlp,
-    build_resnet6,
+    build_pooled_resnet,
     build_small_resnet,
 )
 from fmnist_tf.model.preprocessing import UNIT, ValueRange
@@ -78,6 +78,12 @@ def _load_lite0(side: int) -> tuple[keras.Model, Path]:
 _build_resnet8 = partial(build_small_resnet, "resnet8", widths=(16, 32, 64), blocks=1)
 # Depth of He et al. 2016, table 1, at half its widths, with the stem of its section 4.2.
 _build_resnet18 = partial(build_small_resnet, "resnet18", widths=(32, 64, 128, 256), blocks=2)
+_build_resnet6 = partial(
+    build_pooled_resnet, "resnet6", widths=(32, 64, 128), residual=frozenset({"conv3"})
+)
+_build_resnet8p = partial(
+    build_pooled_resnet, "resnet8p", widths=(48, 96, 192), residual=frozenset({"conv2", "conv3"})
+)
 
 BACKBONES = {
     spec.name: spec
@@ -92,7 +98,8 @@ BACKBONES = {
         ),
         # To be trained from scratch on 28x28 grey images.
         BackboneSpec("resnet8", _build_resnet8, 28, UNIT),
-        BackboneSpec("resnet6", build_resnet6, 28, UNIT),
+        BackboneSpec("resnet6", _build_resnet6, 28, UNIT),
+        BackboneSpec("resnet8p", _build_resnet8p, 28, UNIT),
         BackboneSpec("resnet18", _build_resnet18, 28, UNIT),
         # No weights and no feature map: the head is the network, and `flatten` its only choice.
         BackboneSpec("mlp", build_mlp, 28, UNIT),

@@ -43,21 +43,31 @@ def build_small_resnet(
     return keras.Model(inputs, x, name=name)
 
 
-def build_resnet6(side: int) -> keras.Model:
-    """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, 128).
+def build_pooled_resnet(
+    name: str, side: int, *, widths: tuple[int, ...], residual: frozenset[str]
+) -> keras.Model:
+    """Return a network that learns small images fast, (B, S, S, 1) -> (B, H, W, widths[-1]).
 
-    A small version of ResNet-9 of Page 2018 ("How to Train Your ResNet"), which has one stage and
-    one residual block more and twice the width: each convolution outside the residual block doubles
-    the width, and max pooling halves the side.
+    After ResNet-9 of Page 2018 ("How to Train Your ResNet"), smaller: each stage is a convolution
+    and, in some, a residual block; max pooling halves the side between them.
+
+    Args:
+        name: of the Keras model.
+        side: S.
+        widths: channels of the stages, which are called stem, conv2, conv3 and so on.
+        residual: the stages that have a residual block.
     """
     inputs = x = keras.Input((side, side, 1), name="stem_input")
-    for name, width in (("stem", 32), ("conv2", 64)):
-        x = _conv_norm_relu(x, width, 3, 1, name)
-        x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
-    x = _conv_norm_relu(x, 128, 3, 1, "conv3")
-    y = _conv_norm_relu(x, 128, 3, 1, "conv3_1")
-    y = _conv_norm_relu(y, 128, 3, 1, "conv3_2")
-    return keras.Model(inputs, layers.Add(name="conv3_add")([x, y]), name="resnet6")
+    for number, width in enumerate(widths, start=1):
+        stage = "stem" if number == 1 else f"conv{number}"
+        x = _conv_norm_relu(x, width, 3, 1, stage)
+        if stage in residual:
+            y = _conv_norm_relu(x, width, 3, 1, f"{stage}_1")
+            y = _conv_norm_relu(y, width, 3, 1, f"{stage}_2")
+            x = layers.Add(name=f"{stage}_add")([x, y])
+        if number < len(widths):
+            x = layers.MaxPooling2D(2, name=f"{stage}_pool")(x)
+    return keras.Model(inputs, x, name=name)
 
 
 # Tan and Le 2019, table 1: kernel, first stride, expansion, channels, repeats of each stage.

@@ -27,7 +27,8 @@ from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
 from fmnist_tf.training.sharing import Sharing
 
 TESTS = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+_PATH = [str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(_PATH)}
 TOY = [sys.executable, str(TESTS / "toy.py")]
 NAMES = ("bag", "hat", "shoe")
 # Without dropout the number of workers changes nothing but rounding; Adam would turn that of
@@ -345,20 +346,32 @@ def test_a_worker_with_other_settings_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_of_one_process_share_batches(folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+def test_two_devices_of_one_process_share_batches(folder: Path, kind: str) -> None:
+    if kind == "GPU" and not Path("/dev/nvidia0").exists():
+        pytest.skip("no GPU")
     script = (
         "import sys; import tensorflow as tf; sys.path.insert(0, sys.argv.pop(1))\n"
-        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
-        "one = tf.config.LogicalDeviceConfiguration()\n"
-        "tf.config.set_logical_device_configuration(cpu, [one, one])\n"
+        "kind, n = sys.argv.pop(1), int(sys.argv.pop(1))\n"
+        "memory = {'CPU': None, 'GPU': 4096}[kind]\n"
+        "parts = [tf.config.LogicalDeviceConfiguration(memory)] * n\n"
+        "device = tf.config.list_physical_devices(kind)[0]\n"
+        "tf.config.set_logical_device_configuration(device, parts)\n"
         "from toy import BACKBONES, build_toy_spec\n"
         "from fmnist_tf.train import main\n"
         "BACKBONES['toy'] = build_toy_spec()\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, str(TESTS), *SCRATCH, "--run", "mirrored"]
-    answer = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert "training on 2 devices of this machine" in answer.stderr
-    train(folder, 1, "alone", *SCRATCH)
-    np.testing.assert_allclose(history(folder, "mirrored"), history(folder, "alone"), rtol=1e-4)
+    visible = {"CPU": "-1", "GPU": "0"}[kind]  # TF32 keeps 10 bits of a product's factors
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": visible, "NVIDIA_TF32_OVERRIDE": "0"}
+    for n in (1, 2):
+        words = [str(TESTS), kind, str(n), *SCRATCH, "--run", f"{kind}-{n}"]
+        words += ["--precision", "float32"]
+        command = [sys.executable, "-c", script, *words]
+        answer = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert (f"training on {n} devices of this machine" in answer.stderr) == (n > 1)
+    one, two = (history(folder, f"{kind}-{n}") for n in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
