@@ -175,9 +175,14 @@ def make_batches(
         x = tf.numpy_function(source.take, [indices], dtype, stateful=False)
         return tf.ensure_shape(x, (None, *source.row_shape)), tf.gather(labels, indices)
 
+    # Autotuning has a thread that TensorFlow 2.21 cannot wake: an iterator that has ended waits for
+    # it, up to as long as it has lived (runs/LOG.md).
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return (
         tf.data.Dataset.from_tensor_slices(np.asarray(rows, np.int64))
         .batch(batch_size)
-        .map(read)
+        .map(read, num_parallel_calls=2)
         .prefetch(2)
+        .with_options(options)
     )
