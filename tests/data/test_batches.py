@@ -46,6 +46,7 @@ def test_every_row_once_in_order_with_its_label(batch_size: int, dtype: type) ->
     x, y = batches.element_spec
     assert (x.dtype, tuple(x.shape), y.dtype) == (dtype, (None, 784), np.int64)
     assert int(batches.cardinality()) == -(-len(ROWS) // batch_size)
+    assert batches.options().autotune.enabled is False  # see `make_batches`; a race, so not timed
     read = list(batches.as_numpy_iterator())
     assert [len(y) for _, y in read[:-1]] == [batch_size] * (len(read) - 1)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in read]), pixels[ROWS])
