@@ -154,6 +154,11 @@ def _plan(
             config, lines = settings.complete(**decode(point))
         except UsageError as error:
             raise UsageError(f"{show_point(point)}: {error}".removeprefix(": ")) from error
+        if config.cut == "auto":
+            raise UsageError(
+                "--cut auto: expected stages, e.g. --grid cut=conv3,conv4; "
+                "`train --cut auto` finds the best one"
+            )
         configs.append(config)
     for line in lines:
         if line.split(" = ")[0] not in space:
