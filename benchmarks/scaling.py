@@ -4,8 +4,8 @@ Constants are measured in short runs of one process and in all-reduces between p
 computes from them how long runs with 1, 2 and 4 workers take, and what 10^6, 10^8 and 10^10 rows
 cost. The runs are then measured, through `python -m fmnist_tf.train`.
 
-All have the same T threads together, one for each processor of this machine (at most 4). Each of W
-workers has T/W of them to itself; where W > T, W/T workers of one thread share each processor. The
+All use the same processors of this machine, at most 4. Each of W workers has a part of them to
+itself, a thread for each; where there are more workers than processors, several share one. The
 workers are processes on the loopback interface.
 """
 

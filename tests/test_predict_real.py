@@ -1,4 +1,4 @@
-"""Unseen images, enlarged to pictures, are recognised nearly as well as at 28x28 pixels."""
+"""Unseen images, enlarged to pictures, are predicted nearly as accurately as at 28x28 pixels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_enlarged_images_are_at_most_five_points_worse(
         large = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
         large.save(f"white{number}.png")
         photograph(image, rng).save(f"photo{number}.jpg", quality=85)
-    right = {}
+    correct = {}
     for kind in ("small", "white", "photo"):
         files = ["small.csv"] if kind == "small" else map(str, sorted(tmp_path.glob(f"{kind}*")))
         assert predict([run, *files, "--out", "o.csv"]) == 0
@@ -65,7 +65,9 @@ def test_enlarged_images_are_at_most_five_points_worse(
             names = [row["true_label"] for row in rows]
         else:
             rows.sort(key=lambda row: int("".join(filter(str.isdigit, Path(row["file"]).stem))))
-        right[kind] = sum(row["prediction"] == name for row, name in zip(rows, names, strict=True))
-    print(f"right of {N}: {right}")
-    assert right["small"] > 0.75 * N
-    assert min(right.values()) >= right["small"] - 0.05 * N
+        correct[kind] = sum(
+            row["prediction"] == name for row, name in zip(rows, names, strict=True)
+        )
+    print(f"correct of {N}: {correct}")
+    assert correct["small"] > 0.75 * N
+    assert min(correct.values()) >= correct["small"] - 0.05 * N

@@ -140,12 +140,12 @@ def check_resumed(killer: Killer, run: Path, code: int, *words: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [n / 11 for n in range(11)])
-def test_a_failing_call_costs_no_finished_epoch(killer: Killer, share: float) -> None:
-    words = [*FROZEN, *ALWAYS, "--run", f"failed-{share:.3f}"]
-    call = 1 + int(share * killer.calls["frozen"])
+@pytest.mark.parametrize("fraction", [n / 11 for n in range(11)])
+def test_a_failing_call_costs_no_finished_epoch(killer: Killer, fraction: float) -> None:
+    words = [*FROZEN, *ALWAYS, "--run", f"failed-{fraction:.3f}"]
+    call = 1 + int(fraction * killer.calls["frozen"])
     code, _, _ = killer.run(*words, at_call=call, error=errno.EIO)
-    check_resumed(killer, killer.folder / f"runs/failed-{share:.3f}", code, *words)
+    check_resumed(killer, killer.folder / f"runs/failed-{fraction:.3f}", code, *words)
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +165,16 @@ def small_disk(tmp_path_factory) -> Iterator[Killer]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.1, 0.6])
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
 @pytest.mark.parametrize("free", [0, 20_000, 200_000])
-def test_a_full_disk_costs_no_finished_epoch(small_disk: Killer, free: int, share: float) -> None:
-    run = small_disk.folder / f"runs/full-{free}-{share}"
+def test_a_full_disk_costs_no_finished_epoch(
+    small_disk: Killer, free: int, fraction: float
+) -> None:
+    run = small_disk.folder / f"runs/full-{free}-{fraction}"
     words = [*FROZEN, *ALWAYS, "--run", run.name]
-    code, _, _ = small_disk.run(*words, at_call=int(share * small_disk.calls["frozen"]), full=free)
+    code, _, _ = small_disk.run(
+        *words, at_call=int(fraction * small_disk.calls["frozen"]), full=free
+    )
     (small_disk.folder / "runs/ballast").unlink()
     check_resumed(small_disk, run, code, *words)
 

@@ -12,7 +12,7 @@ import sys
 from PIL import Image
 
 from fmnist_tf.model.backbones import BACKBONES, BackboneSpec
-from fmnist_tf.model.preprocessing import CAFFE
+from fmnist_tf.model.preprocessing import ValueRange
 from fmnist_tf.settings.backbones import read_table
 
 read_table()["toy"] = {"stem": ["1"], "conv2": ["1"]}
@@ -41,7 +41,8 @@ def build_toy_spec() -> BackboneSpec:
         name="toy",
         build=build,
         default_size=16,
-        value_range=CAFFE,
+        # keras.applications.imagenet_utils.preprocess_input, mode "caffe".
+        value_range=ValueRange((1.0, 1.0, 1.0), (-103.939, -116.779, -123.68)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Published files, found in a cache or downloaded, and used only if their digest is right."""
+"""Published files, found in a cache or downloaded, and used only if their digest matches."""
 
 from __future__ import annotations
 

@@ -34,9 +34,8 @@ class ValueRange:
         return len(self.scale)
 
 
-# keras.applications.imagenet_utils.preprocess_input, modes "caffe" (BGR, ImageNet means, unscaled),
-# "tf" (-1..1) and "torch" (0..1, then ImageNet means and deviations).
-CAFFE = ValueRange(scale=(1.0, 1.0, 1.0), offset=(-103.939, -116.779, -123.68))
+# keras.applications.imagenet_utils.preprocess_input, modes "tf" (-1..1) and "torch" (0..1, then
+# ImageNet means and deviations).
 UNIT_SIGNED = ValueRange(scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3)
 _MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCH = ValueRange(

@@ -49,8 +49,8 @@ class Candidate:
         n_features: of an image, as the head gets them.
         stored_bytes: of an image's features in bfloat16.
         seconds_per_1000: to compute the features of 1,000 images, after warm-up.
-        probe_accuracy: fraction of training rows that a linear classifier gets right, each left
-            out of its training.
+        probe_accuracy: fraction of training rows that a linear classifier predicts correctly, each
+            left out of its training.
     """
 
     image_size: int

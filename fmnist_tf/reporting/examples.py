@@ -53,7 +53,7 @@ class Examples:
 
 
 def find_disagreements(first: Examples, second: Examples) -> list[list[dict[str, Any]]]:
-    """Return tiles of images that only the first run has right, and that only the second has.
+    """Return tiles of images that only the first run predicts correctly, and only the second.
 
     They are the most confident mistakes of the other run, among the images that either shows.
     """
@@ -64,11 +64,11 @@ def find_disagreements(first: Examples, second: Examples) -> list[list[dict[str,
     }
     rows = np.unique(shown["test_shown"])
     columns = []
-    for right, wrong in ((first, second), (second, first)):
-        is_right, other_is_right = (
-            run.probabilities[rows].argmax(axis=1) == run.labels[rows] for run in (right, wrong)
+    for correct, wrong in ((first, second), (second, first)):
+        is_correct, other_is_correct = (
+            run.probabilities[rows].argmax(axis=1) == run.labels[rows] for run in (correct, wrong)
         )
-        found = rows[is_right & ~other_is_right]
+        found = rows[is_correct & ~other_is_correct]
         order = np.argsort(-wrong.probabilities[found].max(axis=1), kind="stable")
         with_pixels = replace(wrong, arrays={**wrong.arrays, **shown})
         columns.append(with_pixels.tiles(found[order[:_DISAGREEMENTS]]))

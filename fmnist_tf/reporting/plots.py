@@ -285,7 +285,7 @@ def plot_cuts(figure: Figure, cuts: pd.DataFrame) -> str:
     axes_of[0].legend()
     last = cuts[cuts["image_size"] == chosen["image_size"]].iloc[-1]
     return (
-        f"A linear probe is right in {chosen['probe_accuracy']:.2%} after {chosen['cut']} at "
-        f"{chosen['image_size']} pixels, the chosen cut, and in {last['probe_accuracy']:.2%} after "
+        f"The linear probe's accuracy is {chosen['probe_accuracy']:.2%} after {chosen['cut']} at "
+        f"{chosen['image_size']} pixels, the chosen cut, and {last['probe_accuracy']:.2%} after "
         f"{last['cut']}."
     )

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a network's probabilities as sure as they are right.
+"""Temperature scaling: one number that makes a network's probabilities match its accuracy.
 
 Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
 

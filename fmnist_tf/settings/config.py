@@ -45,6 +45,7 @@ WITH_WARMUP = ("constant", "cosine")
 Phase = Literal["frozen", "finetune", "scratch"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "triangular2", "plateau"]
+# A new one goes to the end: the random numbers of each kind depend on its place.
 Augmentation = Literal["flip", "shift-crop", "erasing", "mixup", "randaugment", "cutmix"]
 
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -205,7 +206,7 @@ class _Settings(BaseModel):
     )
     precision: Literal["auto", "float32", "bfloat16"] = _training(
         "compute precision of training (weights and the saved model are float32); auto: bfloat16 "
-        "where the processor supports it",
+        "where the processor or GPU supports it",
         "auto",
     )
     engine: Literal["auto", "tensorflow", "openvino"] = _training(

@@ -52,10 +52,10 @@ def open_regular(path: Path, max_bytes: int = _MAX_BYTES) -> BufferedReader:
     return file
 
 
-def read_bytes(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file; see `open_regular`."""
-    with open_regular(path, max_bytes) as file:
-        return file.read(max_bytes)
+    with open_regular(path) as file:
+        return file.read(_MAX_BYTES)
 
 
 def require_unlinked(path: Path) -> Path:

@@ -32,7 +32,7 @@ Variables = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files have the right checksums.
+    """A checkpoint whose files match their checksums.
 
     Attributes:
         path: its folder.

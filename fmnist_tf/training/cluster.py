@@ -242,14 +242,14 @@ class Cluster:
     def _add(self) -> Callable[[np.ndarray], Any]:
         import tensorflow as tf
 
-        def share(own: tf.Tensor) -> tf.Tensor:
+        def weigh(own: tf.Tensor) -> tf.Tensor:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             return own * tf.cast(replica % self.n_local == 0, own.dtype)
 
         @tf.function(autograph=False, reduce_retracing=True)
         def add(own: tf.Tensor) -> tf.Tensor:
-            shares = self.strategy.run(share, (own,))
-            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+            parts = self.strategy.run(weigh, (own,))
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
 
         return lambda values: add(tf.constant(values))
 

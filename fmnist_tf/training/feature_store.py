@@ -3,7 +3,7 @@
 Files of one entry: `<key>/shard-00000.bin`, `<key>/shard-00001.bin`, ... and `.lock`. A shard has
 `SHARD_ROWS` rows, the last one the rest, of little-endian bfloat16, followed by a checksum of
 16 bytes: XXH3-128 of the entry's name, the shard's number and its rows. It detects damage, not
-malice, at the speed of memory. A shard with the right checksum is valid whatever else is in the
+malice, at the speed of memory. A shard that matches its checksum is valid whatever else is in the
 folder: an interrupted computation continues after the last shard, and corrupt or foreign shards,
 and what is no file, are computed again. If another program cuts a shard while it is mapped, reading
 ends the process with SIGBUS.
@@ -150,7 +150,7 @@ class FeatureStore:
             return [number for number, valid in zip(numbers, answers, strict=True) if not valid]
 
     def is_valid(self, number: int) -> bool:
-        """Return whether this shard has the right checksum; reads every byte."""
+        """Return whether this shard matches its checksum; reads every byte."""
         left, checksum = len(self.shards[number]) * self.row_bytes, self._start_checksum(number)
         n_bytes = left + checksum.digest_size
         try:

@@ -432,7 +432,7 @@ class Trainer:
         class_weights = tf.constant(plan.class_weights or [1.0] * n_classes, tf.float32)
 
         def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
-            x, y, share, seed = self._sharing.take_own(x, y, about)
+            x, y, row_weight, seed = self._sharing.take_own(x, y, about)
             targets = tf.one_hot(y, n_classes)
             if plan.augment:  # x is pixels then
                 x, targets = augment(x, targets, seed, plan.augment, plan.background)
@@ -445,9 +445,9 @@ class Trainer:
                 logits = self.split.logits(features, training=True)
                 losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
                 # The replicas' gradients are summed: each divides by the whole batch.
-                loss = tf.reduce_sum(losses) * share / tf.cast(about[2], tf.float32)
+                loss = tf.reduce_sum(losses) * row_weight / tf.cast(about[2], tf.float32)
             self.optimizer.apply(tape.gradient(loss, self._variables), self._variables)
-            return add_up(losses, y, logits, share, about[3])
+            return add_up(losses, y, logits, row_weight, about[3])
 
         def step_and_average(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
             sums = self.strategy.run(step, (x, y, about))
@@ -466,10 +466,10 @@ class Trainer:
         """Return the sums of this worker, as those of a `Step`."""
 
         def step(x: tf.Tensor, y: tf.Tensor, about: tf.Tensor) -> tf.Tensor:
-            x, y, share, _ = self._sharing.take_own(x, y, about)
+            x, y, row_weight, _ = self._sharing.take_own(x, y, about)
             logits = self.split.logits(self._features(x), training=False)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            return add_up(losses, y, logits, share, 0)
+            return add_up(losses, y, logits, row_weight, 0)
 
         sums = self.strategy.run(step, (x, y, about))
         return tf.add_n(self.strategy.experimental_local_results(sums))

@@ -65,7 +65,8 @@ def rate_at(plan: RatePlan, step: int, val_losses: Sequence[float] = ()) -> floa
         val_losses: plateau: in nats, of all epochs so far; later epochs are ignored.
 
     Raises:
-        ValueError: the step is outside the run, or a loss that plateau needs is missing.
+        ValueError: the step is outside the run, the schedule is unknown, or a loss that plateau
+            needs is missing.
     """
     if not 0 <= step < plan.total_steps:
         raise ValueError(f"step {step} is outside 0..{plan.total_steps - 1}")
@@ -80,6 +81,8 @@ def rate_at(plan: RatePlan, step: int, val_losses: Sequence[float] = ()) -> floa
         cycle, within = divmod(step, plan.cycle_steps)
         height = 1 - abs(2 * within / plan.cycle_steps - 1)
         return _between(plan, math.ldexp(height, -cycle))
+    if plan.schedule != "plateau":
+        raise ValueError(f"expected a schedule, found {plan.schedule}")
     epochs = step // plan.steps_per_epoch
     if len(val_losses) < epochs:
         raise ValueError(f"{len(val_losses)} validation losses; step {step} needs {epochs}")

@@ -132,7 +132,7 @@ def stop_together(own: signals.StoppedError | None, n_stopped: float) -> None:
 
 
 def add_up(
-    losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, share: Any, stops: Any
+    losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor, row_weight: Any, stops: Any
 ) -> tf.Tensor:
     """Return one replica's sums, (3,) float64: losses, correct predictions, replicas to stop.
 
@@ -140,10 +140,10 @@ def add_up(
         losses: (B,) of the replica's rows.
         labels: (B,) int64.
         logits: (B, K).
-        share: how much each row counts.
+        row_weight: how much each row counts.
         stops: 1 if this replica is to stop, else 0.
     """
     n_correct = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
     counted = (tf.cast(x, tf.float64) for x in (tf.reduce_sum(losses), n_correct))
-    share = tf.cast(share, tf.float64)
-    return tf.stack([*(x * share for x in counted), tf.cast(stops, tf.float64)])
+    row_weight = tf.cast(row_weight, tf.float64)
+    return tf.stack([*(x * row_weight for x in counted), tf.cast(stops, tf.float64)])

@@ -73,5 +73,5 @@ def test_deeper_stages_learn_faster(toy_classifier, toy_spec) -> None:
         return plan_layer_decay(config, network)
 
     assert factors(1.0) == {}
-    found = {path.split("/")[-2]: share for path, share in factors(0.5).items()}
+    found = {path.split("/")[-2]: fraction for path, fraction in factors(0.5).items()}
     assert found == {"stem_conv": 0.25, "conv2_conv": 0.5, "conv2_side_conv": 0.5}

@@ -384,16 +384,16 @@ def test_runs_are_compared_only_on_the_same_test_images(tmp_path):
     assert f"garment e {a / 6:.1%} {b / 6:.1%}{change} 6" in page.text
     assert "▼ −" in page.text
     predictions = [run.read_predictions()[1].argmax(axis=1) for run in runs]
-    titles = "A has right and B wrong", "B has right and A wrong"
+    titles = "A is correct and B wrong", "B is correct and A wrong"
     parts = page.section("images").split("<h3>")[1:]
-    for title, (right, wrong), part in zip(
+    for title, (correct, wrong), part in zip(
         titles, (predictions, predictions[::-1]), parts, strict=True
     ):
         assert part.startswith(title)
         shown = [int(decode(source)[0, 0]) for source in re.findall(r'src="([^"]+)"', part)]
         # The pages show all mistakes of these small runs.
-        assert set(shown) <= set(np.flatnonzero((right == labels) & (wrong != labels)).tolist())
-        assert len(shown) == min(12, ((right == labels) & (wrong != labels)).sum())
+        assert set(shown) <= set(np.flatnonzero((correct == labels) & (wrong != labels)).tolist())
+        assert len(shown) == min(12, ((correct == labels) & (wrong != labels)).sum())
 
 
 def test_a_comparison_begins_with_the_settings_that_differ(tmp_path):

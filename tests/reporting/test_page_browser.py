@@ -208,6 +208,6 @@ def _numbers(colour: str) -> np.ndarray:
 
 
 def _luminance(rgb: np.ndarray) -> float:
-    share = rgb / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    fraction = rgb / 255
+    linear = np.where(fraction <= 0.04045, fraction / 12.92, ((fraction + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))

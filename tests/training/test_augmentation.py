@@ -72,8 +72,8 @@ def test_erased_rectangles_are_those_of_the_paper() -> None:
     assert ((height + 0.5) / (width - 0.5) >= 0.3).all()
     assert ((height - 0.5) / (width + 0.5) <= 1 / 0.3).all()
     # Uniform in their bounds, except for rounding and a few cut sides.
-    share = height * width / 784
-    assert np.quantile(share, [0.1, 0.5, 0.9]) == pytest.approx([0.058, 0.21, 0.362], abs=0.02)
+    fraction = height * width / 784
+    assert np.quantile(fraction, [0.1, 0.5, 0.9]) == pytest.approx([0.058, 0.21, 0.362], abs=0.02)
     aspect = height / width
     assert np.quantile(aspect, [0.1, 0.5, 0.9]) == pytest.approx([0.60, 1.82, 3.03], abs=0.15)
     # Places are uniform inside the image, and rows independent of columns.
@@ -106,8 +106,8 @@ def test_mixup_mixes_pixels_and_targets_alike() -> None:
     other, own = partners(targets)
     assert stats.kstest(own, stats.beta(MIXUP_ALPHA, MIXUP_ALPHA).cdf).pvalue > 0.01
     before = PIXELS.reshape(images.shape).astype(np.float64)
-    share = own[:, None, None]
-    assert np.abs(images - (share * before + (1 - share) * before[other])).max() < 0.51
+    fraction = own[:, None, None]
+    assert np.abs(images - (fraction * before + (1 - fraction) * before[other])).max() < 0.51
 
 
 def test_cutmix_pastes_a_rectangle_and_mixes_the_targets_by_its_area() -> None:

@@ -231,8 +231,8 @@ def test_statistics_are_averaged_with_the_weights(toy_classifier, toy_spec) -> N
         if at.step == 0:
             return
         own.append(variance.numpy())
-        share = 1 - min(0.9, at.step / (9 + at.step))
-        average = average + share * (own[-1] - average)
+        fraction = 1 - min(0.9, at.step / (9 + at.step))
+        average = average + fraction * (own[-1] - average)
 
     epochs = run(trainer, epochs=1, ema_decay=0.9, on_step=follow)
     next(epochs)

@@ -164,8 +164,8 @@ def compare_under_replicas() -> None:
             def in_replica(*gradients: tf.Tensor) -> None:
                 # Each replica sees another gradient; they are summed.
                 number = tf.distribute.get_replica_context().replica_id_in_sync_group
-                share = tf.cast(number + 1, tf.float32)
-                optimizer.apply([gradient * share for gradient in gradients], variables)
+                fraction = tf.cast(number + 1, tf.float32)
+                optimizer.apply([gradient * fraction for gradient in gradients], variables)
 
             @tf.function(autograph=False)
             def step(gradients: list[tf.Tensor]) -> None:

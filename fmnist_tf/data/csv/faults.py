@@ -93,6 +93,6 @@ def fault(key: str, *values: object, column: int | None = None, name: str = "") 
     return Problem(key[:4], "", None, column, name or None, found, expected, hint)
 
 
-def refuse(key: str, *values: object, column: int | None = None, name: str = "") -> DataError:
+def refuse(key: str, *values: object, column: int | None = None) -> DataError:
     """Return the error of one fault."""
-    return DataError([fault(key, *values, column=column, name=name)])
+    return DataError([fault(key, *values, column=column)])
