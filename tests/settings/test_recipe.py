@@ -19,8 +19,8 @@ from fmnist_tf.settings.recipe import read_recipe
 from fmnist_tf.train import build_parser, main
 
 NAMES = [
-    "convnext-tiny", "efficientnet", "fast", "fast95", "inceptionv3", "lite", "mlp", "mobilenetv3",
-    "resnet18", "resnet50", "resnet50-16px", "resnet8", "vgg16",
+    "convnext-tiny", "efficientnet", "fast", "inceptionv3", "lite", "mlp", "mobilenetv3",
+    "resnet18", "resnet50", "resnet50-16px", "resnet8", "resnet8p", "vgg16",
 ]  # fmt: skip
 
 
