@@ -20,7 +20,7 @@ from fmnist_tf import evaluate, export, predict, report, train
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.system.files import NotAFileError, locked, read_bytes
+from fmnist_tf.system.files import NotAFileError, locked, open_regular
 from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.feature_store import FEATURE_DTYPE, FeatureStore
 
@@ -238,12 +238,13 @@ def test_a_run_may_itself_be_a_link_but_not_continue_with_one_in_it(
         (run / name).unlink()
 
 
-def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
+def test_no_larger_file_is_read_than_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
-    assert read_bytes(path, 5) == b"12345"
+    with open_regular(path, 5) as file:
+        assert file.read() == b"12345"
     with pytest.raises(NotAFileError, match="found 5"):
-        read_bytes(path, 4)
+        open_regular(path, 4)
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
