@@ -47,7 +47,7 @@ def draw_images(n: int, seed: int) -> np.ndarray:
 PIXELS = draw_images(6, seed=0)
 APPLICATIONS = list_applications()
 NAMES = [*BACKBONES, *APPLICATIONS]
-QUICK = ("resnet8", "resnet8p", "mlp", "efficientnet-lite0")
+QUICK = ("resnet8", "resnet6", "resnet8p", "mlp", "efficientnet-lite0")
 SLOW = ("resnet18", "resnet50", "vgg16", "mobilenetv3small", "efficientnetv2b0", "convnexttiny")
 SMALLEST = {"inceptionresnetv2": 75, "inceptionv3": 75, "xception": 71}
 DRAWN = {"gamma": (0.8, 1.2), "beta": (-0.2, 0.2), "bias": (-0.2, 0.2)}

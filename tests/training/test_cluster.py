@@ -362,7 +362,8 @@ def test_two_devices_of_one_process_share_batches(folder: Path, kind: str) -> No
         "BACKBONES['toy'] = build_toy_spec()\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    visible = {"CPU": "-1", "GPU": "0"}[kind]  # TF32 keeps 10 bits of a product's factors
+    visible = {"CPU": "-1", "GPU": "0"}[kind]
+    # TF32 would keep 10 bits of a product's factors.
     environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": visible, "NVIDIA_TF32_OVERRIDE": "0"}
     for n in (1, 2):
         words = [str(TESTS), kind, str(n), *SCRATCH, "--run", f"{kind}-{n}"]

@@ -178,3 +178,8 @@ def test_rates_are_between_minimum_and_peak(plan: RatePlan, losses: list[float])
 def test_step_outside_the_run(step: int) -> None:
     with pytest.raises(ValueError, match=r"0\.\.3"):
         rate_at(RatePlan("cosine", 1.0, 2, 2), step)
+
+
+def test_a_schedule_without_a_formula_is_refused() -> None:
+    with pytest.raises(ValueError, match="found linear"):
+        rate_at(RatePlan("linear", 1.0, 2, 2), 0)
