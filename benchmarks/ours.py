@@ -24,8 +24,9 @@ from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training.engine import OPENVINO, build_openvino_function, choose_engine
 from fmnist_tf.training.feature_store import N_THREADS, FeatureStore
 from fmnist_tf.training.features import build_feature_function, cache_features
-from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 

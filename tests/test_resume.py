@@ -28,7 +28,7 @@ from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.train import main
 from fmnist_tf.training.checkpoint import CheckpointDir
-from fmnist_tf.training.loop import Counts
+from fmnist_tf.training.records import Counts
 
 FROZEN = [*WORDS, "--data", "toy_train.csv", "--epochs", "4"]
 FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch-size", "16",

@@ -30,9 +30,10 @@ from fmnist_tf.system.files import json_digest
 from fmnist_tf.system.memory import release_memory
 from fmnist_tf.training import cluster
 from fmnist_tf.training.checkpoint import CheckpointDir
-from fmnist_tf.training.loop import Counts, Position, Trainer
+from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import Counts, Position
 
 
 @dataclass(frozen=True, eq=False)

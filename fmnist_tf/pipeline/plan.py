@@ -16,8 +16,8 @@ from fmnist_tf.reporting.curves import write_lr_finder
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.settings.config import FLIP, RunConfig
-from fmnist_tf.training.loop import TrainingPlan
 from fmnist_tf.training.lr_finder import plan_rates, smooth_losses, suggest_rate
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 

@@ -25,7 +25,7 @@ from fmnist_tf.training.engine import (
     build_openvino_function,
 )
 from fmnist_tf.training.feature_store import FeatureStore
-from fmnist_tf.training.loop import TrainingPlan
+from fmnist_tf.training.records import TrainingPlan
 
 _N_ESTIMATED = 10
 """Batches after which the time of all is estimated."""

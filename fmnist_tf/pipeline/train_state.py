@@ -12,7 +12,8 @@ from fmnist_tf.pipeline.prepare import Experiment
 from fmnist_tf.pipeline.resume import describe_conditions
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.training.checkpoint import Checkpoint, CheckpointDir
-from fmnist_tf.training.loop import Counts, Position, Trainer, TrainingPlan
+from fmnist_tf.training.loop import Trainer
+from fmnist_tf.training.records import Counts, Position, TrainingPlan
 
 
 class TrainState:

@@ -33,8 +33,9 @@ from fmnist_tf.model.folding import fold_model
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase, verify_plan
 from fmnist_tf.settings.backbones import read_table
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
-from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 

@@ -20,8 +20,9 @@ from fmnist_tf.model.phases import (
     verify_plan,
 )
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
-from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 HEAD = {"hidden/kernel", "hidden/bias", "probabilities/kernel", "probabilities/bias"}

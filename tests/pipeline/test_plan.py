@@ -11,7 +11,7 @@ import pytest
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.pipeline.plan import plan_layer_decay, plan_training
 from fmnist_tf.settings.complete import Settings
-from fmnist_tf.training.loop import TrainingPlan
+from fmnist_tf.training.records import TrainingPlan
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
 

@@ -10,7 +10,7 @@ from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.plan import use_suggested_rate
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
-from fmnist_tf.training.loop import TrainingPlan
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 FLAT, FALLING = [1.0] * 50, [200.0 - step for step in range(120)]

@@ -19,8 +19,9 @@ from fmnist_tf.model.inference import run_model
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.training.features import build_feature_function
-from fmnist_tf.training.loop import Trainer, TrainingPlan
+from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 SIDE, ROWS, EPOCHS, BATCH, RATE = 64, 3000, 6, 128, 1e-4

@@ -13,16 +13,10 @@ from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_ro
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_feature_function
-from fmnist_tf.training.loop import (
-    Counts,
-    Epoch,
-    NonFiniteLossError,
-    Position,
-    Trainer,
-    TrainingPlan,
-)
+from fmnist_tf.training.loop import NonFiniteLossError, Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
+from fmnist_tf.training.records import Counts, Epoch, Position, TrainingPlan
 from fmnist_tf.training.schedules import RatePlan
 
 RNG = np.random.default_rng(0)
