@@ -16,7 +16,6 @@ Shape letters: B batch, H W C feature map.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from itertools import chain
 from typing import Any
 
@@ -30,7 +29,7 @@ def fold_model(
     """Return the folded twin of `model`, which stays as it is.
 
     Args:
-        model: functional or sequential, with one input; nested models are folded too.
+        model: functional, with one input, and calls each layer once; nested models are folded too.
         precision: float32 or bfloat16, the compute dtype. Layers with weights that this module does
             not know compute in float32, and so does the conversion of a uint8 input to floats.
         frozen: nothing trains, whatever the layers' `trainable` flags say.
@@ -42,8 +41,6 @@ def fold_model(
         A model of the same input and output shapes. Trainable variables are the model's own. Of
         frozen convolutions, BatchNorms and cast dense layers it holds copies of the weights.
     """
-    if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     takes_integers = not keras.backend.is_float_dtype(model.inputs[0].dtype)
     own_precision = "float32" if takes_integers else precision
     norm_of, padding_of = _fusable_pairs(model, frozen)
@@ -55,7 +52,7 @@ def fold_model(
         if id(layer) in fused:
             return keras.layers.Identity(name=layer.name)
         trains = layer.trainable and not frozen
-        if _is_depthwise(layer) or _is_full(layer):
+        if _is_convolution(layer):
             norm, padding = norm_of.get(layer.name), padding_of.get(layer.name)
             return _FoldedConvolution(layer, own_precision, trains, constant, norm, padding)
         if type(layer) is keras.layers.Dense and own_precision != layer.compute_dtype:
@@ -83,21 +80,14 @@ def fold_model(
     )
 
 
-def _is_depthwise(layer: Any) -> bool:
-    """Return whether the layer convolves each input channel by itself."""
-    if type(layer) is keras.layers.DepthwiseConv2D:
-        return True
-    # So does a Conv2D with as many groups as filters, whose kernel is (h, w, 1, C).
-    return (
-        type(layer) is keras.layers.Conv2D
-        and layer.groups == layer.filters > 1
-        and layer.kernel.shape[2] == 1
-    )
-
-
 def _is_full(layer: Any) -> bool:
     """Return whether each filter convolves all input channels."""
     return type(layer) is keras.layers.Conv2D and layer.groups == 1
+
+
+def _is_convolution(layer: Any) -> bool:
+    """Return whether the layer is a convolution that is folded."""
+    return _is_full(layer) or type(layer) is keras.layers.DepthwiseConv2D
 
 
 def _fusable_pairs(
@@ -116,7 +106,7 @@ def _fusable_pairs(
         if after is None or (after.trainable and not frozen):
             continue
         if (
-            (_is_depthwise(layer) or _is_full(layer))
+            _is_convolution(layer)
             and layer.activation is keras.activations.linear
             and type(after) is keras.layers.BatchNormalization
         ):
@@ -133,11 +123,9 @@ def _fusable_pairs(
 
 
 def _sole_consumers(model: keras.Model) -> dict[str, Any]:
-    """Return a layer's name -> its only consumer, where that consumes nothing else."""
+    """Return a layer's name -> the only consumer of its output."""
     consumers: dict[str, list[Any]] = {}
-    n_calls: Counter[str] = Counter()
     for node in chain.from_iterable(model._nodes_by_depth.values()):
-        n_calls[node.operation.name] += 1
         # Not `operation.input`: a nested model's is its own input, not what it is called on here.
         for tensor in node.input_tensors:
             consumers.setdefault(tensor._keras_history.operation.name, []).append(node.operation)
@@ -145,7 +133,7 @@ def _sole_consumers(model: keras.Model) -> dict[str, Any]:
     return {
         name: following[0]
         for name, following in consumers.items()
-        if len(following) == 1 and name not in ends and n_calls[following[0].name] == 1
+        if len(following) == 1 and name not in ends
     }
 
 
@@ -184,8 +172,10 @@ class _Folded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
             self._frozen_weights = [weight.numpy() for weight in weights] if constant else weights
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        """Return the folded weights in `dtype`."""
-        raise NotImplementedError
+        """Return the weights in `dtype`, here the kernel and, if there is one, the bias."""
+        source = self._source
+        variables = [source.kernel, *([source.bias] if source.use_bias else [])]
+        return [tf.cast(variable.value, dtype) for variable in variables]
 
     def _weights_now(self) -> list[tf.Tensor]:
         if self._frozen_weights is not None:
@@ -208,33 +198,28 @@ class _FoldedConvolution(_Folded):
         return [[0, 0], *map(list, self._zero_padding.padding), [0, 0]]
 
     def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        source = self._source
-        kernel = tf.cast(source.kernel.value, dtype)
-        if _is_depthwise(source) and isinstance(source, keras.layers.Conv2D):
-            kernel = tf.transpose(kernel, (0, 1, 3, 2))
-        weights = [kernel]
-        if source.use_bias:
-            weights.append(tf.cast(source.bias.value, dtype))
-        if self._norm is not None:
-            scale, shift = _scale_and_shift(self._norm, dtype)
-            # A depthwise kernel is (h, w, C, multiplier); its outputs are the last two axes.
-            by_channel = tf.reshape(scale, kernel.shape[2:]) if _is_depthwise(source) else scale
-            bias = weights[1] * scale + shift if source.use_bias else shift
-            weights = [kernel * by_channel, bias]
-        return weights
+        kernel, *bias = super()._fold(dtype)
+        if self._norm is None:
+            return [kernel, *bias]
+        scale, shift = _scale_and_shift(self._norm, dtype)
+        # A depthwise kernel is (h, w, C, multiplier); its outputs are the last two axes.
+        by_channel = scale if _is_full(self._source) else tf.reshape(scale, kernel.shape[2:])
+        return [kernel * by_channel, bias[0] * scale + shift if bias else shift]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         kernel, *bias = self._weights_now()
-        source = self._source
-        if _is_depthwise(source):
-            convolve, strides = tf.nn.depthwise_conv2d, (1, *source.strides, 1)
-            if self._frozen_weights is None and _is_faster_by_forward(inputs, kernel, source):
-                convolve = _convolve_depthwise
+        source, trains = self._source, self._frozen_weights is None
+        strides, padding, dilations = source.strides, self._padding, source.dilation_rate
+        if _is_full(source):
+            if trains and _is_faster_by_product(inputs, source):
+                outputs = _convolve_by_product(inputs, kernel, strides, padding)
+            else:
+                outputs = tf.nn.conv2d(inputs, kernel, strides, padding, dilations=dilations)
+        elif trains and _is_faster_by_forward(inputs, kernel, source):
+            outputs = _convolve_depthwise(inputs, kernel)
         else:
-            convolve, strides = tf.nn.conv2d, source.strides
-            if self._frozen_weights is None and _is_faster_by_product(inputs, source):
-                convolve = _convolve_by_product
-        outputs = convolve(inputs, kernel, strides, self._padding, dilations=source.dilation_rate)
+            strides = (1, *strides, 1)
+            outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding, dilations=dilations)
         if bias:
             # TensorFlow fuses this with the convolution, and with an activation or addition after.
             outputs = tf.nn.bias_add(outputs, bias[0])
@@ -259,10 +244,9 @@ def _is_faster_by_product(inputs: tf.Tensor, source: keras.layers.Conv2D) -> boo
 
 
 def _convolve_by_product(
-    inputs: tf.Tensor, kernel: tf.Tensor, strides: Any, padding: str, dilations: Any
+    inputs: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str
 ) -> tf.Tensor:
-    """Return `tf.nn.conv2d` without dilation, whose kernel gradient is one matrix product."""
-    del dilations
+    """Return `tf.nn.conv2d`, whose kernel gradient is one matrix product."""
     height, width, n_in, n_out = kernel.shape
 
     @tf.custom_gradient
@@ -300,15 +284,15 @@ def _is_faster_by_forward(inputs: tf.Tensor, kernel: tf.Tensor, source: Any) -> 
     )
 
 
-def _convolve_depthwise(
-    inputs: tf.Tensor, kernel: tf.Tensor, strides: Any, padding: str, dilations: Any
-) -> tf.Tensor:
+def _convolve_depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Return `tf.nn.depthwise_conv2d`, whose kernel gradient is a depthwise convolution too.
+
+    Strides are 1, the padding is `same`.
 
     The gradient of image b and channel c is its map convolved with the gradient of its output, so
     a batch is one image of B*C channels, whose results are summed over B.
     """
-    del dilations
+    strides = (1, 1, 1, 1)
     height, width = inputs.shape[1:3]
     rows, columns, n_channels, _ = kernel.shape
     border = [[0, 0], [(rows - 1) // 2, rows // 2], [(columns - 1) // 2, columns // 2], [0, 0]]
@@ -317,7 +301,7 @@ def _convolve_depthwise(
     def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradients(of_outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             of_x = tf.nn.depthwise_conv2d_backprop_input(
-                tf.shape(x), kernel, of_outputs, strides, padding
+                tf.shape(x), kernel, of_outputs, strides, "SAME"
             )
             maps = tf.transpose(tf.pad(x, border), (1, 2, 0, 3))
             maps = tf.reshape(maps, (1, height + rows - 1, width + columns - 1, -1))
@@ -327,7 +311,7 @@ def _convolve_depthwise(
             of_kernel = tf.reduce_sum(tf.cast(of_images, tf.float32), axis=2)
             return of_x, tf.cast(of_kernel[..., None], kernel.dtype)
 
-        return tf.nn.depthwise_conv2d(x, kernel, strides, padding), gradients
+        return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME"), gradients
 
     outputs: tf.Tensor = convolve(inputs, kernel)
     return outputs
@@ -335,11 +319,6 @@ def _convolve_depthwise(
 
 class _FoldedDense(_Folded):
     """A dense layer whose float32 weights are cast where they are used."""
-
-    def _fold(self, dtype: tf.DType) -> list[tf.Tensor]:
-        source = self._source
-        variables = [source.kernel, *([source.bias] if source.use_bias else [])]
-        return [tf.cast(variable.value, dtype) for variable in variables]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         kernel, *bias = self._weights_now()
