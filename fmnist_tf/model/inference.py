@@ -6,7 +6,7 @@ Shape letters: N images, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,8 +42,11 @@ def run_all(
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def compile_model(model: keras.Model) -> RunBatches:
+def compile_model(model: keras.Model) -> Callable[..., Iterator[list[np.ndarray]]]:
     """Return a function that yields the model's outputs batch by batch, in inference mode.
+
+    It is a `RunBatches` that takes `flips`, too: whether its first output, the probabilities, is
+    the mean over each image and its mirror image. The others stay those of the image itself.
 
     The folded twin rounds in another order than the model; else it computes the same.
 
@@ -66,38 +69,17 @@ def compile_model(model: keras.Model) -> RunBatches:
     def predict(batch: tf.Tensor) -> list[tf.Tensor]:
         return tf.nest.flatten(folded(batch, training=False))
 
-    def run_batches(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
+    def run_batches(
+        images: PixelRows, show: Progress | None, flips: bool = False
+    ) -> Iterator[list[np.ndarray]]:
         for first in range(0, len(images), size):
             batch = np.reshape(images[first : first + size], (-1, IMAGE_SIZE, IMAGE_SIZE))
-            yield [output.numpy() for output in predict(tf.constant(batch))]
+            outputs = [output.numpy() for output in predict(tf.constant(batch))]
+            if flips:
+                of_mirrored = predict(tf.constant(batch[:, :, ::-1]))[0].numpy()
+                outputs[0] = (outputs[0] + of_mirrored) / 2
+            yield outputs
             if show:
                 show(first + len(batch), len(images))
 
     return run_batches
-
-
-class _Mirrored:
-    """The mirror images of others, made as they are read."""
-
-    def __init__(self, images: PixelRows) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, rows: Any, /) -> np.ndarray:
-        return np.reshape(self._images[rows], (-1, IMAGE_SIZE, IMAGE_SIZE))[:, :, ::-1]
-
-
-def average_flips(run_batches: RunBatches) -> RunBatches:
-    """Return a function whose first output is the mean over each image and its mirror image.
-
-    The first output is the probabilities; the others stay those of the image itself.
-    """
-
-    def run_both(images: PixelRows, show: Progress | None) -> Iterator[list[np.ndarray]]:
-        both = zip(run_batches(images, show), run_batches(_Mirrored(images), None), strict=True)
-        for (probabilities, *others), (of_mirrored, *_) in both:
-            yield [(probabilities + of_mirrored) / 2, *others]
-
-    return run_both

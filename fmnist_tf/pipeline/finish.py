@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import printable
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
-from fmnist_tf.model.inference import RunBatches, average_flips, compile_model
+from fmnist_tf.model.inference import RunBatches, compile_model
 from fmnist_tf.pipeline.fit import Trained
 from fmnist_tf.pipeline.prepare import Experiment, RunData
 from fmnist_tf.pipeline.record import write_provenance
@@ -66,7 +67,7 @@ def finish(
         agreement = _compare_with_training(data, trained, run_batches)
     val_probabilities, val_by, test_by = trained.val_probabilities, "the training loop", MODEL
     if config.test_time_flip:
-        run_batches = average_flips(run_batches)
+        run_batches = partial(run_batches, flips=True)
         val_by = test_by = f"{MODEL}, mean of each image and its mirror image"
         # By the file too: mirror images may not be among the cached features.
         with clock.stage("val"), progress_bar("val", "image") as show:

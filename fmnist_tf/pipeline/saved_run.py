@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +104,9 @@ class SavedRun:
     @cached_property
     def run_batches(self) -> RunBatches:
         """Yields the outputs of `model`, with the mean over mirror images if it was tested so."""
-        from fmnist_tf.model.inference import average_flips, compile_model
+        from fmnist_tf.model.inference import compile_model
 
-        run_batches = compile_model(self.model)
-        return average_flips(run_batches) if self.config.test_time_flip else run_batches
+        return partial(compile_model(self.model), flips=self.config.test_time_flip)
 
     @cached_property
     def run_scaled(self) -> RunBatches:
