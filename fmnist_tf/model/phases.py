@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from fmnist_tf.errors import FmnistError
-from fmnist_tf.model.blocks import Block, find_blocks, list_stages, pick_blocks
+from fmnist_tf.model.blocks import find_blocks, list_stages, pick_blocks
 from fmnist_tf.model.classifier import HEAD, find_backbone
 
 TRAINED, UPDATED, FROZEN = "trained", "updated", "frozen"
@@ -28,19 +28,22 @@ class PlanBrokenError(FmnistError):
     """A frozen weight has changed, or Keras does not follow the plan."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedWeight:
     """One weight of the classifier.
 
     Attributes:
         path: `layer/weight`, e.g. `conv5_block1_1_conv/kernel`.
+        variable: of Keras.
+        layer: whose weight it is.
         stage: of the backbone, `head` or `preprocessing`.
         status: trained (by gradient), updated (a moving statistic) or frozen.
         rule: the reason for the status.
     """
 
     path: str
-    shape: tuple[int, ...]
+    variable: Any
+    layer: keras.Layer
     stage: str
     status: str
     rule: str
@@ -48,10 +51,10 @@ class PlannedWeight:
     @property
     def size(self) -> int:
         """The number of its parameters."""
-        return math.prod(self.shape)
+        return math.prod(self.variable.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainablePlan:
     """Every weight of the classifier, once each.
 
@@ -82,30 +85,15 @@ class TrainablePlan:
         counts = [f"# {status}: {self.count(status):,}" for status in (TRAINED, UPDATED, FROZEN)]
         lines = [f"# {title}", *counts, "# path\tshape\tstatus\trule"]
         for weight in self.weights:
-            shape = "x".join(map(str, weight.shape)) or "scalar"
+            shape = "x".join(map(str, weight.variable.shape)) or "scalar"
             lines.append(f"{weight.path}\t{shape}\t{weight.status}\t{weight.rule}")
         return "\n".join(lines) + "\n"
-
-
-def plan_unfreeze(
-    blocks: Sequence[Block], phase: str, unfreeze: tuple[str, ...]
-) -> tuple[Block, ...]:
-    """Return the backbone's blocks that train in this phase, from input to output.
-
-    Raises:
-        UsageError: a stage or block is unknown.
-    """
-    if phase != "finetune" or unfreeze == ("all",):
-        return () if phase == "frozen" else tuple(blocks)
-    return pick_blocks("--unfreeze", unfreeze or list_stages(blocks)[-1:], blocks)
 
 
 def find_kept_block(classifier: keras.Model, setting: str) -> str | None:
     """Return the label of the lowest block that finetune will train, if layers are below it.
 
-    Args:
-        classifier: of a frozen run.
-        setting: the stage or block that `--keep-for-finetune` names; auto: finetune's default.
+    `setting` is the stage or block that `--keep-for-finetune` names, or auto: finetune's default.
 
     Raises:
         UsageError: there is no such stage or block.
@@ -125,17 +113,20 @@ def plan_phase(
 ) -> TrainablePlan:
     """Return which weights of `classifier` train; the classifier stays as it is.
 
-    In finetune, `unfreeze` are the stages and blocks that the user named (see `plan_unfreeze`), and
-    `train_batch_norm` trains their BatchNorm too.
+    In finetune, `unfreeze` are the stages and blocks that train, or "all"; if it is empty, the last
+    stage does. `train_batch_norm` trains their BatchNorm too.
 
     Raises:
         UsageError: a stage or block is unknown.
     """
-    unfrozen = plan_unfreeze(find_blocks(find_backbone(classifier)), phase, unfreeze)
+    blocks = find_blocks(find_backbone(classifier))
+    unfrozen = () if phase == "frozen" else blocks
+    if phase == "finetune" and unfreeze != ("all",):
+        unfrozen = pick_blocks("--unfreeze", unfreeze or list_stages(blocks)[-1:], blocks)
     trained_layers = {name for block in unfrozen for name in block.layers}
     norm_trains = phase == "scratch" or train_batch_norm
     planned = []
-    for path, (weight, layer, stage) in _named_weights(classifier).items():
+    for path, (variable, layer, stage) in _named_weights(classifier).items():
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         if layer.name == "value_range":
             stage = "preprocessing"
@@ -148,11 +139,11 @@ def plan_phase(
             status, rule = FROZEN, f"stage {stage} is frozen"
         elif is_norm and not norm_trains:
             status, rule = FROZEN, "BatchNorm keeps its statistics and affine"
-        elif is_norm and (weight is layer.moving_mean or weight is layer.moving_variance):
+        elif is_norm and (variable is layer.moving_mean or variable is layer.moving_variance):
             status, rule = UPDATED, f"moving statistic of stage {stage}"
         else:
             status, rule = TRAINED, f"stage {stage} is unfrozen"
-        planned.append(PlannedWeight(path, tuple(weight.shape), stage, status, rule))
+        planned.append(PlannedWeight(path, variable, layer, stage, status, rule))
     lowest = unfrozen[0].label if unfrozen else HEAD
     return TrainablePlan(tuple(planned), lowest, list_stages(unfrozen))
 
@@ -163,22 +154,18 @@ def apply_plan(classifier: keras.Model, plan: TrainablePlan) -> None:
     Raises:
         PlanBrokenError: Keras' trainable weights are not the planned ones.
     """
-    status = {weight.path: weight.status for weight in plan.weights}
     # Parents first: setting a parent reaches its children, and a frozen parent hides a trainable
     # child.
     classifier.trainable = True
     find_backbone(classifier).trainable = True
     for layer, _ in _leaves(classifier):
         layer.trainable = False
-    named = _named_weights(classifier)
-    for path, (_, layer, _) in named.items():
-        if status[path] != FROZEN:
-            layer.trainable = True
-    actual = {id(weight) for weight in classifier.trainable_weights}
+    for weight in plan.weights:
+        if weight.status != FROZEN:
+            weight.layer.trainable = True
+    actual = {id(variable) for variable in classifier.trainable_weights}
     differing = [
-        path
-        for path, (weight, _, _) in named.items()
-        if (status[path] == TRAINED) != (id(weight) in actual)
+        w.path for w in plan.weights if (w.status == TRAINED) != (id(w.variable) in actual)
     ]
     if differing:
         raise PlanBrokenError(f"Keras does not train the planned weights: {differing[:5]} differ")

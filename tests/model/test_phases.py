@@ -9,14 +9,12 @@ import pytest
 
 from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.errors import UsageError
-from fmnist_tf.model.blocks import find_blocks
 from fmnist_tf.model.classifier import split_classifier
 from fmnist_tf.model.phases import (
     PlanBrokenError,
     apply_plan,
     digest_weights,
     plan_phase,
-    plan_unfreeze,
     verify_plan,
 )
 from fmnist_tf.training.feature_store import FEATURE_DTYPE
@@ -143,6 +141,6 @@ def test_text_lists_every_weight_with_its_rule(toy_classifier) -> None:
     assert text.startswith("# a title\n")
 
 
-def test_an_unknown_stage_is_refused(toy_spec) -> None:
+def test_an_unknown_stage_is_refused(toy_classifier) -> None:
     with pytest.raises(UsageError, match="--unfreeze conv2,conv9"):
-        plan_unfreeze(find_blocks(toy_spec.build(16)), "finetune", ("conv2", "conv9"))
+        plan_phase(toy_classifier, "finetune", ("conv2", "conv9"))
