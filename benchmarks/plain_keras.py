@@ -45,7 +45,7 @@ def build_network(job: Job) -> keras.Model:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         is_trained = job.task.stage == "finetune_epoch" and layer.name in trained
         layer.trainable = is_trained and not is_norm
-    inputs = keras.Input((28, 28, grey.n_channels), dtype="uint8")
+    inputs = keras.Input((28, 28, len(grey.scale)), dtype="uint8")
     x = keras.layers.Rescaling(grey.scale, grey.offset)(inputs)
     x = keras.layers.Resizing(side, side)(x)
     features = backbone.call(x)  # its layers, no nested model

