@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmnist_tf.results.evaluation import Evaluation, check_predictions, worst_mistakes
+from fmnist_tf.results.evaluation import Evaluation, worst_mistakes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,11 +97,7 @@ def measure_calibration(
     """Compare confidence and accuracy in bins of equal width.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2.
-
-    Raises:
-        ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
-    check_predictions(labels, probabilities)
     correct = probabilities.argmax(axis=1) == labels
     confidence = np.minimum(probabilities.max(axis=1), 1).astype(np.float64)
     edges = np.linspace(0, 1, n_bins + 1)
@@ -251,14 +247,9 @@ def compare_runs(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> M
 
     Sources: McNemar, Psychometrika 12, 1947, 153-157; Dietterich, Neural Computation 10, 1998,
     section 3.1.
-
-    Raises:
-        ValueError: the arrays do not fit together, or are no labels and probabilities.
     """
     from scipy.stats import binomtest
 
-    for probabilities in (first, second):
-        check_predictions(labels, probabilities)
     a, b = (probabilities.argmax(axis=1) == labels for probabilities in (first, second))
     neither, only_second, only_first, both = np.bincount(2 * a + b, minlength=4).tolist()
     discordant = only_first + only_second

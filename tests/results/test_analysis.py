@@ -77,12 +77,8 @@ def test_calibration_by_hand():
 
 def test_other_arrays_are_refused():
     labels, probabilities = make_predictions(50, 3)
-    for function in (measure_calibration, select_examples):
-        with pytest.raises(ValueError, match="nan"):
-            function(labels, probabilities * np.nan)
-    for pair in ((probabilities, probabilities[:49]), (probabilities[:49], probabilities)):
-        with pytest.raises(ValueError, match="49"):
-            compare_runs(labels, *pair)
+    with pytest.raises(ValueError, match="nan"):
+        select_examples(labels, probabilities * np.nan)
 
 
 @few
