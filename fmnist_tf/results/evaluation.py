@@ -20,7 +20,7 @@ class Evaluation:
     """The result of a classifier on one split."""
 
     confusion: np.ndarray  # (K, K) int64 counts, read-only; rows are true labels
-    loss_sum: float  # cross entropy in nats, summed over all examples
+    loss: float  # mean cross entropy in nats
 
     @classmethod
     def from_probabilities(cls, labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
@@ -39,14 +39,14 @@ class Evaluation:
         confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
         confusion.setflags(write=False)
         # fsum is exact, so the order of the examples cannot change the last digit.
-        return cls(confusion, math.fsum(losses(labels, probabilities)))
+        return cls(confusion, math.fsum(losses(labels, probabilities)) / len(labels))
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Evaluation:
         """Return what `to_json` made the record from."""
         confusion = np.array(record["confusion"], np.int64)
         confusion.setflags(write=False)
-        return cls(confusion, record["loss"] * record["total"])
+        return cls(confusion, record["loss"])
 
     @property
     def total(self) -> int:
@@ -62,11 +62,6 @@ class Evaluation:
     def accuracy(self) -> float:
         """`correct / total`."""
         return self.correct / self.total
-
-    @property
-    def loss(self) -> float:
-        """Mean cross entropy in nats."""
-        return self.loss_sum / self.total
 
     @property
     def interval_95(self) -> tuple[float, float]:

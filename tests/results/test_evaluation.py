@@ -47,7 +47,11 @@ def test_the_order_of_the_examples_does_not_change_the_last_digit():
         order = np.random.default_rng(seed).permutation(5000)
         other = Evaluation.from_probabilities(labels[order], probabilities[order])
         assert other.to_json() == one.to_json()
-        assert other.loss_sum == one.loss_sum
+
+
+def test_what_is_read_back_has_the_same_digits():
+    entry = Evaluation.from_probabilities(*make_predictions(29, 3)).to_json()
+    assert Evaluation.from_json(entry).to_json() == entry
 
 
 def test_losses_are_finite_and_not_negative():
