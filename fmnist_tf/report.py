@@ -93,12 +93,10 @@ def _show_runs(flags: argparse.Namespace) -> None:
         print(page)
         return
     records = [read_complete(run) for run in runs]
-    names = [run.name_in(flags.runs_dir) for run in runs]
     for run in () if runs else list_runs(flags.runs_dir):
         try:
             if run.is_complete:
                 records.append(read_complete(run))
-                names.append(run.name_in(flags.runs_dir))
         except UsageError as error:  # the user did not name this run
             warn(f"skipped: {error}")
     if not records:
@@ -111,8 +109,8 @@ def _show_runs(flags: argparse.Namespace) -> None:
         write_page(runs[0], page := page or _find_page(runs[0].file(REPORT)))
     elif runs:
         page = page or _find_page(flags.runs_dir / "comparison.html")
-        sentences = write_comparison(runs, page)
-    _print_runs(names, records)
+        sentences = write_comparison(records, page)
+    _print_runs(records, flags.runs_dir)
     if sentences:
         print("", *(f"- {printable(sentence, 400)}" for sentence in sentences), sep="\n")
     if page is not None:
@@ -120,18 +118,19 @@ def _show_runs(flags: argparse.Namespace) -> None:
     else:
         say(f"`{name_command('report')} RUN` writes its page, with two runs or more a comparison")
     if len(runs) > 1:
-        names = [run.path.resolve().name for run in runs]
+        names = [record.name for record in records]
         title = printable(" and ".join(names), 100)
         tracked = TrackedRun(title, "comparison", "comparison", {"runs": names})
         columns = ["name", *records[0].cells]
-        table = [[n, *record.cells.values()] for n, record in zip(names, records, strict=True)]
+        table = [[record.name, *record.cells.values()] for record in records]
         track_comparison(flags.wandb, flags.runs_dir, tracked, columns, table, page)
 
 
-def _print_runs(names: Sequence[str], records: Sequence[RunRecord]) -> None:
+def _print_runs(records: Sequence[RunRecord], runs_dir: Path) -> None:
     """Print a table of runs, and what limits the meaning of its figures."""
     rows, notes = [], dict[str, list[str]]()
-    for name, record in zip(names, records, strict=True):
+    for record in records:
+        name = record.directory.name_in(runs_dir)
         config, provenance = record.config, record.provenance
         val, test = record.evaluation["val"], record.evaluation.get("test")
         figures = [f"{test['accuracy']:.4f}", f"{test['total']}"] if test else ["-", "-"]

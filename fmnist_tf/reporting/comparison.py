@@ -12,39 +12,40 @@ import numpy as np
 
 from fmnist_tf.reporting import curves
 from fmnist_tf.reporting.examples import Examples, find_disagreements
-from fmnist_tf.reporting.record import FACTS, RunRecord, read_complete
+from fmnist_tf.reporting.record import FACTS, RunRecord
 from fmnist_tf.reporting.render import show_setting, write_page
 from fmnist_tf.reporting.style import COLOURS, draw_chart
 from fmnist_tf.results import analysis
-from fmnist_tf.results.rundir import RunDir
 
 _SHOWN_WITH = 4  # runs whose images are compared with those of the first
 
 
-def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
+def write_comparison(records: Sequence[RunRecord], path: Path) -> list[str]:
     """Write the page that compares complete runs.
 
     Returns:
         For each pair of runs the result of McNemar's test, or why it does not apply.
 
     Raises:
-        UsageError: a run is incomplete or damaged.
+        UsageError: a run is damaged.
     """
     # A, B, ... Z, A2, B2, ...
-    marks = [f"{ascii_uppercase[n % 26]}{n // 26 + 1 if n >= 26 else ''}" for n in range(len(runs))]
-    records = dict(zip(marks, map(read_complete, runs), strict=True))
-    first, *others = records.values()
-    pairs = [_compare(*pair) for pair in combinations(records.items(), 2)]
+    runs = {
+        f"{ascii_uppercase[n % 26]}{n // 26 + 1 if n >= 26 else ''}": record
+        for n, record in enumerate(records)
+    }
+    first, *others = records
+    pairs = [_compare(*pair) for pair in combinations(runs.items(), 2)]
 
     def read_examples(mark: str) -> Examples:
-        record, arrays = records[mark], runs[marks.index(mark)].read_arrays("report.npz")
+        record, arrays = runs[mark], runs[mark].directory.read_arrays("report.npz")
         return Examples("test", *record.predictions, arrays, record.class_names)
 
     context = {
-        "runs": records,
+        "runs": runs,
         "colours": COLOURS,
-        **_describe_differences([*records.values()]),
-        "curves": draw_chart("overlay", 3.4, curves.plot_overlay, records),
+        **_describe_differences(records),
+        "curves": draw_chart("overlay", 3.4, curves.plot_overlay, runs),
         "pairs": pairs,
         "changes": [None, *(pair["test"] for pair in pairs[: len(others)])],
         "images": [
@@ -52,7 +53,7 @@ def write_comparison(runs: Sequence[RunDir], path: Path) -> list[str]:
             for pair in pairs[: min(len(others), _SHOWN_WITH)]
             if pair["test"]
         ],
-        "recalls": _describe_recalls([*records.values()]),
+        "recalls": _describe_recalls(records),
         "names": first.class_names,
         "data": first.provenance["data"],
     }

@@ -82,7 +82,7 @@ def report_of(run: RunDir) -> Page:
 
 def comparison_of(*runs: RunDir) -> tuple[Page, list[str]]:
     path = runs[0].path.parent / "comparison.html"
-    sentences = write_comparison(runs, path)
+    sentences = write_comparison([*map(read_complete, runs)], path)
     return Page(path), sentences
 
 

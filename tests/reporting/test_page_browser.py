@@ -14,6 +14,7 @@ from fakerun import HOSTILE, make_run, make_summary
 
 from fmnist_tf.reporting.comparison import write_comparison
 from fmnist_tf.reporting.page import write_data_page, write_report
+from fmnist_tf.reporting.record import read_complete
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -53,7 +54,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         data__warnings=["\x00" + "W" * 9000], command="<img src=x onerror=alert(1)> " + "x" * 9000,
     )  # fmt: skip
     write_report(hostile, folder / "hostile.html")
-    write_comparison([hostile, make_run(folder / "d", seed=1)], folder / "comparison.html")
+    runs = [hostile, make_run(folder / "d", seed=1)]
+    write_comparison([*map(read_complete, runs)], folder / "comparison.html")
     facts = hostile.read_json("provenance.json")["data"]
     write_data_page(facts, make_summary(10), HOSTILE, folder / "data.html")
     return {name: folder / f"{name}.html" for name in PAGES}
