@@ -108,11 +108,7 @@ def pick_blocks(flag: str, names: Sequence[str], blocks: Sequence[Block]) -> tup
 
 
 def cut_backbone(backbone: keras.Model, cut: str) -> keras.Model:
-    """Return the backbone up to the end of a stage or block, on the same layers.
-
-    Args:
-        backbone: of plain layers.
-        cut: a stage or STAGE/BLOCK.
+    """Return the backbone up to the end of a stage or STAGE/BLOCK, on the same layers.
 
     Raises:
         UsageError: the backbone has no such stage or block.

@@ -42,10 +42,8 @@ class WeightsSource:
 def read_backbone(spec: BackboneSpec, side: int, choice: str) -> tuple[keras.Model, WeightsSource]:
     """Build a backbone of plain layers, load its weights, and return both and their source.
 
-    Args:
-        spec: of the backbone.
-        side: of its input, in pixels.
-        choice: auto, imagenet, random or a path. auto falls back to random weights.
+    The side of its input is in pixels. The choice is auto, imagenet, random or a path; auto falls
+    back to random weights.
 
     Raises:
         UsageError: the file is missing, corrupt, or of another network; none are published for this
@@ -93,12 +91,7 @@ def _digest_arrays(network: keras.Model) -> str:
 
 
 def read_weights_file(network: keras.Model, path: Path, name: str) -> None:
-    """Load a weights file into `network`, in place.
-
-    Args:
-        network: has the arrays of the file.
-        path: HDF5 as Keras writes it, a whole model or `.weights.h5`.
-        name: of the network, for messages.
+    """Load HDF5 as Keras writes it, a whole model or `.weights.h5`, into the network called `name`.
 
     Raises:
         UsageError: the file is missing, corrupt, or of another network.

@@ -89,23 +89,17 @@ class RunDir(CheckedFolder):
     def runs_dir(self) -> Path:
         """The folder of runs; for a trial, the folder that its sweep is in."""
         folder = self.path.parent
-        return folder.absolute().parent if self._is_trial else folder
+        return folder.absolute().parent if (folder / SWEEP).is_file() else folder
 
     @property
     def group(self) -> str:
         """The name of the run; for a trial, the name of its sweep."""
-        path = self.path.absolute()
-        return path.parent.name if self._is_trial else path.name
+        return Path(self.name_in(self.runs_dir)).parts[0]
 
     @property
     def full_name(self) -> str:
         """The name of the run; for a trial, the names of sweep and trial."""
-        name = self.path.absolute().name
-        return f"{self.group}-{name}" if self._is_trial else name
-
-    @property
-    def _is_trial(self) -> bool:
-        return (self.path.parent / SWEEP).is_file()
+        return self.name_in(self.runs_dir).replace(os.sep, "-")
 
     def name_in(self, runs_dir: Path) -> str:
         """Return the path of the run relative to `runs_dir`, or absolute if it lies elsewhere."""

@@ -99,11 +99,7 @@ def json_digest(content: object) -> str:
 
 
 def check_target(flag: str, path: Path) -> None:
-    """Check, before the work, that `replacing` will be able to write this file.
-
-    Args:
-        flag: names the file in the message.
-        path: of the file; missing folders above it are created when it is written.
+    """Check, before the work, that `replacing` will be able to write the file that `flag` names.
 
     Raises:
         UsageError: a folder or a device has this name, or no file can be created there.
@@ -117,11 +113,7 @@ def check_target(flag: str, path: Path) -> None:
 
 
 def check_folder(flag: str, path: Path) -> None:
-    """Check that a folder can be written to, or created.
-
-    Args:
-        flag: names the folder in the message.
-        path: of the folder.
+    """Check that the folder that `flag` names can be written to, or created.
 
     Raises:
         UsageError: a file is in its place or in that of a folder above, or writing is forbidden.
@@ -188,11 +180,7 @@ def remove(path: Path) -> None:
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """Return what processes that are no more were writing in `replacing`.
-
-    Args:
-        folder: need not exist; its folders are not searched.
-    """
+    """Return what processes that are no more were writing in `replacing`, right in `folder`."""
     found = ((_TEMPORARY.search(path.name), path) for path in folder.glob(".*.tmp-*"))
     return [path for match, path in found if match and _is_over(path, match[1], int(match[2]))]
 

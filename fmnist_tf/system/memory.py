@@ -26,7 +26,7 @@ class MemoryWatch:
     """
 
     def __init__(self) -> None:
-        self.peak_anonymous_bytes = _anonymous_bytes()
+        self.peak_anonymous_bytes = _read_status("RssAnon")
         if self.peak_anonymous_bytes is not None:
             threading.Thread(target=self._sample, daemon=True).start()
 
@@ -34,7 +34,8 @@ class MemoryWatch:
         # Unlike time.sleep, waiting for an event does not delay the interpreter's exit.
         pause = threading.Event()
         while not pause.wait(_INTERVAL_SECONDS):
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes or 0, _anonymous_bytes() or 0)
+            now = _read_status("RssAnon")
+            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes or 0, now or 0)
 
 
 def peak_memory_bytes() -> int:
@@ -45,10 +46,6 @@ def peak_memory_bytes() -> int:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak
-
-
-def _anonymous_bytes() -> int | None:
-    return _read_status("RssAnon")
 
 
 def _read_status(field: str) -> int | None:
