@@ -108,13 +108,11 @@ def start_wandb(
         try:
             run = _open_run(attempt, run_dir, tracked, system=system)
             break
-        except ModuleNotFoundError as error:
-            if error.name != "wandb":
-                raise
-            tell = say if mode == "auto" else warn
-            tell("W&B is not installed and records nothing; `pip install wandb` adds it")
-            return None
         except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
+                tell = say if mode == "auto" else warn
+                tell("W&B is not installed and records nothing; `pip install wandb` adds it")
+                return None
             first_error = first_error or error
     if first_error is not None:
         warn_of_failure("W&B records offline" if run else "W&B is not recording", first_error)

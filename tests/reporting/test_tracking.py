@@ -369,6 +369,19 @@ def test_online_becomes_offline_and_a_missing_wandb_nothing(
     assert len(capsys.readouterr().err.splitlines()) == n_warnings
 
 
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_a_wandb_that_lacks_a_package_of_its_own_gives_one_warning(
+    tmp_path, monkeypatch, capsys, mode
+):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/__init__.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert track(tmp_path / "run", mode).hint == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a_package_that_is_not_there" in line
+
+
 def test_the_model_of_the_parent_is_an_input_where_wandb_allows_it(tmp_path, install, capsys):
     tracked = TrackedRun("n", "g", "finetune", {}, parent="first")
     for mode, failures, n_warnings in (
