@@ -72,7 +72,8 @@ class RunDir(CheckedFolder):
             UsageError: there is no such folder, or it has no `config.json`.
         """
         if os.path.lexists(path / CONFIG):
-            return cls(path)
+            # "." and ".." name no folder that the run could be in.
+            return cls(Path(os.path.abspath(path)) if path.name in ("", "..") else path)
         found = "no config.json in it" if path.is_dir() else "no such folder"
         hint = describe_runs(path.parent, path.name)
         raise UsageError(f"{path}: expected a run directory, found {found}; {hint}")

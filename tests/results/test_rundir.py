@@ -82,6 +82,17 @@ def test_open_finds_a_run_or_lists_the_others(run):
         RunDir.open(run.path.with_name("two"))
 
 
+@pytest.mark.parametrize("path", [".", "..", "../../one"])
+def test_a_run_opened_from_within_has_its_name_and_folder(run, monkeypatch, path):
+    run.write_json("config.json", {})
+    run.file("deeper").mkdir()
+    monkeypatch.chdir(run.path if path == "." else run.file("deeper"))
+    found = RunDir.open(Path(path))
+    assert (found.path.name, found.full_name, found.group) == ("one", "one", "one")
+    assert found.runs_dir.resolve() == run.runs_dir.resolve()
+    assert found.name_in(found.runs_dir) == "one"
+
+
 # Writing
 
 
