@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -19,7 +20,7 @@ _INTERVAL_SECONDS = 0.1
 
 
 class MemoryWatch:
-    """Samples the anonymous memory ten times a second until the process ends.
+    """Samples the anonymous memory ten times a second, as long as something refers to it.
 
     Attributes:
         peak_anonymous_bytes: the maximum so far; None on systems that are not Linux.
@@ -28,14 +29,23 @@ class MemoryWatch:
     def __init__(self) -> None:
         self.peak_anonymous_bytes = _read_status("RssAnon")
         if self.peak_anonymous_bytes is not None:
-            threading.Thread(target=self._sample, daemon=True).start()
+            threading.Thread(target=_sample, args=[weakref.ref(self)], daemon=True).start()
 
-    def _sample(self) -> None:
-        # Unlike time.sleep, waiting for an event does not delay the interpreter's exit.
-        pause = threading.Event()
-        while not pause.wait(_INTERVAL_SECONDS):
-            now = _read_status("RssAnon")
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes or 0, now or 0)
+    def sample(self) -> None:
+        """Take note of the memory now."""
+        self.peak_anonymous_bytes = max(
+            self.peak_anonymous_bytes or 0, _read_status("RssAnon") or 0
+        )
+
+
+def _sample(watch: weakref.ref[MemoryWatch]) -> None:
+    # Unlike time.sleep, waiting for an event does not delay the interpreter's exit.
+    pause = threading.Event()
+    while not pause.wait(_INTERVAL_SECONDS):
+        if (found := watch()) is None:
+            return
+        found.sample()
+        del found  # else it would live until the next sample, and so for ever
 
 
 def peak_memory_bytes() -> int:

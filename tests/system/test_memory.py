@@ -35,6 +35,21 @@ assert all(b - a > 95 * MB for a, b in zip(before, grown)), (before, grown)
 """)
 
 
+def test_a_watch_that_nobody_reads_ends() -> None:
+    run("""
+import gc, threading
+watches = [MemoryWatch() for _ in range(9)]
+assert threading.active_count() == 10
+del watches[1:]
+gc.collect()
+time.sleep(0.5)
+assert threading.active_count() == 2
+held = b"x" * (100 * MB)
+time.sleep(0.3)
+assert watches[0].peak_anonymous_bytes > 100 * MB
+""")
+
+
 def test_the_peak_is_not_that_of_the_parent_process() -> None:
     run("""
 if len(sys.argv) > 1:
