@@ -174,6 +174,9 @@ def _show_data(flags: argparse.Namespace) -> None:
     from fmnist_tf.reporting.render import display_names
 
     check_folder("--runs-dir", flags.runs_dir)
+    path = flags.out or Path("data-report.html")
+    if flags.out is None:
+        check_target("the page", path)
     dataset = read_dataset(
         flags.data,
         test_data=flags.test_data,
@@ -185,7 +188,6 @@ def _show_data(flags: argparse.Namespace) -> None:
     )
     show_decisions(dataset)
     summary, names = dataset.summary, dataset.train.class_names
-    path = flags.out or Path("data-report.html")
     write_data_page(describe_dataset(dataset), summary, names, path)
     counts = zip(display_names(names), summary.train_counts, summary.test_counts, strict=True)
     rows = [(name, f"{train:,}", f"{test:,}") for name, train, test in counts]

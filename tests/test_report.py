@@ -149,6 +149,17 @@ def test_wrong_usage_is_one_error(run: Path, capsys, words: list[str], complaint
     assert said.out == ""
 
 
+def test_where_no_page_can_be_is_said_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data-report.html").mkdir()
+    write_csv("my.csv", draw(30, 0), list("012") * 10)
+    assert main(["--data", "my.csv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the page data-report.html" in line
+
+
 def test_reports_need_no_tensorflow(run: Path) -> None:
     script = "import sys; from fmnist_tf.report import main; main(['one'])\n"
     script += "assert not {'tensorflow', 'keras'} & set(sys.modules)"
