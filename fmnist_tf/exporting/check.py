@@ -19,7 +19,7 @@ from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import FmnistError, printable
 from fmnist_tf.exporting.formats import Classify, Export
-from fmnist_tf.model.inference import run_model
+from fmnist_tf.model.inference import compile_model, run_all
 
 N_CHECKED = 1000
 N_WARM_UP, N_TIMED = 5, 50
@@ -63,7 +63,7 @@ def check_exports(
     rows = subset_rows(dataset.test.labels, N_CHECKED)
     images, labels = np.reshape(dataset.test.pixels[rows], (-1, 28, 28)), dataset.test.labels[rows]
     with progress_bar("Keras", "image") as show:
-        expected = run_model(model, images, show)[0]
+        expected = run_all(compile_model(model), images, show)[0]
     entries = []
     for export in exports:
         parts: list[np.ndarray] = []

@@ -22,8 +22,7 @@ PREFIX = "hub:"
 def read_preset(preset: str) -> tuple[ValueRange, int]:
     """Return what a preset does to grey 0..255, and the side of its images in pixels.
 
-    Args:
-        preset: a folder, or a name or handle that KerasHub knows.
+    It is a folder, or a name or handle that KerasHub knows.
 
     Raises:
         UsageError: KerasHub is not installed, or knows no such preset for images.

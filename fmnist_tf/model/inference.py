@@ -27,13 +27,6 @@ RunBatches = Callable[[PixelRows, Progress | None], Iterator[list[np.ndarray]]]
 """(N, 784) or (N, 28, 28) uint8 images, progress -> a list of outputs for each batch."""
 
 
-def run_model(
-    model: keras.Model, images: PixelRows, show: Progress | None = None
-) -> list[np.ndarray]:
-    """Return each output of the model for all images; see `compile_model`."""
-    return run_all(compile_model(model), images, show)
-
-
 def run_all(
     run_batches: RunBatches, images: PixelRows, show: Progress | None = None
 ) -> list[np.ndarray]:
@@ -45,13 +38,12 @@ def run_all(
 def compile_model(model: keras.Model) -> Callable[..., Iterator[list[np.ndarray]]]:
     """Return a function that yields the model's outputs batch by batch, in inference mode.
 
+    The model takes (B, 28, 28) uint8 and returns one or more tensors (B, ...).
+
     It is a `RunBatches` that takes `flips`, too: whether its first output, the probabilities, is
     the mean over each image and its mirror image. The others stay those of the image itself.
 
     The folded twin rounds in another order than the model; else it computes the same.
-
-    Args:
-        model: (B, 28, 28) uint8 -> one or more tensors (B, ...).
     """
     import tensorflow as tf
 

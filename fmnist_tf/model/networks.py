@@ -35,7 +35,7 @@ def build_small_resnet(
         blocks: basic blocks in each stage.
     """
     inputs = keras.Input((side, side, 1), name="stem_input")
-    x = _conv_norm_relu(inputs, widths[0], 3, 1, "stem")
+    x = _conv_norm_relu(inputs, widths[0], "stem")
     for stage, width in enumerate(widths, start=2):
         for block in range(1, blocks + 1):
             stride = 2 if stage > 2 and block == 1 else 1
@@ -60,10 +60,10 @@ def build_pooled_resnet(
     inputs = x = keras.Input((side, side, 1), name="stem_input")
     for number, width in enumerate(widths, start=1):
         stage = "stem" if number == 1 else f"conv{number}"
-        x = _conv_norm_relu(x, width, 3, 1, stage)
+        x = _conv_norm_relu(x, width, stage)
         if stage in residual:
-            y = _conv_norm_relu(x, width, 3, 1, f"{stage}_1")
-            y = _conv_norm_relu(y, width, 3, 1, f"{stage}_2")
+            y = _conv_norm_relu(x, width, f"{stage}_1")
+            y = _conv_norm_relu(y, width, f"{stage}_2")
             x = layers.Add(name=f"{stage}_add")([x, y])
         if number < len(widths):
             x = layers.MaxPooling2D(2, name=f"{stage}_pool")(x)
@@ -113,15 +113,15 @@ def build_efficientnet_lite0(side: int) -> keras.Model:
 
 
 def _basic_block(x: Any, width: int, stride: int, name: str) -> Any:
-    y = _conv_norm_relu(x, width, 3, stride, f"{name}_1")
+    y = _conv_norm_relu(x, width, f"{name}_1", stride)
     y = _conv_norm(y, width, 3, 1, f"{name}_2")
     if x.shape[1:] != y.shape[1:]:
         x = _conv_norm(x, width, 1, stride, f"{name}_0")
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, y]))
 
 
-def _conv_norm_relu(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:
-    return layers.ReLU(name=f"{name}_relu")(_conv_norm(x, width, kernel, stride, name))
+def _conv_norm_relu(x: Any, width: int, name: str, stride: int = 1) -> Any:
+    return layers.ReLU(name=f"{name}_relu")(_conv_norm(x, width, 3, stride, name))
 
 
 def _conv_norm(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:

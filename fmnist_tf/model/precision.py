@@ -18,10 +18,7 @@ _ISA_WITHOUT_BFLOAT16 = (
 
 
 def choose_precision(setting: str) -> tuple[str, str]:
-    """Return the compute dtype for `--precision`, and the reason in a few words.
-
-    Args:
-        setting: auto, float32 or bfloat16.
+    """Return the compute dtype for auto, float32 or bfloat16, and the reason in a few words.
 
     Raises:
         UsageError: bfloat16 is asked for and TensorFlow cannot compute in it here.

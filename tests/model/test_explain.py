@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmnist_tf.model.explain import build_inspector, run_grad_cam
-from fmnist_tf.model.inference import run_model
+from fmnist_tf.model.inference import compile_model, run_all
 
 
 @pytest.fixture
@@ -16,22 +16,24 @@ def images() -> np.ndarray:
 
 
 def test_one_pass_gives_probabilities_and_features(toy_classifier, images) -> None:
-    probabilities, features = run_model(build_inspector(toy_classifier), images)
+    probabilities, features = run_all(compile_model(build_inspector(toy_classifier)), images)
     expected = toy_classifier(images, training=False).numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     output = toy_classifier.layers[-1]
     logits = features @ output.kernel.numpy() + output.bias.numpy()
     np.testing.assert_allclose(keras.ops.softmax(logits), expected, atol=1e-5)
     moving = [w.numpy().copy() for w in toy_classifier.non_trainable_weights]
-    run_model(build_inspector(toy_classifier), images)
+    run_all(compile_model(build_inspector(toy_classifier)), images)
     for before, weight in zip(moving, toy_classifier.non_trainable_weights, strict=True):
         np.testing.assert_array_equal(before, weight.numpy())
 
 
 def test_rows_and_squares_are_the_same_images(toy_classifier, images) -> None:
     seen: list[tuple[int, int]] = []
-    squares = run_model(toy_classifier, images)[0]
-    rows = run_model(toy_classifier, images.reshape(5, 784), lambda *x: seen.append(x))[0]
+    squares = run_all(compile_model(toy_classifier), images)[0]
+    rows = run_all(
+        compile_model(toy_classifier), images.reshape(5, 784), lambda *x: seen.append(x)
+    )[0]
     np.testing.assert_array_equal(squares, rows)
     assert seen == [(5, 5)]
 

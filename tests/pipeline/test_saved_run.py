@@ -16,7 +16,7 @@ from test_train import QUICK, copy_frozen, frozen, write_csv
 from fmnist_tf import evaluate, predict
 from fmnist_tf.data.sources import read_dataset
 from fmnist_tf.errors import UsageError
-from fmnist_tf.model.inference import run_all, run_model
+from fmnist_tf.model.inference import compile_model, run_all
 from fmnist_tf.pipeline.run_data import read_own_dataset
 from fmnist_tf.pipeline.saved_run import (
     SavedRun,
@@ -50,7 +50,7 @@ def test_the_rebuilt_model_gives_the_recorded_predictions(folder: Path, words: l
     assert run.class_names == ("3", "7", "20")
     dataset = read_own_dataset(run)
     labels, recorded = run.directory.read_predictions()
-    (found,) = run_model(run.model, dataset.test.pixels)
+    (found,) = run_all(compile_model(run.model), dataset.test.pixels)
     np.testing.assert_allclose(found, recorded, atol=1e-6)
     np.testing.assert_array_equal(labels, dataset.test.labels)
 

@@ -15,7 +15,7 @@ from fmnist_tf.data.batches import ArrayRows, order_rows
 from fmnist_tf.data.splits import plan_splits
 from fmnist_tf.model.backbones import find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, split_classifier
-from fmnist_tf.model.inference import run_model
+from fmnist_tf.model.inference import compile_model, run_all
 from fmnist_tf.model.phases import apply_plan, plan_phase
 from fmnist_tf.model.weights import read_backbone
 from fmnist_tf.training.features import build_feature_function
@@ -105,7 +105,7 @@ def test_bfloat16_and_the_store_cost_no_accuracy(
     assert min(accuracy.values()) > 0.8
     assert abs(np.mean(differences)) <= 0.003
     # The trainer and the saved network predict the same classes.
-    (found,) = run_model(classifier, test_pixels[:500])
+    (found,) = run_all(compile_model(classifier), test_pixels[:500])
     test_features = compute(extract, test_pixels[:500])
     own = trainer.predict(ArrayRows(test_features), np.arange(500), BATCH)
     agree = int((found.argmax(axis=1) == own.argmax(axis=1)).sum())
