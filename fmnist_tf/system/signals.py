@@ -14,11 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 # Batch systems announce the end of a job with TERM, USR1, USR2 or XCPU; HUP is a closed terminal.
-_NAMES = {signal.SIGINT: "Ctrl-C"} | {
-    number: number.name
-    for word in ("TERM", "HUP", "USR1", "USR2", "XCPU")
-    for number in [signal.Signals[f"SIG{word}"]]
-}
+_OTHERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_NAMES = {signal.SIGINT: "Ctrl-C"} | {number: number.name for number in _OTHERS}
 _pending: list[StoppedError] = []
 _n_deferring = 0
 _n_sharing = 0
