@@ -85,8 +85,9 @@ def display_names(class_names: Sequence[str]) -> tuple[str, ...]:
     shown = [
         printable(name.strip(), _NAME_LIMIT) or f"class {k}" for k, name in enumerate(class_names)
     ]
-    counts = Counter(shown)
-    return tuple(f"{name} [{k}]" if counts[name] > 1 else name for k, name in enumerate(shown))
+    numbered = [f"{name} [{k}]" for k, name in enumerate(shown)]
+    counts = Counter([*shown, *numbered])
+    return tuple(n if counts[name] > 1 else name for name, n in zip(shown, numbered, strict=True))
 
 
 def squeeze(name: str, limit: int) -> str:

@@ -438,6 +438,7 @@ def test_the_data_page_has_counts_duplicates_images_and_decisions(tmp_path):
 def test_names_and_probabilities_are_short_and_not_misleading():
     shown = display_names(["a" * 50, "a" * 60, " ", "x\ny", "x"])
     assert shown == ("a" * 29 + "... [0]", "a" * 29 + "... [1]", "class 2", "x\\ny", "x")
+    assert display_names(["a", "a", "a [0]"]) == ("a [0]", "a [1]", "a [0] [2]")
     assert squeeze("class with a name 123", 14) == "class w…me 123"
     assert squeeze("short", 14) == "short"
     probabilities = (0.0, 0.001, 0.5, 0.994, 0.999, 1.0)
