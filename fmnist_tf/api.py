@@ -99,7 +99,7 @@ def load_run(run: str | Path, *, runs_dir: str | Path = "runs", quiet: bool = Fa
     Raises:
         UsageError: there is no such run, or a file of it was changed.
     """
-    from fmnist_tf.pipeline.use import open_run
+    from fmnist_tf.pipeline.saved_run import open_run
 
     return Run(open_run(str(run), Path(runs_dir)), quiet=quiet)
 
@@ -239,7 +239,7 @@ class Run:
             DataError: the images are invalid, or their labels are not the run's.
         """
         from fmnist_tf.data.arrays import save_labelled
-        from fmnist_tf.pipeline.use import evaluate_run
+        from fmnist_tf.pipeline.run_data import evaluate_run
 
         with _working(self._quiet), TemporaryDirectory() as folder:
             if isinstance(data, tuple):
@@ -252,7 +252,7 @@ class Run:
 
         Of a stopped run it shows the training so far.
         """
-        from fmnist_tf.pipeline.use import write_page
+        from fmnist_tf.pipeline.saved_run import write_page
         from fmnist_tf.reporting.record import REPORT
 
         path = self._saved.directory.file(REPORT) if out is None else Path(out)

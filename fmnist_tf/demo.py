@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say
-    from fmnist_tf.pipeline.use import open_run
+    from fmnist_tf.pipeline.saved_run import open_run
 
     if find_spec("gradio") is None:
         raise UsageError(
@@ -100,16 +100,14 @@ def build_classify(run: SavedRun) -> Callable[[str | None], Answer]:
     """Return a function that reads a picture as `predict` does and classifies it.
 
     Raises:
-        UsageError: the run's model is damaged, or does not say what its training images look like.
+        UsageError: the run's model is damaged.
     """
     import numpy as np
     from PIL import Image
 
     from fmnist_tf.data.photos import read_picture
     from fmnist_tf.model.inference import run_all
-    from fmnist_tf.pipeline.run_data import find_convention
 
-    convention = find_convention(run, run.directory.path)
     # Traces the graph before the first picture.
     run_all(run.run_scaled, np.zeros((1, 784), np.uint8))
 
@@ -117,7 +115,7 @@ def build_classify(run: SavedRun) -> Callable[[str | None], Answer]:
         if path is None:
             return None, None, ""
         try:
-            pixels, notes, warnings = read_picture(Path(path), convention)
+            pixels, notes, warnings = read_picture(Path(path), run.convention)
         except UsageError as error:
             return None, None, str(error).replace(path, Path(path).name)
         (probabilities,) = run_all(run.run_scaled, pixels[np.newaxis])

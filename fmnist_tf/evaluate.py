@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(flags: argparse.Namespace) -> None:
-    from fmnist_tf.pipeline.use import evaluate_run, open_run
+    from fmnist_tf.pipeline.run_data import evaluate_run
+    from fmnist_tf.pipeline.saved_run import open_run
     from fmnist_tf.results.temperature import describe_scaling
 
     if flags.data is None and (flags.label_column, flags.labels) != (None, None):

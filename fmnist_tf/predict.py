@@ -84,7 +84,7 @@ Prediction = list[tuple[str, float]]
 
 def _predict(flags: argparse.Namespace) -> None:
     from fmnist_tf.pipeline.run_data import read_inputs
-    from fmnist_tf.pipeline.use import open_run
+    from fmnist_tf.pipeline.saved_run import open_run
 
     _check_flags(flags)
     run = open_run(flags.run, flags.runs_dir)

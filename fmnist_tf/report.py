@@ -78,8 +78,7 @@ def _report(flags: argparse.Namespace) -> None:
 
 def _show_runs(flags: argparse.Namespace) -> None:
     from fmnist_tf.cli.terminal import say, warn
-    from fmnist_tf.pipeline.saved_run import find_run
-    from fmnist_tf.pipeline.use import write_page
+    from fmnist_tf.pipeline.saved_run import find_run, write_page
     from fmnist_tf.reporting.comparison import write_comparison
     from fmnist_tf.reporting.record import REPORT, read_complete
     from fmnist_tf.reporting.tracking import TrackedRun

@@ -103,10 +103,11 @@ def make_run(
         "data": {
             "name": "my|data", "kind": "csv", "decisions": ["line 1 is the header"],
             "files": [
-                {"path": "train <b>.csv", "sha256": "a" * 64, "rows": 300},
-                {"path": "test.csv", "sha256": "b" * 64, "rows": n},
+                {"path": "train <b>.csv", "sha256": "a" * 64, "rows": 300, "labels_sha256": ""},
+                {"path": "test.csv", "sha256": "b" * 64, "rows": n, "labels_sha256": ""},
             ],
-            "warnings": ["W040 two images are one"], "split_sha256": "d" * 64, "background": 0,
+            "warnings": ["W040 two images are one"], "split_sha256": "d" * 64,
+            "background": 0, "content_side": 20,
             "n_train": 540, "n_val": n, "n_test": n,
         },
         "weights": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from PIL import Image
 from toyrun import draw, write_csv
 
 from fmnist_tf.predict import main, safe_cell
-from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.results.temperature import scale
 
 
@@ -165,15 +163,6 @@ def test_crops_are_what_the_network_saw(folder: Path) -> None:
     for field in ("prediction", "probability", "probability_2"):
         assert [row[field] for row in small] == [row[field] for row in large]
     assert len(list(Path("new/crops").iterdir())) == 4
-
-
-def test_a_run_of_an_older_version_takes_csvs_only(folder: Path) -> None:
-    path = Path("runs/first/provenance.json")
-    data = json.loads(path.read_text())["data"]
-    del data["background"]
-    change_json(path, data=data)
-    RunDir(path.parent).write_done()
-    assert {row["file"] for row in predict("toy_test.csv", "a.jpg", code=2)} == {"toy_test.csv"}
 
 
 def test_no_cell_is_a_formula() -> None:

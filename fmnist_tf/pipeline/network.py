@@ -5,7 +5,7 @@ B batch, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import keras
 
@@ -29,7 +29,6 @@ class Network:
 
     Attributes:
         classifier: (B, 28, 28) uint8 -> (B, K) float32 probabilities.
-        spec: of its backbone.
         image_size: side of the images that the backbone sees, in pixels.
         plan: which weights train.
         weights: where the backbone's initial weights came from.
@@ -40,7 +39,6 @@ class Network:
     """
 
     classifier: keras.Model
-    spec: BackboneSpec
     image_size: int
     plan: TrainablePlan
     weights: WeightsSource
@@ -73,7 +71,7 @@ def build_network(
     spec, image_size = find_backbone_spec(config.backbone, config.side)
     precision = choose_precision(config.precision)
     if engine is None and parent is not None:
-        engine = parent.provenance.get("engine")
+        engine = parent.provenance["engine"]
     engine = choose_engine(config.engine, engine)
     keras.utils.set_random_seed(config.seed)
     if parent is None:
@@ -81,9 +79,7 @@ def build_network(
         backbone, weights = read_backbone(spec, image_size, choice)
     else:
         backbone = build_backbone(spec, image_size)
-        known = {field.name for field in fields(WeightsSource)}
-        recorded = parent.provenance["weights"]
-        weights = WeightsSource(**{name: recorded[name] for name in recorded.keys() & known})
+        weights = WeightsSource(**parent.provenance["weights"])
     classifier = _build_classifier(config, backbone, spec, n_classes, name)
     if parent is not None:
         _load_weights(classifier, parent)
@@ -93,7 +89,7 @@ def build_network(
     apply_plan(classifier, plan)
     keeps = config.phase == "frozen" and config.keep_for_finetune != "none"
     kept = find_kept_block(classifier, config.keep_for_finetune) if keeps else None
-    return Network(classifier, spec, image_size, plan, weights, precision, engine, parent, kept)
+    return Network(classifier, image_size, plan, weights, precision, engine, parent, kept)
 
 
 def build_saved_model(run: SavedRun) -> keras.Model:

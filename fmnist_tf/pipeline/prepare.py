@@ -16,6 +16,7 @@ from fmnist_tf.pipeline.record import Invocation
 from fmnist_tf.pipeline.saved_run import SavedRun
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.provenance import find_caveats
+from fmnist_tf.settings.backbones import find_name
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.system.clock import StageClock
 from fmnist_tf.system.devices import describe_devices
@@ -135,8 +136,7 @@ def _require_same_data(parent: SavedRun, dataset: Dataset, splits: Splits) -> No
     recorded, file = parent.provenance["data"]["files"][0], dataset.files[0]
     for what, expected, found in (
         ("training data", recorded["sha256"], file.sha256),
-        # An older run recorded no labels of the official files.
-        ("labels", recorded.get("labels_sha256", file.labels_sha256), file.labels_sha256),
+        ("labels", recorded["labels_sha256"], file.labels_sha256),
         ("split", parent.provenance["data"]["split_sha256"], splits.digest),
     ):
         if expected != found:
@@ -164,7 +164,7 @@ def prepare_network(
     config = config.replace(
         # A finetune run inherits this, even when real data lies in data/ by then.
         data="sample" if find_source(dataset.files[0].path) == "sample" else config.data,
-        backbone=network.spec.name,
+        backbone=find_name(config.backbone),
         image_size=network.image_size,
         unfreeze=(config.unfreeze or network.plan.stages) if config.phase == "finetune" else (),
     )

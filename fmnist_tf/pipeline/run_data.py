@@ -1,4 +1,4 @@
-"""Read images for a saved run: its own data again, or other files under its classes.
+"""Read images for a saved run, its own again or other files under its classes; measure it on them.
 
 How the data were read goes to stderr; so do warnings if they look unlike the training images.
 """
@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from fmnist_tf.cli.terminal import boxed, say, warn
+from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data import tables
 from fmnist_tf.data.compare import compare
-from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.files import is_there, split_member
 from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
@@ -26,7 +25,10 @@ from fmnist_tf.data.photos import is_picture, read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import DataError, UsageError, printable
+from fmnist_tf.model.inference import run_all
 from fmnist_tf.pipeline.saved_run import SavedRun
+from fmnist_tf.results.evaluation import Evaluation
+from fmnist_tf.results.temperature import measure_scaling
 
 _Read = TypeVar("_Read")
 
@@ -73,11 +75,10 @@ def read_own_dataset(run: SavedRun) -> Dataset:
         label_column=run.config.label_column,
         labels=run.config.labels,
     )
-    found, recorded = dataset.sha256, run.data_sha256
-    if found[: len(recorded)] != recorded:  # an older run recorded no labels of the official files
+    if dataset.sha256 != run.data_sha256:
         raise UsageError(
-            f"{where}: expected files of SHA-256 {', '.join(recorded)}, found "
-            f"{', '.join(found)}. Name the data with --data"
+            f"{where}: expected files of SHA-256 {', '.join(run.data_sha256)}, found "
+            f"{', '.join(dataset.sha256)}. Name the data with --data"
         )
     return dataset
 
@@ -100,7 +101,7 @@ def read_table(
     path = pick_table(path)
     read = partial(tables.read_table, path, labels=None if labels is None else expand_path(labels))
     if path.is_dir():
-        read = partial(read, convention=find_convention(run, path))
+        read = partial(read, convention=run.convention)
     table, column = _read_temporarily(
         lambda column, folder: read(folder, label_column=column), run, label_column
     )
@@ -114,19 +115,6 @@ def read_table(
     return table
 
 
-def read_run_picture(run: SavedRun, path: Path) -> np.ndarray:
-    """Read a picture as pixels (784,) uint8 that look like the run's training images.
-
-    Raises:
-        UsageError: the picture is bad, or the run does not say what its training images look like.
-    """
-    pixels, notes, warnings = read_picture(path, find_convention(run, path))
-    say(f"{path}: {'; '.join(notes)}")
-    for warning in warnings:
-        warn(f"{path}: {warning}")
-    return pixels
-
-
 def read_inputs(run: SavedRun, path: Path, label_column: str | None = None) -> list[Images]:
     """Read pictures, or tables as `read_table` does, with or without labels: all of a pattern."""
     return [_read_input(run, part, label_column) for part in list_parts(path)]
@@ -134,7 +122,11 @@ def read_inputs(run: SavedRun, path: Path, label_column: str | None = None) -> l
 
 def _read_input(run: SavedRun, path: Path, label_column: str | None) -> Images:
     if not split_member(path)[1] and is_picture(path):
-        return Images(str(path), read_run_picture(run, path)[None])
+        pixels, notes, warnings = read_picture(path, run.convention)
+        say(f"{path}: {'; '.join(notes)}")
+        for warning in warnings:
+            warn(f"{path}: {warning}")
+        return Images(str(path), pixels[None])
     table = read_table(run, path, label_column)
     true_labels = None
     if table.label_index is not None:
@@ -145,19 +137,24 @@ def _read_input(run: SavedRun, path: Path, label_column: str | None) -> Images:
     return Images(str(path), table.pixels, table.first_line, true_labels)
 
 
-def find_convention(run: SavedRun, path: Path) -> Convention:
-    """Return what the run's training images look like; `path` is named if it does not say.
+def evaluate_run(
+    run: SavedRun, data: str | None, label_column: str | None, labels: str | None
+) -> tuple[str, Evaluation, dict[str, Any]]:
+    """Measure a run on labelled images, or on its own test images again; see `read_labelled`.
+
+    Returns:
+        The name of the data set or file, the counts of the network as trained, and its calibration
+        before and after temperature scaling; see `measure_scaling`.
 
     Raises:
-        UsageError: the run is of an older version.
+        DataError: the images are invalid, or their labels are not the run's.
     """
-    try:
-        return Convention.from_record(run.provenance["data"])
-    except KeyError:
-        raise UsageError(
-            f"{path}: expected a run that records what its training images look like, found one of "
-            "an older version; train it again, or predict from CSV"
-        ) from None
+    name, images = read_labelled(run, data, label_column, labels)
+    run_batches = run.run_batches
+    with progress_bar("evaluate", "image") as show:
+        (probabilities,) = run_all(run_batches, images.pixels, show)
+    scaling = measure_scaling(images.labels, probabilities, run.temperature)
+    return name, Evaluation.from_probabilities(images.labels, probabilities), scaling
 
 
 def read_labelled(
@@ -181,7 +178,7 @@ def read_labelled(
     known = run.provenance["data"]["files"][0]
     trained = {file["sha256"] for file in known.get("parts", [known])}
     is_trained = any(file.sha256 in trained for file in table.parts or [table])
-    if is_trained or known.get("pixels_sha256") == table.digest:
+    if is_trained or known["pixels_sha256"] == table.digest:
         title = "WARNING: THE RUN WAS TRAINED ON THIS FILE'S IMAGES."
         warn(boxed(title, "The accuracy below measures memory, it is not a test."))
     return table.path, images

@@ -1,4 +1,4 @@
-"""Load a run: its settings, class names and model; of a stopped run, its best epoch so far.
+"""Find and load a run: its settings, class names and model; of a stopped run, its best epoch.
 
 This package builds the architecture and reads only weights from the run's files, after it has
 compared their SHA-256: nothing in a run directory is executed.
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tf.cli.parser import runs_dir_words
+from fmnist_tf.cli.terminal import boxed, warn
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.errors import UsageError
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import find_caveats
@@ -49,8 +51,8 @@ class SavedRun:
         provenance: provenance.json.
         model_sha256: of model.keras, as DONE.json has it; of a stopped run, of its checkpoint.
         history: one row for each epoch.
-        temperature: that its logits are divided by wherever its probabilities are shown or served;
-            1 of a run without one, see `results.temperature`.
+        temperature: that its logits are divided by wherever its probabilities are shown or served,
+            see `results.temperature`; 1 of a stopped run.
         checkpoint: of a stopped run; None if the run is complete.
     """
 
@@ -77,8 +79,13 @@ class SavedRun:
     def data_sha256(self) -> tuple[str, ...]:
         """See `Dataset.sha256`."""
         files = self.provenance["data"]["files"]
-        labels = (file.get("labels_sha256") for file in files)
+        labels = (file["labels_sha256"] for file in files)
         return (*(file["sha256"] for file in files), *filter(None, labels))
+
+    @property
+    def convention(self) -> Convention:
+        """What its training images look like."""
+        return Convention.from_record(self.provenance["data"])
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -142,6 +149,14 @@ def find_run(name: str | Path, runs_dir: Path) -> RunDir:
     return RunDir.open(path if is_path and not os.path.lexists(named / CONFIG) else named)
 
 
+def open_run(name: str, runs_dir: Path) -> SavedRun:
+    """Read a run, see `find_run`, and print the warnings that everybody who uses it must see."""
+    run = read_saved_run(find_run(name, runs_dir))
+    for caveat in run.caveats:
+        warn(boxed(f"WARNING, this model: {caveat}."))
+    return run
+
+
 def read_saved_run(directory: RunDir) -> SavedRun:
     """Read a run's files, but not its model.
 
@@ -156,8 +171,8 @@ def read_saved_run(directory: RunDir) -> SavedRun:
         if checkpoint is None:
             sha256 = str(directory.done["files"][MODEL]["sha256"])
             history = directory.read_history()
-            calibration = directory.read_json("evaluation.json").get("calibration", {})
-            temperature = float(calibration.get("temperature", 1))
+            calibration = directory.read_json("evaluation.json")["calibration"]
+            temperature = float(calibration["temperature"])
         else:
             sha256 = checkpoint.sha256
             history = [HistoryRow(**row) for row in checkpoint.state["history"]]
@@ -172,7 +187,7 @@ def read_saved_run(directory: RunDir) -> SavedRun:
             checkpoint,
         )
         # Whoever uses a run relies on these.
-        _ = run.data_sha256[0], provenance["data"]["split_sha256"], run.caveats
+        _ = run.data_sha256[0], run.convention, provenance["data"]["split_sha256"], run.caveats
     except (KeyError, IndexError, TypeError) as error:
         raise UsageError(
             f"{directory.path}: expected the files of a finished run, found one without {error}; "
@@ -193,3 +208,20 @@ def find_checkpoint(directory: RunDir) -> Checkpoint:
             f"found neither; `{resume_command(directory)}` continues the run",
         )
     return found
+
+
+def write_page(directory: RunDir, path: Path) -> None:
+    """Write the page of a run; of a stopped one that of its training so far, with a warning.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the run was stopped before its first epoch.
+    """
+    from fmnist_tf.reporting.page import write_report, write_stopped_report
+
+    if directory.is_complete:
+        write_report(directory, path)
+        return
+    run = read_saved_run(directory)
+    warn(boxed(f"WARNING, this run: {run.caveats[-1]}."))
+    command = resume_command(directory)
+    write_stopped_report(directory, run.history, run.best_epoch, command, path)

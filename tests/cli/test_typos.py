@@ -71,6 +71,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("typos")
     run = make_run(folder / "runs/first", done=False)
     change_json(run.file("config.json"), backbone="resnet50", image_size=64)
+    change_json(run.file("evaluation.json"), calibration={"temperature": 1.0})
     run.file("model.keras").touch()
     run.write_done()
     (folder / "mine.toml").write_text("epoch = 3\n")

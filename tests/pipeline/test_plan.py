@@ -63,10 +63,10 @@ def test_balanced_classes_weigh_the_same_together() -> None:
     assert weights == pytest.approx((100 / 240, 100 / 120, 100 / 40, 100 / 4))
 
 
-def test_deeper_stages_learn_faster(toy_classifier, toy_spec) -> None:
+def test_deeper_stages_learn_faster(toy_classifier) -> None:
     planned = plan_phase(toy_classifier, "finetune", ("stem", "conv2"))
     apply_plan(toy_classifier, planned)
-    network = SimpleNamespace(spec=toy_spec, classifier=toy_classifier)
+    network = SimpleNamespace(classifier=toy_classifier)
 
     def factors(factor: float) -> dict[str, float]:
         config = SimpleNamespace(layer_decay=factor)

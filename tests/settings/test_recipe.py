@@ -191,6 +191,7 @@ def first(tmp_path: Path, monkeypatch) -> None:
         run = make_run(Path("runs") / name)
         config, _ = Settings({"units": units, "seed": 5, "backbone": "toy"}).complete()
         run.write_json("config.json", config.to_json())
+        change_json(run.file("evaluation.json"), calibration={"temperature": 1.0})
         run.write_text("model.keras", "")
         run.write_done()
         change_json(run.file("DONE.json"), finished_at=f"{finished}T00:00:00+00:00")
