@@ -113,7 +113,7 @@ def finish(
             arrays |= _project(test.pixels, projected_rows, features)
         directory.write_arrays("report.npz", arrays)
     with clock.stage("figures"):
-        history = [*(parent.history if parent else ()), *trained.history]
+        history = [*(parent.history if parent else ()), *directory.read_history()]
         with _may_fail("curves.png"), directory.writing("curves.png") as path:
             write_curves(path, heading, history, trained.chosen_epoch)
         if is_tested:

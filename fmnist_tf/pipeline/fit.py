@@ -33,7 +33,7 @@ from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.loop import Trainer
 from fmnist_tf.training.lr_finder import plan_rates
 from fmnist_tf.training.optimizers import build_optimizer
-from fmnist_tf.training.records import Counts, Position
+from fmnist_tf.training.records import Counts, Epoch, Position
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,12 @@ class Trained:
 
     Attributes:
         chosen_epoch: whose weights were kept.
-        history: one row per epoch.
         peak_rate: the learning rate that the schedule is scaled to; the finder's, if it chose.
         engine: that computed the backbone features.
         val_probabilities: (V, K) float32, of the val rows in the order of `Splits.val`.
     """
 
     chosen_epoch: int
-    history: tuple[HistoryRow, ...]
     peak_rate: float
     engine: str
     val_probabilities: np.ndarray
@@ -124,9 +122,9 @@ def fit(
     before = digest_weights(network.classifier)
 
     # --- State: as a killed or stopped run left it, else with the learning rate of the finder ----
-    state = TrainState(trainer, experiment, source.digest, plan.rates.peak)
+    state = TrainState(trainer, experiment, source.digest)
     if workers.json_from_chief(checkpoint is not None):
-        state.load(checkpoint, plan)
+        peak = state.load(checkpoint, plan)
         if standardization is not None:
             # The run's own statistics, should the features differ in the last digit by now.
             standardization.finalize_state()
@@ -134,33 +132,30 @@ def fit(
             before |= {path: loaded[path] for path in loaded if path.startswith("standardize/")}
         directory.write_history(state.history)
         if config.lr_finder:
-            peak = config.learning_rate or state.peak_rate
-            plan = replace(plan, rates=replace(plan.rates, peak=peak))
+            rates = replace(plan.rates, peak=config.learning_rate or peak)
+            plan = replace(plan, rates=rates)
     elif config.lr_finder:
         with clock.stage("lr_finder"):
             losses = trainer.run_lr_finder(source, labels, train_rows, plan, plan_rates())
         heading, given = experiment.heading, config.learning_rate
         plan = use_suggested_rate(plan, losses, given, directory, heading)
-    state.peak_rate = plan.rates.peak
     was_finished = state.is_finished
     if checkpoints is not None and not was_finished:  # hours must not end at a full disk
         n_weights = sum(weight.size for weight in network.plan.weights)
         checkpoints.require_room(state.n_bytes(plan), besides=4 * n_weights)
 
     # --- Epochs ---------------------------------------------------------------------------------
-    def record(
-        number: int, train: Counts | None, val: Counts, learning_rate: float, seconds: float
-    ) -> None:
-        own = (train.loss, train.accuracy) if train else (math.nan, math.nan)
-        of_val, seconds = (val.loss, val.accuracy), round(seconds, 3)
-        row = HistoryRow(number, config.phase, *own, *of_val, learning_rate, seconds)
-        is_best = state.add_epoch(row, val)
+    def record(epoch: Epoch) -> None:
+        of_train, of_val = ((c.loss, c.accuracy) for c in (epoch.train, epoch.val))
+        rate, seconds = epoch.learning_rate, round(epoch.seconds, 3)
+        row = HistoryRow(epoch.number, config.phase, *of_train, *of_val, rate, seconds)
+        is_best = state.add_epoch(row, epoch.val)
         try:
             directory.write_history(state.history)
         except OSError as error:  # the checkpoints have it too
             warn(f"{error}: history.csv is written again after the next epoch")
         say(_describe_epoch(row, config.epochs, is_best), GREEN if is_best else "")
-        if number == 1 and network.parent is not None:
+        if row.epoch == 1 and network.parent is not None:
             _compare_with_start(row, state.history[0])
         trackers.log_epoch(row)
         on_epoch(row)
@@ -170,14 +165,14 @@ def fit(
         with clock.stage("start_val"):
             started = time.perf_counter()
             val = trainer.evaluate(source, labels, val_rows, plan.batch_size)
-            record(0, None, val, 0.0, time.perf_counter() - started)
+            record(Epoch(0, Counts(), val, 0.0, time.perf_counter() - started))
 
     def check_plan() -> list[str]:
         after = digest_weights(network.classifier)
         return verify_plan(network.plan, before, after)
 
     def stops_early() -> bool:
-        last = state.history[-1].epoch if state.history else 0
+        last = state.history[-1].epoch
         since_best = last - (state.best_epoch or 0)
         if stops := since_best >= (config.early_stopping or math.inf) and last < plan.rates.epochs:
             say(f"stopped early: no better epoch for {since_best} epochs")
@@ -204,7 +199,7 @@ def fit(
                     source, labels, train_rows, val_rows, plan, start=start, on_step=on_step
                 )
                 for epoch in () if was_finished else epochs:
-                    record(epoch.number, epoch.train, epoch.val, epoch.learning_rate, epoch.seconds)
+                    record(epoch)
                     if epoch.number == 1 and (unmoved := check_plan()):
                         say(f"note: {len(unmoved)} trainable weights did not move: {unmoved[:3]}")
                     if stops_early():
@@ -237,8 +232,7 @@ def fit(
         _save_model(network, directory, clock)
     with clock.stage("val"):
         val_probabilities = trainer.predict(source, val_rows, plan.batch_size)
-    best, history, peak = state.best_epoch or 0, tuple(state.history), plan.rates.peak
-    return Trained(best, history, peak, engine, val_probabilities)
+    return Trained(state.best_epoch or 0, plan.rates.peak, engine, val_probabilities)
 
 
 def _compare_with_start(row: HistoryRow, start: HistoryRow) -> None:

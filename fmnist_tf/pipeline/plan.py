@@ -102,8 +102,8 @@ def use_suggested_rate(
     directory.write_text("lr_finder.csv", "\n".join(["rate,loss,smoothed", *lines]) + "\n")
     if losses:
         with directory.writing("lr_finder.png") as path:
-            write_lr_finder(path, heading, rates, losses, smoothed, suggestion.rate)
-    if suggestion.rate is None:
+            write_lr_finder(path, heading, rates, losses, smoothed, suggestion)
+    if suggestion is None:
         found = (
             f"learning-rate finder: the loss fell at none of the rates from {rates[0]:g} to "
             f"{rates[max(len(losses) - 1, 0)]:.3g}, so there is no suggestion"
@@ -112,15 +112,15 @@ def use_suggested_rate(
             raise FmnistError(f"{found}. Give a rate with --learning-rate")
         warn(f"{found}; the run uses {given:g}, as set")
         return plan
-    if suggestion.is_bound:
+    if suggestion == rates[-1] / 10:
         warn(
             f"learning-rate finder: the loss still fell at the largest rate, {rates[-1]:g}: a "
             "larger --learning-rate than the suggestion may do better"
         )
-    peak = given or max(suggestion.rate, plan.rates.minimum)
+    peak = given or max(suggestion, plan.rates.minimum)
     why = "as set" if given else "the --min-learning-rate"
     say(
-        f"learning-rate finder: {len(losses)} steps suggest {suggestion.rate:.3g}; the run uses "
-        + ("it" if peak == suggestion.rate else f"{peak:g}, {why}")
+        f"learning-rate finder: {len(losses)} steps suggest {suggestion:.3g}; the run uses "
+        + ("it" if peak == suggestion else f"{peak:g}, {why}")
     )
     return replace(plan, rates=replace(plan.rates, peak=peak))

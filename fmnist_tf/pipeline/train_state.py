@@ -25,21 +25,17 @@ class TrainState:
         history: one row for each epoch so far.
         step_losses: mean loss of each step's batch so far, 6 significant digits.
         position: of the variables of the network, the optimizer, the averages and dropout.
-        peak_rate: the learning rate that the schedule is scaled to; the finder's, if it chose.
         best_epoch: most correct on val, then lowest loss, then earliest; None before the first.
         is_finished: training is over; only the best epoch is kept.
     """
 
-    def __init__(
-        self, trainer: Trainer, experiment: Experiment, rows: str, peak_rate: float
-    ) -> None:
+    def __init__(self, trainer: Trainer, experiment: Experiment, rows: str) -> None:
         self._trainer, self._rows = trainer, rows
         self._clock = experiment.invocation.clock
         self._conditions = describe_conditions(experiment)
         self.history: list[HistoryRow] = []
         self.step_losses: list[float] = []
         self.position = Position()
-        self.peak_rate = peak_rate
         self.best_epoch: int | None = None
         self.is_finished = False
         self._best_score: tuple[int, float] = (-1, 0.0)
@@ -78,7 +74,7 @@ class TrainState:
             "rows": self._rows,
             "replicas": self._trainer.cluster.n_replicas,
             "position": asdict(self.position),
-            "peak_rate": self.peak_rate,
+            "peak_rate": plan.rates.peak,
             "best_epoch": self.best_epoch,
             "best_score": self._best_score,
             "is_finished": self.is_finished,
@@ -89,15 +85,18 @@ class TrainState:
         variables = {} if self.is_finished else self._trainer.state(plan)
         checkpoints.save(facts, {**variables, "best": self._best_weights})
 
-    def load(self, checkpoint: Checkpoint | None, plan: TrainingPlan) -> None:
+    def load(self, checkpoint: Checkpoint | None, plan: TrainingPlan) -> float:
         """Continue from the chief's checkpoint; the other workers have None.
+
+        Returns:
+            The learning rate that the schedule is scaled to; the finder's, if it chose.
 
         Raises:
             UsageError: it is of another network or optimizer.
         """
         workers = self._trainer.cluster
         facts = workers.json_from_chief(checkpoint.state if checkpoint else None)
-        then, now = facts.get("replicas", 1), workers.n_replicas
+        then, now = facts["replicas"], workers.n_replicas
         if then != now:
             warn(
                 f"the run trained on {then} devices and continues on {now}: the order of images "
@@ -112,7 +111,6 @@ class TrainState:
         self.position = Position(
             at["epoch"], at["step"], Counts(**at["counts"]), at["seconds"], tuple(at["val_losses"])
         )
-        self.peak_rate = facts["peak_rate"]
         self.best_epoch, self._best_score = facts["best_epoch"], tuple(facts["best_score"])
         self.is_finished = facts["is_finished"]
         self.history = [HistoryRow(**row) for row in facts["history"]]
@@ -127,6 +125,7 @@ class TrainState:
             variable.assign(workers.from_chief(variable.numpy()))
         if not self.is_finished:
             self._trainer.spread_state(plan, self.position)
+        return float(facts["peak_rate"])
 
     def n_bytes(self, plan: TrainingPlan) -> int:
         """Return the size of a checkpoint."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 MIN_RATE, MAX_RATE, STEPS = 1e-6, 1.0, 120
 _SMOOTHING = 0.9
@@ -45,21 +44,8 @@ def has_diverged(losses: Sequence[float]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """The result of the learning-rate finder.
-
-    Attributes:
-        rate: to train with; None if the loss never fell.
-        is_bound: the loss still fell at the largest rate; a larger one might be better.
-    """
-
-    rate: float | None
-    is_bound: bool = False
-
-
-def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
-    """Suggest a tenth of the rate with the lowest smoothed loss.
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Return a tenth of the rate with the lowest smoothed loss; None if the loss never fell.
 
     Args:
         rates: in rising order.
@@ -67,6 +53,5 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
     """
     settled = smooth_losses(losses)[_FIRST_STEPS - 1 :]
     if not settled or min(settled) > _FALLEN * settled[0]:
-        return Suggestion(None)
-    lowest = _FIRST_STEPS - 1 + settled.index(min(settled))
-    return Suggestion(rates[lowest] / 10, is_bound=lowest == len(rates) - 1)
+        return None
+    return rates[_FIRST_STEPS - 1 + settled.index(min(settled))] / 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fmnist_tf.training.schedules import RatePlan
@@ -30,13 +31,13 @@ class Counts:
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy in nats."""
-        return self.loss_sum / self.total
+        """Mean cross entropy in nats; NaN of no example."""
+        return self.loss_sum / self.total if self.total else math.nan
 
     @property
     def accuracy(self) -> float:
-        """Fraction of correct examples, 0..1."""
-        return self.correct / self.total
+        """Fraction of correct examples, 0..1; NaN of no example."""
+        return self.correct / self.total if self.total else math.nan
 
 
 @dataclass(frozen=True)
