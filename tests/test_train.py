@@ -305,7 +305,7 @@ def test_finetune_continues_the_frozen_run_of_a_sweep(folder: Path, monkeypatch)
 
     run = copy_frozen()
     mirrored: list[tuple[str, int]] = []
-    monkeypatch.setattr("fmnist_tf.pipeline.run.start_tracking", listen)
+    monkeypatch.setattr("fmnist_tf.pipeline.record.start_tracking", listen)
     # As if it had stopped early: W&B's curve goes on where the parent's ended.
     (run / "config.json").write_text(json.dumps(read(run, "config.json") | {"epochs": 9}))
     RunDir(run).write_done()

@@ -6,9 +6,10 @@ Only training rows are used. How well linear probes predict transfer: Kornblith 
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
@@ -150,11 +151,9 @@ def _probe(
     candidates = []
     for (stage, tensor), of_stage in zip(kept.items(), features, strict=True):
         compute = build_feature_function(keras.Model(inputs, tensor), precision, pools=pools)
-        compute(pixels[:size])
-        started = time.perf_counter()
-        for _ in range(_N_TIMED):
-            compute(pixels[:size])
-        seconds = (time.perf_counter() - started) / (_N_TIMED * len(pixels[:size])) * 1000
+        # The first call builds the graph.
+        _, *times = timeit.repeat(partial(compute, pixels[:size]), number=1, repeat=1 + _N_TIMED)
+        seconds = 1000 * sum(times) / (_N_TIMED * len(pixels[:size]))
         n_features = of_stage.shape[1]
         accuracy = probe(of_stage, labels)
         candidates.append(Candidate(side, stage, n_features, 2 * n_features, seconds, accuracy))

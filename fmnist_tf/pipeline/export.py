@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, say, warn
-from fmnist_tf.data.sources import Dataset
 from fmnist_tf.data.splits import subset_rows
 from fmnist_tf.errors import RunExistsError, UsageError
 from fmnist_tf.exporting import FORMATS
@@ -62,11 +61,7 @@ def export_run(
     for caveat in run.caveats:
         is_stopped = run.checkpoint is not None
         warn(boxed(f"WARNING, this model: {caveat}.") if is_stopped else f"note: {caveat}")
-    return out, _export_to(out, name, run, read_labelled_dataset(run, data))
-
-
-def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> str:
-    """Export the run's model to the folder `out`, calibrated and checked with the images."""
+    dataset = read_labelled_dataset(run, data)
     import_tensorflow()
     from fmnist_tf.exporting.check import check_exports, find_losses, format_report
     from fmnist_tf.exporting.formats import write_exports
@@ -107,4 +102,4 @@ def _export_to(out: Path, name: str, run: SavedRun, dataset: Dataset) -> str:
         (folder / "export.json").write_text(text + "\n")
     for warning in warnings:
         warn(boxed(f"WARNING: {warning}"))
-    return format_report(report)
+    return out, format_report(report)

@@ -1,16 +1,18 @@
-"""What a run records of itself: how it was started, and provenance.json."""
+"""What a run records of itself: how it was started, its settings, provenance.json, trackers."""
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.data.sources import Dataset
 from fmnist_tf.errors import escape
-from fmnist_tf.reporting.tracking import TrackingOptions
+from fmnist_tf.reporting.tracking import TrackedRun, Trackers, TrackingOptions, start_tracking
 from fmnist_tf.results.provenance import SAMPLE, describe_code, describe_machine
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.clock import StageClock
@@ -33,7 +35,6 @@ class Invocation:
         command: the command line, without secrets.
         tracking: which trackers the run has.
         engine: that computed the features of a resumed run before, if it is known.
-        wandb_group: what W&B shows the run together with; None: the runs it continues.
         wandb_id: what W&B knows the run by.
         resumptions: of the run: when, by which command, where, and which changes were accepted.
         features: names of the cached features that are read, in the cache's folder `features`.
@@ -45,7 +46,6 @@ class Invocation:
     command: str
     tracking: TrackingOptions
     engine: str | None = None
-    wandb_group: str | None = None
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     resumptions: list[dict[str, Any]] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
@@ -78,14 +78,34 @@ def start_invocation(
     )
 
 
-def write_settings(experiment: Experiment, directory: RunDir) -> None:
-    """Write the files that training does not change: config.json, labels.json and trainable.txt."""
+@contextmanager
+def recording(experiment: Experiment, directory: RunDir) -> Iterator[Trackers]:
+    """Write what is known before training, and yield the run's trackers."""
+    network, invocation = experiment.network, experiment.invocation
     directory.write_json("config.json", experiment.config.to_json())
     names = experiment.data.dataset.train.class_names
     directory.write_json("labels.json", {str(k): name for k, name in enumerate(names)})
-    directory.write_text("trainable.txt", experiment.network.plan.to_text(experiment.heading.title))
+    directory.write_text("trainable.txt", network.plan.to_text(experiment.heading.title))
     if experiment.search is not None:
         experiment.search.write(directory, experiment.heading)
+    write_provenance(experiment, directory)
+    parent = network.parent
+    tracked = TrackedRun(
+        name=directory.full_name,
+        group=parent.directory.group if parent and not directory.is_trial else directory.group,
+        job_type=experiment.config.phase,
+        config=_describe_settings(experiment),
+        wandb_id=invocation.wandb_id,
+        epochs_before=parent.history[-1].epoch if parent else 0,
+        parent=parent.directory.full_name if parent else None,
+    )
+    trackers = start_tracking(invocation.tracking, directory.path, tracked)
+    succeeded = False
+    try:
+        yield trackers
+        succeeded = True
+    finally:
+        trackers.finish(ok=succeeded)
 
 
 def write_provenance(
@@ -156,7 +176,7 @@ def describe_sources(directory: RunDir) -> str:
     return escape(f"data: {data['name']} ({kind}); backbone weights: {weights['kind']}{file}")
 
 
-def tracked_settings(experiment: Experiment) -> dict[str, Any]:
+def _describe_settings(experiment: Experiment) -> dict[str, Any]:
     """Return what W&B records as the run's settings: no path, but what the files hold."""
     settings = experiment.config.to_json()
     del settings["cache"], settings["test_data"], settings["labels"]

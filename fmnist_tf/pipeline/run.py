@@ -6,8 +6,8 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,7 @@ from typing import Any
 from fmnist_tf.cli.terminal import log_to, say
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.pipeline.prepare import Experiment, prepare_network, read_data
-from fmnist_tf.pipeline.record import (
-    start_invocation,
-    tracked_settings,
-    write_provenance,
-    write_settings,
-)
+from fmnist_tf.pipeline.record import recording, start_invocation, write_provenance
 from fmnist_tf.pipeline.resolve import Request, naming_parent, read_settings
 from fmnist_tf.pipeline.resume import (
     find_unfinished,
@@ -31,7 +26,7 @@ from fmnist_tf.pipeline.resume import (
     require_same_work,
 )
 from fmnist_tf.pipeline.saved_run import resume_command
-from fmnist_tf.reporting.tracking import TrackedRun, Trackers, TrackingOptions, start_tracking
+from fmnist_tf.reporting.tracking import Trackers, TrackingOptions
 from fmnist_tf.results.evaluation import Evaluation
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.provenance import command_line
@@ -142,7 +137,7 @@ def run_phase(
 
     kept = checkpoints or CheckpointDir(directory.file(CHECKPOINTS))
     try:
-        with _tracking(experiment, directory) as trackers:
+        with recording(experiment, directory) as trackers:
             trained = fit(experiment, directory, trackers, kept)
             release_memory()
             test = finish(experiment, directory, trained, trackers)
@@ -170,7 +165,7 @@ def run_trial(
     """
     from fmnist_tf.pipeline.fit import fit
 
-    with _tracking(experiment, directory) as trackers:
+    with recording(experiment, directory) as trackers:
         trained = fit(experiment, directory, trackers, on_epoch=on_epoch)
         labels = experiment.data.val_labels
         val = Evaluation.from_probabilities(labels, trained.val_probabilities)
@@ -178,27 +173,3 @@ def run_trial(
         facts = {"chosen_epoch": trained.chosen_epoch, "val": val.to_json()}
         directory.write_json("evaluation.json", facts)
         directory.write_done()
-
-
-@contextmanager
-def _tracking(experiment: Experiment, directory: RunDir) -> Iterator[Trackers]:
-    """Write what is known before training, and yield the run's trackers."""
-    write_settings(experiment, directory)
-    write_provenance(experiment, directory)
-    parent, invocation = experiment.network.parent, experiment.invocation
-    tracked = TrackedRun(
-        name=directory.full_name,
-        group=invocation.wandb_group or (parent.directory if parent else directory).group,
-        job_type=experiment.config.phase,
-        config=tracked_settings(experiment),
-        wandb_id=invocation.wandb_id,
-        epochs_before=parent.history[-1].epoch if parent else 0,
-        parent=parent.directory.full_name if parent else None,
-    )
-    trackers = start_tracking(invocation.tracking, directory.path, tracked)
-    succeeded = False
-    try:
-        yield trackers
-        succeeded = True
-    finally:
-        trackers.finish(ok=succeeded)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import shutil
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ from fmnist_tf.results.rundir import LOCK, SWEEP, RunDir
 from fmnist_tf.settings.config import RunConfig
 from fmnist_tf.settings.flags import read_value, setting_names
 from fmnist_tf.settings.types import flag_of
-from fmnist_tf.system.files import locked
+from fmnist_tf.system.files import locked, remove
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Distribution]
@@ -303,10 +302,8 @@ class SweepStudy:
         self._record(begun)
         is_trained = own.is_complete
         for path in () if is_trained else own.path.iterdir():  # what an earlier attempt left
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+            if path.name != LOCK:
+                remove(path)
         is_pruned = self._sampler != "grid"
         pruner = optuna.pruners.MedianPruner(5, 2) if is_pruned else optuna.pruners.NopPruner()
         study = create_study(self._space, trials, pruner=pruner)

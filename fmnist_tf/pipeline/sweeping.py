@@ -252,18 +252,16 @@ def _run_claim(sweep: Sweep, study: SweepStudy, claim: Claim, data: RunData) -> 
 def _train(sweep: Sweep, claim: Claim, data: RunData) -> None:
     import keras
 
-    flags, own = sweep.flags, claim.directory
     config, _ = sweep.settings.complete(**decode(claim.trial.point or {}))
     # The split keeps its seed: all trials are compared on the same rows.
     config = config.replace(seed=claim.trial.seed)
-    tracking = TrackingOptions.of(flags)
-    invocation = Invocation(sweep.command, tracking, wandb_group=own.group)
+    invocation = Invocation(sweep.command, TrackingOptions.of(sweep.flags))
     keras.backend.clear_session()
     experiment = prepare_network(config, data, sweep.parent, invocation)
     if sweep.space:
-        run.run_trial(experiment, own, partial(claim.report, epochs=config.epochs or 0))
+        run.run_trial(experiment, claim.directory, partial(claim.report, epochs=config.epochs or 0))
     else:
-        run.run_phase(experiment, own)
+        run.run_phase(experiment, claim.directory)
 
 
 def _read_figures(trained: RunDir) -> dict[str, Any]:

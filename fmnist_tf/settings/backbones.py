@@ -61,19 +61,16 @@ def check_words(config: RunConfig) -> None:
     cut = config.cut if config.cut not in (None, "auto") else None
     if cut is not None:
         _check_names("cut", (cut,), labels, "auto")
-        labels = labels[: max(n for n, label in enumerate(labels, 1) if _is_part(label, cut))]
+        ends = (n for n, label in enumerate(labels, 1) if cut in (label, label.split("/")[0]))
+        labels = labels[: max(ends)]
     if config.unfreeze != ("all",):
         _check_names("unfreeze", config.unfreeze, labels, "all")
-
-
-def _is_part(label: str, name: str) -> bool:
-    return name in (label, label.split("/")[0])
 
 
 def _check_names(setting: str, names: tuple[str, ...], labels: list[str], word: str) -> None:
     stages = dict.fromkeys(label.split("/")[0] for label in labels)
     for name in names:
-        if not any(_is_part(label, name) for label in labels):
+        if name not in stages and name not in labels:
             known = [*stages, word, *(labels if "/" in name else ())]
             hint = did_you_mean(name, known)
             of_stage = [label for label in labels if label.split("/")[0] == name.split("/")[0]]
