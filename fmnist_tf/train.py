@@ -14,7 +14,7 @@ import fmnist_tf.api
 from fmnist_tf.cli.command import add_runs_dir, add_terminal_flags, run_command
 from fmnist_tf.cli.parser import CommandParser, name_command, runs_dir_words
 from fmnist_tf.pipeline.resolve import Request
-from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.config import WANDB_MODES, RunConfig
 from fmnist_tf.settings.flags import add_flags
 from fmnist_tf.settings.recipe import describe_recipes
 
@@ -85,7 +85,7 @@ def add_run_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--wandb",
-        choices=("auto", "online", "offline", "disabled"),
+        choices=WANDB_MODES,
         default="auto",
         help="Weights & Biases mode; auto: online when logged in, else offline (default: auto)",
     )

@@ -101,6 +101,7 @@ def test_errors_are_exceptions_that_name_the_argument(capfd: pytest.CaptureFixtu
         ({"unfreeze": "conv2"}, UsageError, "unfreeze in train()"),
         ({"augment": ["flop"]}, UsageError, "augment"),
         ({"data": "absent.csv"}, UsageError, "absent.csv"),
+        ({"wandb": "disable"}, UsageError, "--wandb disable: expected auto, online, offline"),
         ({"run": "first"}, RunExistsError, "first"),
         ({"data": (draw(3, 0), [1, 2])}, DataError, "E045"),
         ({"data": (draw(3, 0) / 255, [1, 2, 3])}, DataError, "E034"),

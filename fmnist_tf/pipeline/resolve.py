@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.settings.complete import Settings
-from fmnist_tf.settings.config import RunConfig
+from fmnist_tf.settings.config import WANDB_MODES, RunConfig
 from fmnist_tf.settings.recipe import read_recipe
+from fmnist_tf.settings.types import SettingError
 
 if TYPE_CHECKING:
     from fmnist_tf.pipeline.saved_run import SavedRun
@@ -32,6 +33,9 @@ class Request:
         accept_changes: continue a run although what it depends on has changed.
         checkpoint_seconds: time between two checkpoints within an epoch.
         wandb, wandb_system, tensorboard: see `TrackingOptions`.
+
+    Raises:
+        SettingError: `checkpoint_seconds` or `wandb` is out of range.
     """
 
     given: dict[str, Any]
@@ -45,6 +49,12 @@ class Request:
     wandb: str = "auto"
     wandb_system: bool = False
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0:
+            raise SettingError("checkpoint_seconds", self.checkpoint_seconds, "a number from 0")
+        if self.wandb not in WANDB_MODES:
+            raise SettingError("wandb", self.wandb, ", ".join(WANDB_MODES))
 
     @classmethod
     def of(cls, flags: Namespace) -> Request:

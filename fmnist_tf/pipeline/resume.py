@@ -35,27 +35,23 @@ def find_unfinished(request: Request) -> RunDir | None:
         UsageError: --resume names no run, or goes with --run or --recipe.
         RunExistsError: the run is finished, or --run names something else.
     """
-    if not request.checkpoint_seconds >= 0:
-        raise UsageError(
-            f"--checkpoint-seconds {request.checkpoint_seconds}: expected a number from 0"
-        )
     if request.resume is not None:
         if request.run is not None or request.recipe is not None:
             raise UsageError("--resume RUN: expected without --run and --recipe, as RUN has both")
         directory = find_run(request.resume, request.runs_dir)
-        if directory.is_complete:
-            _tidy(directory)
-            raise RunExistsError(f"{directory.path}: the run is finished; nothing is left to do")
-        return directory
-    if request.run is None:
+    elif request.run is not None:
+        check_plain(request.run)
+        directory = RunDir(request.runs_dir / request.run)
+    else:
         return None
-    check_plain(request.run)
-    directory = RunDir(request.runs_dir / request.run)
-    if not directory.is_unfinished:
-        if directory.is_complete:
-            _tidy(directory)
+    if directory.is_complete:  # a kill after DONE.json can have left these
+        remove_leftovers(directory.path)
+        remove(directory.file(CHECKPOINTS))
+    if request.run is not None and not directory.is_unfinished:
         check_name(request.runs_dir, request.run)
         return None
+    if directory.is_complete:
+        raise RunExistsError(f"{directory.path}: the run is finished; nothing is left to do")
     return directory
 
 
@@ -67,12 +63,6 @@ def locked_unfinished(request: Request) -> Iterator[RunDir | None]:
         if unfinished is not None and unfinished.is_complete:  # by the process that held it
             find_unfinished(request)
         yield unfinished
-
-
-def _tidy(directory: RunDir) -> None:
-    """Remove what a kill after DONE.json has left of a run."""
-    remove_leftovers(directory.path)
-    remove(directory.file(CHECKPOINTS))
 
 
 def open_checkpoints(directory: RunDir, experiment: Experiment, request: Request) -> CheckpointDir:

@@ -39,6 +39,7 @@ from fmnist_tf.settings.types import (
 )
 
 WANDB_PROJECT = "fmnist-tf"
+WANDB_MODES = ("auto", "online", "offline", "disabled")
 FLIP = "flip"
 WITH_WARMUP = ("constant", "cosine")
 
