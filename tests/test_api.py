@@ -80,6 +80,12 @@ def test_arrays_in_place_of_files() -> None:
     assert fmnist_tf.load_run("a").test.loss == run.test.loss
 
 
+def test_an_export_is_checked_with_images_that_were_held_out() -> None:
+    run = fmnist_tf.train((draw(60, 0), LABELS), run="a", **SETTINGS)
+    report = json.loads((run.export("saved_model") / "export.json").read_text())
+    assert report["warnings"] == ["RANDOM backbone weights, never pretrained"]
+
+
 def test_settings_are_named_as_the_flags() -> None:
     copy_toy_run(Path())
     settings = {**SETTINGS, "lr": 0.02, "augment": "flip", "no_test": True}

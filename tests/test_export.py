@@ -164,6 +164,14 @@ def test_bad_usage_writes_nothing(toy_run: Path, words: list[str], code: int) ->
     assert sorted(path for path in toy_run.rglob("*") if "pixels" not in path.parts) == before
 
 
+def test_a_check_with_training_images_is_told(toy_run: Path) -> None:
+    Path("toy_train.csv").rename("images.csv")  # which has no test file beside it
+    words = ["--data", "images.csv", "--out", "out", "--quiet"]
+    assert main(["first", "--format", "saved_model", *words]) == 0
+    warnings = json.loads(Path("out/export.json").read_text())["warnings"]
+    assert "the run was trained on the images checked; the accuracy is no test" in warnings
+
+
 def test_a_float_export_that_disagrees_is_an_error(
     toy_run: Path, toy_classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,8 @@ def export_run(
         n_bytes = path.stat().st_size if run.checkpoint is None else 4 * model.count_params()
         report["keras"]["bytes"] = n_bytes
         warnings = find_losses(report)
-        if len(run.data_sha256) > 1 and dataset.files[-1].sha256 == run.data_sha256[0]:
+        files = run.provenance["data"]["files"]  # of one file, the test images are held out
+        if len(files) > 1 and dataset.files[-1].sha256 == files[0]["sha256"]:
             warnings.append("the run was trained on the images checked; the accuracy is no test")
         report["warnings"] = [*run.caveats, *warnings]
         text = json.dumps(report, indent=2, allow_nan=False)
