@@ -26,6 +26,7 @@ from fmnist_tf.pipeline import finish
 from fmnist_tf.pipeline.train_state import TrainState
 from fmnist_tf.results.history import HistoryRow
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.system.signals import StoppedError
 from fmnist_tf.train import main
 from fmnist_tf.training.checkpoint import CheckpointDir
 from fmnist_tf.training.records import Counts
@@ -251,6 +252,25 @@ def test_changed_data_is_refused(stopped: Path, capsys) -> None:
     write_csv("toy_test.csv", draw(21, 5), [NAMES[row % 3] for row in range(21)])
     assert main(["--resume", "copy", "--wandb", "disabled"]) == 2
     Path("toy_test.csv").write_bytes(before)
+    assert "data, SHA-256: expected" in capsys.readouterr().err
+
+
+def test_changed_labels_in_a_file_of_their_own_are_refused(
+    stopped: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError(signal.SIGTERM)
+
+    labels = [NAMES[row % 3] for row in range(60)]
+    np.save("images.npy", draw(60, 0))
+    Path("labels.txt").write_text("\n".join(labels))
+    words = ["--data", "images.npy", "--labels", "labels.txt", "--run", "labelled"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "add_epoch", stop)
+        assert main([*FROZEN, *words]) == 143
+    Path("labels.txt").write_text("\n".join([labels[1], labels[0], *labels[2:]]))
+    capsys.readouterr()
+    assert main(["--resume", "labelled", "--wandb", "disabled"]) == 2
     assert "data, SHA-256: expected" in capsys.readouterr().err
 
 

@@ -242,9 +242,7 @@ def _compare_with_parent(experiment: Experiment, probabilities: np.ndarray) -> d
         return {}
     with _may_fail("the comparison with the parent run"):
         labels, theirs = parent.directory.read_predictions()
-        files = [file["sha256"] for file in parent.provenance["data"]["files"]]
-        same = files == [file.sha256 for file in dataset.files]
-        if same and np.array_equal(labels, dataset.test.labels):
+        if parent.data_sha256 == dataset.sha256 and np.array_equal(labels, dataset.test.labels):
             test = analysis.compare_runs(labels, theirs, probabilities)
             return {"parent": {"run": parent.directory.full_name, "mcnemar": asdict(test)}}
     return {}

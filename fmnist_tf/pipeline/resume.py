@@ -116,7 +116,7 @@ def describe_conditions(experiment: Experiment) -> dict[str, Any]:
 
     network, data = experiment.network, experiment.data
     return {
-        "data, SHA-256": [file.sha256 for file in data.dataset.files],
+        "data, SHA-256": list(data.dataset.sha256),
         **{f"{Path(p.path).name}, SHA-256": p.sha256 for f in data.dataset.files for p in f.parts},
         "split, SHA-256": data.splits.digest,
         "backbone weights": [network.weights.kind, network.weights.sha256],

@@ -193,7 +193,7 @@ def _open_sweep(sweep: Sweep, data: RunData) -> RunDir:
     """
     flags, parent = sweep.flags, sweep.parent
     wanted = sweep.configs[0].to_json() | {
-        "data_sha256": [file.sha256 for file in data.dataset.files],
+        "data_sha256": list(data.dataset.sha256),
         "split_sha256": data.splits.digest,
         "parent_sha256": parent.model_sha256 if parent else None,
         "grid": {name: str(distribution) for name, distribution in sweep.space.items()},
