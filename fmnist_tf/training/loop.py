@@ -27,7 +27,12 @@ import tensorflow as tf
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.batches import RowSource, make_batches, order_rows, pick_views
 from fmnist_tf.errors import FmnistError
-from fmnist_tf.model.classifier import SplitClassifier, find_backbone, find_standardization
+from fmnist_tf.model.classifier import (
+    SplitClassifier,
+    find_backbone,
+    find_standardization,
+    use_statistics,
+)
 from fmnist_tf.system import signals
 from fmnist_tf.training import cluster
 from fmnist_tf.training.augmentation import augment
@@ -293,6 +298,7 @@ class Trainer:
     def restore(self, snapshot: list[np.ndarray]) -> None:
         """Assign a snapshot to the network."""
         _assign(self._changing_variables, snapshot)
+        use_statistics(self.classifier)
 
     def _get_averages(self, plan: TrainingPlan) -> list[tf.Variable]:
         if plan.ema_decay and not self._averages:

@@ -18,6 +18,7 @@ from fmnist_tf import predict
 from fmnist_tf.data.splits import plan_splits
 from fmnist_tf.model.classifier import find_backbone, find_standardization
 from fmnist_tf.results.rundir import RunDir
+from fmnist_tf.system.signals import StoppedError
 from fmnist_tf.train import main
 from fmnist_tf.training.loop import Trainer
 
@@ -75,6 +76,22 @@ def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
     monkeypatch.setattr(Trainer, "measure_features", lambda *x: np.multiply(measure(*x), 1.001))
     assert main(["--resume", "stopped"]) == 0
     assert hash_run(runs / "stopped") == hash_run(runs / "whole")
+
+
+def test_a_run_that_was_stopped_after_its_training_keeps_its_statistics(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmnist_tf.pipeline.finish.finish", stop)
+        assert main([*FROZEN, "--epochs", "4", "--run", "trained"]) == 143
+    measure = Trainer.measure_features
+    monkeypatch.setattr(Trainer, "measure_features", lambda *x: np.multiply(measure(*x), 1.5))
+    assert main(["--resume", "trained"]) == 0
+    val = [RunDir(runs / run).read_json("evaluation.json")["val"] for run in ("trained", "whole")]
+    assert val[0] == val[1]
 
 
 @pytest.mark.slow
