@@ -89,10 +89,12 @@ def recording(experiment: Experiment, directory: RunDir) -> Iterator[Trackers]:
     if experiment.search is not None:
         experiment.search.write(directory, experiment.heading)
     write_provenance(experiment, directory)
-    parent = network.parent
+    parent, name, group = network.parent, directory.full_name, directory.group
+    if parent and group == name:  # the group of a trial is its sweep, another name
+        group = parent.directory.group
     tracked = TrackedRun(
-        name=directory.full_name,
-        group=parent.directory.group if parent and not directory.is_trial else directory.group,
+        name=name,
+        group=group,
         job_type=experiment.config.phase,
         config=_describe_settings(experiment),
         wandb_id=invocation.wandb_id,
