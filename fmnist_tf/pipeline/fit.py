@@ -109,7 +109,7 @@ def fit(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
-            rate_factors=plan_layer_decay(config, network),
+            rate_factors=plan_layer_decay(config.layer_decay, network.classifier),
         )
         trainer = Trainer(network.classifier, split, optimizer, compute_features=compute_features)
 

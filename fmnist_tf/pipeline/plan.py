@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import keras
 import numpy as np
 
 from fmnist_tf.cli.terminal import say, warn
 from fmnist_tf.errors import FmnistError
 from fmnist_tf.model.blocks import find_blocks, list_stages
 from fmnist_tf.model.classifier import find_backbone
-from fmnist_tf.pipeline.network import Network
 from fmnist_tf.reporting.curves import write_lr_finder
 from fmnist_tf.reporting.style import Heading
 from fmnist_tf.results.rundir import RunDir
@@ -65,15 +65,18 @@ def plan_training(
     )
 
 
-def plan_layer_decay(config: RunConfig, network: Network) -> dict[str, float]:
-    """Return the factor on the learning rate of each trainable variable below the head, by path."""
-    if config.layer_decay == 1:
+def plan_layer_decay(factor: float, classifier: keras.Model) -> dict[str, float]:
+    """Return the factor on the learning rate of each trainable variable below the head, by path.
+
+    That of a stage is `factor` times that of the stage above.
+    """
+    if factor == 1:
         return {}
-    backbone = find_backbone(network.classifier)
+    backbone = find_backbone(classifier)
     blocks = find_blocks(backbone)
     depth = {stage: n for n, stage in enumerate(reversed(list_stages(blocks)), start=1)}
     return {
-        weight.path: config.layer_decay ** depth[block.stage]
+        weight.path: factor ** depth[block.stage]
         for block in blocks
         for name in block.layers
         for weight in backbone.get_layer(name).trainable_weights

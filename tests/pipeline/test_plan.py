@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,12 +65,7 @@ def test_balanced_classes_weigh_the_same_together() -> None:
 def test_deeper_stages_learn_faster(toy_classifier) -> None:
     planned = plan_phase(toy_classifier, "finetune", ("stem", "conv2"))
     apply_plan(toy_classifier, planned)
-    network = SimpleNamespace(classifier=toy_classifier)
-
-    def factors(factor: float) -> dict[str, float]:
-        config = SimpleNamespace(layer_decay=factor)
-        return plan_layer_decay(config, network)
-
-    assert factors(1.0) == {}
-    found = {path.split("/")[-2]: fraction for path, fraction in factors(0.5).items()}
+    assert plan_layer_decay(1.0, toy_classifier) == {}
+    factors = plan_layer_decay(0.5, toy_classifier)
+    found = {path.split("/")[-2]: fraction for path, fraction in factors.items()}
     assert found == {"stem_conv": 0.25, "conv2_conv": 0.5, "conv2_side_conv": 0.5}
