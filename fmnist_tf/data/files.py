@@ -54,15 +54,14 @@ class File:
     E043.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._on_disk, self._named = split_member(Path(path))
-        self._max_bytes = max_bytes
         with ExitStack() as stack:
             self._raw = stack.enter_context(_open_regular(self.path, self._on_disk))
             self._state = _state(os.fstat(self._raw.fileno()))
-            if (size := self._state[0]) > max_bytes:
-                raise file_error("E006", self.path, f"{size} bytes", f"at most {max_bytes} bytes")
+            if (size := self._state[0]) > MAX_BYTES:
+                raise file_error("E006", self.path, f"{size} bytes", f"at most {MAX_BYTES} bytes")
             head = os.pread(self._raw.fileno(), HEAD_BYTES, 0)
             self.kind, self._member = recognise(head), ""
             self._packing = form = self.kind.form
@@ -172,9 +171,9 @@ class File:
         return self._raw.tell()
 
     def _check_growth(self, n_bytes: int) -> None:
-        if n_bytes > self._max_bytes:
-            found = f"more than {self._max_bytes} bytes after decompression"
-            raise file_error("E007", self.path, found, f"at most {self._max_bytes} bytes")
+        if n_bytes > MAX_BYTES:
+            found = f"more than {MAX_BYTES} bytes after decompression"
+            raise file_error("E007", self.path, found, f"at most {MAX_BYTES} bytes")
         if self._packing and n_bytes > max(EXPANSION_FLOOR_BYTES, EXPANSION * self._packed()):
             found = f"{self._packing} data that grows more than {EXPANSION} times"
             raise file_error("E007", self.path, found, "images", "do not trust this file")

@@ -8,7 +8,7 @@ program cuts a file while it is mapped, reading ends the process with SIGBUS.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,51 @@ from fmnist_tf.system.files import remove, remove_leftovers, replacing, require_
 
 _PIXELS, _LABELS, _FACTS = "pixels.bin", "labels.bin", "facts.json"
 
-Block = tuple[NDArray[np.uint8], NDArray[np.int32]]
-"""Pixels (R, 784) and label codes (R,) of some rows."""
-Finish = Callable[[], tuple[NDArray[np.int32] | None, dict[str, Any]]]
-"""Returns the label index of each code, or None if the images are unlabelled; and the other fields
-of the `Table`, as JSON values."""
+Write = Callable[[NDArray[np.uint8]], object]
+"""Takes the pixels (R, 784) of the next rows."""
+Content = tuple[NDArray[np.int32] | None, dict[str, Any]]
+"""The label indices (N,), None if unlabelled, and the other fields of the `Table` as JSON takes
+them."""
 
 
-def read_store(directory: Path, path: str, sha256: str) -> Table | None:
-    """Open a store; None if it is missing, incomplete or corrupt. All its bytes are read once.
+def open_store(directory: Path, path: str, sha256: str, read: Callable[[Write], Content]) -> Table:
+    """Open a store; if it is missing, incomplete or corrupt, write it first.
+
+    If another process has published the same store meanwhile, that one is used.
 
     Args:
-        directory: the store.
+        directory: of the store; its parent is made if needed.
         path: `Table.path`.
         sha256: `Table.sha256`.
+        read: writes the pixels; called if there is no valid store.
+
+    Raises:
+        OSError: the disk is full or fails.
     """
+    if (table := _open(directory, path, sha256)) is not None:
+        return table
+    remove(directory)
+    remove_leftovers(directory.parent)
+    try:
+        with replacing(directory) as temporary:
+            temporary.mkdir()
+            folder = CheckedFolder(temporary)
+            with folder.file(_PIXELS).open("wb") as file:
+                labels, facts = read(lambda rows: file.write(np.ascontiguousarray(rows).data))
+            if labels is not None:
+                labels.astype("<i4").tofile(folder.file(_LABELS))
+            folder.write_json(_FACTS, facts)
+            folder.write_done()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if (table := _open(directory, path, sha256)) is None:
+        raise OSError(errno.EIO, "what was written is not what is read", str(directory))
+    return table
+
+
+def _open(directory: Path, path: str, sha256: str) -> Table | None:
+    """Return the table of a valid store, or None. All its bytes are read once."""
     folder = CheckedFolder(directory)
     try:
         require_unlinked(directory)
@@ -55,56 +85,6 @@ def read_store(directory: Path, path: str, sha256: str) -> Table | None:
         )
     except (UsageError, OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_store(
-    directory: Path,
-    path: str,
-    sha256: str,
-    blocks: Iterable[Block],
-    finish: Finish,
-) -> Table:
-    """Write a store in place of a corrupt one or none, and open it.
-
-    If another process has published the same store meanwhile, that one is used.
-
-    Args:
-        directory: where the store will appear; its parent is made if needed.
-        path: `Table.path`.
-        sha256: `Table.sha256`.
-        blocks: the rows, block by block.
-        finish: called after the last block.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
-    if (table := read_store(directory, path, sha256)) is not None:
-        return table
-    remove(directory)
-    remove_leftovers(directory.parent)
-    try:
-        with replacing(directory) as temporary:
-            temporary.mkdir()
-            _write_files(CheckedFolder(temporary), blocks, finish)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    if (table := read_store(directory, path, sha256)) is None:
-        raise OSError(errno.EIO, "what was written is not what is read", str(directory))
-    return table
-
-
-def _write_files(folder: CheckedFolder, blocks: Iterable[Block], finish: Finish) -> None:
-    codes = []
-    with folder.file(_PIXELS).open("wb") as file:
-        for pixels, block_codes in blocks:
-            file.write(np.ascontiguousarray(pixels).data)
-            codes.append(block_codes)
-    index_of_code, facts = finish()
-    if index_of_code is not None:
-        index_of_code[np.concatenate(codes)].astype("<i4").tofile(folder.file(_LABELS))
-    folder.write_json(_FACTS, facts)
-    folder.write_done()
 
 
 def _map(folder: CheckedFolder, name: str, dtype: str) -> NDArray[Any]:

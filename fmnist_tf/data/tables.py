@@ -6,27 +6,23 @@ import hashlib
 import json
 import os
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.arrays import Parsed, read_images
 from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.csv.reader import read_csv
-from fmnist_tf.data.files import MAX_BYTES, File
+from fmnist_tf.data.files import File
 from fmnist_tf.data.folders import hash_pictures, read_pictures
 from fmnist_tf.data.images import Table
 from fmnist_tf.data.labels import encode_labels, read_labels
 from fmnist_tf.data.locate import find_labels_beside, list_parts
 from fmnist_tf.data.parquet import read_parquet
 from fmnist_tf.data.shards import join_tables, require_alike
-from fmnist_tf.data.store import Block, Finish, read_store, write_store
+from fmnist_tf.data.store import Content, Write, open_store
 from fmnist_tf.errors import file_error
 
 READER_VERSION = 4
@@ -34,7 +30,7 @@ READER_VERSION = 4
 FASHION = Convention(background=0, content_side=IMAGE_SIZE)
 """Bright objects that fill a black image."""
 
-_Read = Callable[[], tuple[Iterable[Block], Finish]]
+_Read = Callable[[Write], Content]
 
 
 def read_table(
@@ -44,7 +40,6 @@ def read_table(
     label_column: str | None = None,
     labels: Path | None = None,
     convention: Convention = FASHION,
-    max_bytes: int = MAX_BYTES,
 ) -> Table:
     """Read and check images, or open the store that an earlier call wrote. Memory is bounded.
 
@@ -58,19 +53,18 @@ def read_table(
         labels: a file of labels, for images that have none of their own; those of IDX and NPY files
             are found beside them.
         convention: of the images that pictures are converted to if they are not grey and 28x28.
-        max_bytes: greatest size of the file, and of its content after decompression.
 
     DataError: E001..E046, see docs/data.md; all faults of a CSV at once.
     """
     paths, store_dir = list_parts(path), Path(store_dir)
     if len(paths) == 1:
-        return _read_file(paths[0], store_dir, label_column, labels, convention, max_bytes)
+        return _read_file(paths[0], store_dir, label_column, labels, convention)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a mapped file stays open
     if 0 < soft < (wanted := len(paths) + 512):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard % 2**63), hard))
     tables: list[Table] = []
     for part in paths:
-        tables.append(_read_file(part, store_dir, label_column, None, convention, max_bytes))
+        tables.append(_read_file(part, store_dir, label_column, None, convention))
         require_alike(tables[0], tables[-1])
         if tables[0].first_line == 1 and tables[0].label_field:
             # Without a header, what the first file holds decides for the others.
@@ -85,14 +79,13 @@ def _read_file(
     label_column: str | None,
     labels: Path | None,
     convention: Convention,
-    max_bytes: int,
 ) -> Table:
     read: _Read
     if os.path.isdir(path):
         read = partial(_encode, path, "pictures", partial(read_pictures, path, convention))
         table = _open(path, hash_pictures(path), store_dir, str(convention), read)
     else:
-        with File(path, max_bytes) as file:
+        with File(path) as file:
             form = file.kind.form
             if form == "text":
                 read = partial(read_csv, file, label_column, store_dir)
@@ -103,41 +96,29 @@ def _read_file(
                 read = partial(_encode, path, form, partial(read_images, path))
             else:
                 raise file.kind.refuse(path, "images")
-            checked = partial(_check_after, file, read)
-            table = _open(path, file.read_sha256(), store_dir, label_column, checked)
+
+            def read_unchanged(write: Write) -> Content:
+                content = read(write)
+                file.check_unchanged()  # else no store appears
+                return content
+
+            table = _open(path, file.read_sha256(), store_dir, label_column, read_unchanged)
     return table if labels is None else _add_labels(table, labels)
 
 
 def _open(path: Path, sha256: str, store_dir: Path, option: str | None, read: _Read) -> Table:
     """Open the store of a file, which depends on the option, or read the file into it."""
     options = json.dumps([READER_VERSION, option]).encode()
-    directory = store_dir / f"{sha256}-{hashlib.sha256(options).hexdigest()[:16]}"
-    table = read_store(directory, str(path), sha256)
-    return table or write_store(directory, str(path), sha256, *read())
+    name = f"{sha256}-{hashlib.sha256(options).hexdigest()[:16]}"
+    return open_store(store_dir / name, str(path), sha256, read)
 
 
-def _check_after(file: File, read: _Read) -> tuple[Iterable[Block], Finish]:
-    """Let no store appear if the file changed while it was read."""
-    blocks, finish = read()
-
-    def finish_checked() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
-        file.check_unchanged()
-        return finish()
-
-    return blocks, finish_checked
-
-
-def _encode(path: Path, form: str, parse: Callable[[], Parsed]) -> tuple[list[Block], Finish]:
+def _encode(path: Path, form: str, parse: Callable[[], Parsed], write: Write) -> Content:
     pixels, labels, decisions = parse()
-    values, index = encode_labels(path, labels or ["0"] * len(pixels))
-    places = None if labels is None else np.arange(len(values), dtype=np.int32)
-    facts = {
-        "form": form,
-        "label_values": values if labels else (),
-        "decisions": decisions,
-        "layout": "; ".join(decisions),
-    }
-    return [(pixels, index)], lambda: (places, facts)
+    values, index = ((), None) if labels is None else encode_labels(path, labels)
+    write(pixels)
+    layout = "; ".join(decisions)
+    return index, {"form": form, "label_values": values, "decisions": decisions, "layout": layout}
 
 
 def _add_labels(table: Table, path: Path) -> Table:

@@ -31,7 +31,7 @@ from fmnist_tf.data.csv.faults import LINE_BYTES, SCALED, fault
 from fmnist_tf.data.csv.layout import Layout, plan_layout
 from fmnist_tf.data.files import File
 from fmnist_tf.data.labels import LabelCodes
-from fmnist_tf.data.store import Block, Finish
+from fmnist_tf.data.store import Content, Write
 from fmnist_tf.errors import DataError, Problem, file_error
 
 HEAD_BYTES = 1 << 20
@@ -44,19 +44,19 @@ _BLANK = b" \t\r\n\x1a"  # Ctrl-Z ends a text file of DOS
 _NUMERIC = b"0123456789.+-eE \t\r\n"
 
 
-def read_csv(
-    file: File, label_column: str | None, store_dir: Path
-) -> tuple[Iterator[Block], Finish]:
-    """Return the rows, read when they are asked for, and what `write_store` calls after the last.
+def read_csv(file: File, label_column: str | None, store_dir: Path, write: Write) -> Content:
+    """Read the rows, and return what a store keeps beside their pixels.
 
     Args:
         file: of text.
         label_column: the label's name in the header, its number from 1, "first" or "last";
             default: decided by the names, else by what the columns hold.
         store_dir: on the disk that must have room for the images.
+        write: takes the pixels, block by block.
 
     Raises:
-        DataError: E004, E009..E023, E025, E026, E038, E044; from the rows all others to E041.
+        DataError: E004, E009..E023, E025, E026, E038, E044; if there is none of them, all faults of
+            the rows.
     """
     head = b""
     with suppress(DataError):  # raised again, with all other faults, by the rows
@@ -80,22 +80,18 @@ def read_csv(
     layout = plan_layout(file.path, head, label_column, sample_lines)
     _check_room(file.path, layout, head, n_bytes, store_dir)
     rows = _Rows(file.path, layout)
-
-    def finish() -> tuple[NDArray[np.int32] | None, dict[str, Any]]:
-        is_labelled = bool(layout.label_columns)
-        values, place = rows.labels.sort()
-        header = "a header and" if layout.top.names else "no header,"
-        labels = ", ".join(str(column + 1) for column in layout.label_columns) or "none"
-        facts = {
-            "label_values": values if is_labelled else (),
-            "first_line": layout.top.n_lines + 1,
-            "decisions": [*dict.fromkeys(file.notes), *layout.decisions],
-            "label_field": layout.label_columns[0] + 1 if is_labelled else None,
-            "layout": f"{header} {layout.width} columns, label: {labels}",
-        }
-        return (place if is_labelled else None), facts
-
-    return rows.read(_read_chunks(file)), finish
+    codes = rows.read(_read_chunks(file), write)
+    values, place = rows.labels.sort()
+    is_labelled = bool(layout.label_columns)
+    header = "a header and" if layout.top.names else "no header,"
+    labels = ", ".join(str(column + 1) for column in layout.label_columns) or "none"
+    return (place[codes] if is_labelled else None), {
+        "label_values": values if is_labelled else (),
+        "first_line": layout.top.n_lines + 1,
+        "decisions": [*dict.fromkeys(file.notes), *layout.decisions],
+        "label_field": layout.label_columns[0] + 1 if is_labelled else None,
+        "layout": f"{header} {layout.width} columns, label: {labels}",
+    }
 
 
 def _read_text(file: File) -> Iterator[bytes]:
@@ -141,8 +137,6 @@ def _check_room(path: str, layout: Layout, head: bytes, n_bytes: int, folder: Pa
     """Compare the estimated size of the store with the free space; E044."""
     n_rows = int(n_bytes * max(head.count(b"\n") - layout.top.n_lines, 1) / len(head))
     needed = n_rows * (N_PIXELS + (8 if layout.label_columns else 0))
-    while not folder.exists():
-        folder = folder.parent
     if needed > (free := shutil.disk_usage(folder).free):
         found = f"about {n_rows} images, which need {needed} bytes in {folder}"
         hint = "free some space, or put the run directory elsewhere"
@@ -158,8 +152,8 @@ class _Rows:
         self._problems: list[Problem] = []
         self._totals: Counter[str] = Counter()
 
-    def read(self, chunks: Iterator[bytes]) -> Iterator[Block]:
-        """Yield the rows below the top of the text; what has a fault is 0.
+    def read(self, chunks: Iterator[bytes], write: Write) -> NDArray[np.int32]:
+        """Write the rows below the top of the text; return their label codes, (N,).
 
         Raises:
             DataError: all faults of the file, after its last row.
@@ -167,6 +161,7 @@ class _Rows:
         layout = self._layout
         line = first = layout.top.n_lines + 1
         brightest = 0
+        codes = []
         try:
             for chunk in chunks:
                 if line == first:
@@ -174,9 +169,10 @@ class _Rows:
                 if not chunk:
                     continue
                 pixels, cells = _read_plain(chunk, layout) or self._read_exactly(chunk, line)
-                codes = [self._encode(cell, number) for number, cell in enumerate(cells, line)]
+                of_chunk = [self._encode(cell, number) for number, cell in enumerate(cells, line)]
+                codes.append(np.array(of_chunk, np.int32))
                 brightest = max(brightest, int(pixels.max()))
-                yield to_28(pixels, *SHAPES[len(layout.pixel_columns)]), np.array(codes, np.int32)
+                write(to_28(pixels, *SHAPES[len(layout.pixel_columns)]))
                 line += len(pixels)
         except DataError as error:
             self._problems += error.problems
@@ -190,6 +186,7 @@ class _Rows:
                 self._problems = [replace(problem, hint=SCALED) for problem in self._problems]
             self._problems.sort(key=lambda p: (p.line is None, p.line or 0, p.column or 0))
             raise DataError(self._problems, self._totals)
+        return np.concatenate(codes)
 
     def _encode(self, cell: str | None, line: int) -> int:
         """Return the code of a label, 0 if there is none or if it has a fault."""
