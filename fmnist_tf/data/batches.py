@@ -63,23 +63,6 @@ class ArrayRows:
         return np.asarray(self.array[rows])
 
 
-class PickedRows:
-    """Some rows of another source: row r is row `picked[r]` there."""
-
-    def __init__(self, source: RowSource, picked: np.ndarray) -> None:
-        self.source, self.picked = source, picked
-        self.n_rows, self.row_shape, self.dtype = len(picked), source.row_shape, source.dtype
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the other source's digest and the row numbers."""
-        return _sha256(f"picked {self.source.digest}", np.asarray(self.picked, np.int64))
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return these rows, (B, *row_shape)."""
-        return self.source.take(self.picked[rows])
-
-
 class FlippedRows:
     """The mirror images of another source with rows of (784,) uint8."""
 

@@ -155,10 +155,11 @@ class Pixels:
 
     def pick(self, rows: NDArray[np.int64]) -> Pixels:
         """Return the images with these row numbers, which are not copied."""
+        name = f"picked {self.digest}".encode()
         return replace(
             self,
             pixels=JoinedRows([self.pixels], rows),
             labels=self.labels[rows],
-            digest=hashlib.sha256(self.digest.encode() + rows.astype("<i8").tobytes()).hexdigest(),
+            digest=hashlib.sha256(name + rows.astype("<i8").tobytes()).hexdigest(),
             find=lambda picked: self.find(rows[picked]),
         )

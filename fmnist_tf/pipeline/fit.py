@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fmnist_tf.cli.terminal import GREEN, progress_bar, say, warn
-from fmnist_tf.data.batches import ArrayRows, PickedRows
+from fmnist_tf.data.batches import ArrayRows
 from fmnist_tf.model.classifier import find_standardization, set_statistics, split_classifier
 from fmnist_tf.model.phases import digest_weights, verify_plan
 from fmnist_tf.pipeline.network import Network
@@ -89,8 +89,8 @@ def fit(
     pool = np.sort(np.concatenate([splits.train, splits.val]))
     train_rows = np.searchsorted(pool, splits.train)
     val_rows = np.searchsorted(pool, splits.val)
-    labels = train.labels[pool]
-    pixels = PickedRows(ArrayRows(train.pixels, train.digest), pool)
+    images = train.pick(pool)
+    labels, pixels = images.labels, ArrayRows(images.pixels, images.digest)
 
     # --- Network: cut below the lowest trainable layer; features below the cut are cached --------
     split = split_classifier(network.classifier, network.plan.lowest, precision)
