@@ -67,14 +67,15 @@ class Convention:
 
 
 def measure_convention(pixels: PixelRows) -> Convention:
-    """Measure the convention of images (N, 784), N >= 1."""
-    background = measure_background(pixels)
-    contrast = measure_contrast(_pick(pixels), background)
-    is_content = contrast > 0
-    full = is_content.any(axis=(1, 2))
-    if not full.any():
+    """Measure the convention of images (N, 784), N >= 1; of many, some evenly spaced ones count."""
+    images = pixels[:: 1 + len(pixels) // _ENOUGH]
+    background = int(np.median(images[:, _EDGE]))
+    contrast = np.abs(images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.int64) - background)
+    contrast[contrast <= TOLERANCE] = 0
+    contrast = contrast[contrast.any(axis=(1, 2))]
+    if not len(contrast):
         return Convention(background, 1)
-    contrast, is_content = contrast[full], is_content[full]
+    is_content = contrast > 0
     top, bottom = _ends(is_content.max(axis=2))
     left, right = _ends(is_content.max(axis=1))
     # The centre that varies less over the images is the one that was put in the middle.
@@ -95,17 +96,6 @@ def measure_convention(pixels: PixelRows) -> Convention:
     )
 
 
-def measure_background(pixels: PixelRows) -> int:
-    """Return the median grey level, 0..255, of the edge pixels of images (N, 784)."""
-    return int(np.median(_pick(pixels)[:, _EDGE]))
-
-
-def measure_contrast(pixels: NDArray[np.uint8], background: int) -> NDArray[np.int64]:
-    """Return how far images (N, 784) are from the background, (N, 28, 28); 0 within TOLERANCE."""
-    contrast = np.abs(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.int64) - background)
-    return np.where(contrast > TOLERANCE, contrast, 0)
-
-
 def find_centre_of_mass(contrast: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the rows and the columns, (N,) each, of the centres of mass of (N, H, W)."""
     total = contrast.sum(axis=(1, 2))
@@ -122,11 +112,6 @@ def measure_thickness(is_content: NDArray[np.bool_]) -> NDArray[np.int64]:
         thickness += 2 * is_content.any(axis=(1, 2))
         is_content = ndimage.binary_erosion(is_content, np.ones((1, 3, 3), bool))
     return np.maximum(thickness, 0)
-
-
-def _pick(pixels: PixelRows) -> NDArray[np.uint8]:
-    """Return enough images, evenly spaced."""
-    return pixels[:: 1 + len(pixels) // _ENOUGH]
 
 
 def _ends(occupied: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,6 +9,7 @@ is higher than with new writers.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,39 +26,31 @@ DIGESTS = (
 """Of the train table: `digest` and `label_digest`. A copy of the images is known by them."""
 
 
-def load_sample() -> tuple[
-    NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]
-]:
+def read_sample() -> tuple[Table, Table]:
     """Return the sample, enlarged to 28x28 (bilinear), divided by a fixed, stratified draw.
 
-    Train pixels (1527, 784), 0 = background, train labels (1527,); the same of 270 test images.
+    1527 train and 270 test images, 0 = background.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
-    levels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    digits, labels = load_digits(return_X_y=True)
+    levels = np.rint(digits * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     side, bilinear = (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR
-    images = [Image.fromarray(image).resize(side, bilinear) for image in levels]
-    pixels, labels = np.stack(images).reshape(-1, N_PIXELS), labels.astype(np.int64)
-    train, test = plan_holdout(labels, fraction=TEST_FRACTION, seed=TEST_SEED, part="test", hint="")
-    return pixels[train], labels[train], pixels[test], labels[test]
+    images = [np.asarray(Image.fromarray(level).resize(side, bilinear)) for level in levels]
+    pixels, index = np.stack(images).reshape(-1, N_PIXELS), labels.astype("<i4")
+    rows = plan_holdout(index, fraction=TEST_FRACTION, seed=TEST_SEED, part="test", hint="")
+    train, test = (_to_table(pixels[part], index[part]) for part in rows)
+    return replace(train, path=f"{PATH}, train"), replace(test, path=f"{PATH}, test")
 
 
-def read_sample() -> tuple[Table, Table]:
-    """Return the train and the test images as tables."""
-    arrays = load_sample()
-    return _to_table("train", *arrays[:2]), _to_table("test", *arrays[2:])
-
-
-def _to_table(part: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> Table:
-    index = labels.astype("<i4")
+def _to_table(pixels: NDArray[np.uint8], index: NDArray[np.int32]) -> Table:
     digest, label_digest = (hashlib.sha256(array.data).hexdigest() for array in (pixels, index))
     return Table(
         pixels=pixels,
         label_index=index,
         label_values=tuple("0123456789"),
-        path=f"{PATH}, {part}",
+        path=PATH,
         # There is no file; this stands for the bytes of both arrays.
         sha256=hashlib.sha256((digest + label_digest).encode()).hexdigest(),
         digest=digest,

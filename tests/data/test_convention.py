@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from fmnist_tf.data.convention import Convention, measure_background, measure_convention
-from fmnist_tf.data.sample import load_sample
+from fmnist_tf.data.convention import Convention, measure_convention
+from fmnist_tf.data.sample import read_sample
 
 
 @pytest.mark.parametrize("background", [0, 255, 100])
@@ -33,7 +33,8 @@ def test_background_is_the_median_of_the_edges(seed: int, n: int, high: int) -> 
     images = np.random.default_rng(seed).integers(0, high, (n, 28, 28)).astype(np.uint8)
     inside = np.zeros((28, 28), bool)
     inside[1:-1, 1:-1] = True
-    assert measure_background(images.reshape(n, 784)) == int(np.median(images[:, ~inside]))
+    found = measure_convention(images.reshape(n, 784)).background
+    assert found == int(np.median(images[:, ~inside]))
 
 
 def test_content_tolerates_what_is_nearly_background() -> None:
@@ -62,7 +63,7 @@ def test_the_centre_that_varies_less_is_the_convention(background: int, centring
 
 
 def test_the_sample_fills_its_box() -> None:
-    found = measure_convention(load_sample()[0])
+    found = measure_convention(read_sample()[0].pixels)
     assert (found.content_side, found.centring, found.has_strokes) == (28, "box", True)
     assert found.drift == 3  # from side to side
 

@@ -18,12 +18,13 @@ import pytest
 from fmnist_tf.data.arrays import to_28
 from fmnist_tf.data.csv.columns import label_likeness
 from fmnist_tf.data.images import Table
-from fmnist_tf.data.sample import load_sample
+from fmnist_tf.data.sample import read_sample
 from fmnist_tf.data.tables import read_table as read_csv
 from fmnist_tf.errors import DataError
 
 N = 120
-PIXELS, LABELS = (array[:N] for array in load_sample()[:2])
+SAMPLE, _ = read_sample()
+PIXELS, LABELS = SAMPLE.pixels[:N], SAMPLE.label_index[:N]
 NAMES = [f"pixel{i}" for i in range(1, 785)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fmnist_tf.data import sample
-from fmnist_tf.data.sample import load_sample, read_sample
+from fmnist_tf.data.sample import read_sample
 
 
 def test_the_arrays_are_the_recorded_ones_and_the_division_is_stratified() -> None:
@@ -24,8 +24,8 @@ def test_the_arrays_are_the_recorded_ones_and_the_division_is_stratified() -> No
 def test_images_are_enlarged_and_bright_on_black() -> None:
     from sklearn.datasets import load_digits
 
-    pixels, labels, _, _ = load_sample()
-    images = pixels.reshape(-1, 28, 28)
+    train, _ = read_sample()
+    images, labels = train.pixels.reshape(-1, 28, 28), train.label_index
     assert np.median(images[:, :, [0, -1]]) == 0
     # Pixels 5, 12, 19 and 26 lie on the middles of the original pixels 1, 3, 5 and 7.
     originals = load_digits()

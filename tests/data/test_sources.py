@@ -21,7 +21,7 @@ from fmnist_tf.data.downloads import DownloadError
 from fmnist_tf.data.files import is_there
 from fmnist_tf.data.labels import FASHION_MNIST
 from fmnist_tf.data.locate import find_tables
-from fmnist_tf.data.sample import load_sample
+from fmnist_tf.data.sample import read_sample
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.errors import DataError, UsageError
 
@@ -281,9 +281,9 @@ def test_auto_without_data_or_network_uses_the_sample_and_says_so(read, data_dir
     assert (dataset.name, dataset.kind) == ("sample", "sample")
     assert dataset.train.class_names == DIGITS
     assert dataset.warnings[0].startswith("WARNING: THIS IS THE BUILT-IN SAMPLE")
-    found = (dataset.train.pixels, dataset.train.labels, dataset.test.pixels, dataset.test.labels)
-    for array, expected in zip(found, load_sample(), strict=True):
-        np.testing.assert_array_equal(array, expected)
+    for found, expected in zip((dataset.train, dataset.test), read_sample(), strict=True):
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        np.testing.assert_array_equal(found.labels, expected.label_index)
     assert find_source(dataset.files[0].path) == "sample"
     assert not data_dir.exists()
     with pytest.raises(DownloadError):
@@ -297,7 +297,8 @@ def test_sample_is_the_sample_whatever_else_there_is(read, cached, data_dir, sai
 
 
 def test_a_copy_of_the_sample_is_known_by_its_content(read, tmp_path) -> None:
-    pixels, labels, _, _ = load_sample()
+    train, _ = read_sample()
+    pixels, labels = train.pixels.copy(), train.label_index
     dataset = read(write(tmp_path / "my-fashion.csv", labels, 1, pixels=pixels))
     assert (dataset.name, dataset.kind) == ("sample", "sample")
     assert "SAMPLE" in dataset.warnings[0]
