@@ -133,11 +133,14 @@ def compare(
         return []
     problems: list[tuple[str, str]] = []
     flags = ""
-    if factor := _range_factor(summary, pixels):
-        peak, trained = _brightest(pixels), _peak(summary)
+    peak, trained = max(int(block.max()) for block in read_blocks(pixels)), _peak(summary)
+    # Less than half as bright as 999 of 1,000 draws of N training images, or twice as any.
+    peaks = _examples(summary).max(axis=1, initial=0)
+    usual = np.quantile(peaks, 0.001 ** (1 / len(pixels))) if len(peaks) else 0
+    if peak and (2 * peak < usual or peak > 2 * trained > 0):
         text = f"no pixel passes {peak}, training images reach {trained}"
         problems.append(("W051", f"{text}, as if scaled to 0..{_range_end(peak)}"))
-        flags += f" --scale {factor:.6g}"
+        flags += f" --scale {_range_end(trained) / _range_end(peak):.6g}"
     n = min(len(pixels), _SAMPLE)
     rows = np.sort(np.random.default_rng(0).choice(len(pixels), n, replace=False))
     fits, own = _fit(summary, pixels[rows])
@@ -186,23 +189,6 @@ def _range_end(peak: int) -> int:
 
 def _peak(summary: DataSummary) -> int:
     return int(np.flatnonzero(summary.histogram).max(initial=0))
-
-
-def _brightest(pixels: PixelRows) -> int:
-    return max(int(block.max()) for block in read_blocks(pixels))
-
-
-def _range_factor(summary: DataSummary, pixels: PixelRows) -> float | None:
-    """Return what gives the images the training images' range of grey levels, None if they have it.
-
-    They are less than half as bright as 999 of 1,000 draws of N training images, or twice as any.
-    """
-    peak, trained = _brightest(pixels), _peak(summary)
-    peaks = _examples(summary).max(axis=1, initial=0)
-    usual = np.quantile(peaks, 0.001 ** (1 / len(pixels))) if len(peaks) else 0
-    if peak and (2 * peak < usual or peak > 2 * trained > 0):
-        return _range_end(trained) / _range_end(peak)
-    return None
 
 
 def _examples(summary: DataSummary) -> NDArray[np.uint8]:
