@@ -59,7 +59,7 @@ def plan_layout(
     Args:
         path: the file, for the errors.
         head: the first bytes of the text.
-        label_column: what the user gave: a name, a number from 1, "first" or "last"; or None.
+        label_column: see `read_table`.
         sample_lines: returns lines from all over the file, without this many at its top.
     """
     lines = head.split(b"\n")

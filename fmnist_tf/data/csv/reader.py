@@ -49,8 +49,7 @@ def read_csv(file: File, label_column: str | None, store_dir: Path, write: Write
 
     Args:
         file: of text.
-        label_column: the label's name in the header, its number from 1, "first" or "last";
-            default: decided by the names, else by what the columns hold.
+        label_column: see `read_table`.
         store_dir: on the disk that must have room for the images.
         write: takes the pixels, block by block.
 
