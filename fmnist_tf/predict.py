@@ -13,7 +13,6 @@ import contextlib
 import csv
 import functools
 import io
-import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -156,12 +155,11 @@ def _save_crops(sources: Sequence[Images], folder: Path) -> None:
     taken = {Path(source.name).resolve() for source in sources}
     pictures = [source for source in sources if source.first_line is None]
     for source in pictures:
-        name = f"{Path(source.name).stem}-28x28"
-        names = (
-            f"{name}{suffix}.png"
-            for suffix in itertools.chain([""], (f"-{k}" for k in itertools.count(2)))
-        )
-        path = next(path for each in names if (path := (folder / each).resolve()) not in taken)
+        name, number = f"{Path(source.name).stem}-28x28", 1
+        path = (folder / f"{name}.png").resolve()
+        while path in taken:
+            number += 1
+            path = (folder / f"{name}-{number}.png").resolve()
         taken.add(path)
         with write_atomically(path) as file:
             Image.fromarray(source.pixels[0].reshape(28, 28)).save(file, "PNG")

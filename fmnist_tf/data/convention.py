@@ -9,7 +9,7 @@ brought into the convention of the images that the network was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -52,13 +52,9 @@ class Convention:
         # 0.25 in MNIST, 0.46 in scikit-learn's digits, which are blurred, 0.68 in Fashion-MNIST.
         return self.thickness < 0.55 * self.content_side
 
-    def to_record(self) -> dict[str, Any]:
-        """Return the attributes as JSON takes them."""
-        return asdict(self)
-
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Convention:
-        """Return what `to_record` was made from; entries that the first runs lack have defaults."""
+        """Return the convention of a run's JSON; entries that the first runs lack have defaults."""
         later = {
             name: record[name] for name in ("centring", "thickness", "drift") if name in record
         }

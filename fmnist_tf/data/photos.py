@@ -52,11 +52,6 @@ class Picture(NamedTuple):
     """Why the object may not be the one that was meant, a sentence each."""
 
 
-def is_picture(path: Path) -> bool:
-    """Return whether the file starts as a picture does that can be read, whatever its name."""
-    return find_kind(path).form == "picture"
-
-
 def read_picture(path: Path, convention: Convention) -> Picture:
     """Read a picture and convert it to what the training images look like.
 

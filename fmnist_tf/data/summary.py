@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
         remove(path)  # if it is corrupt; it is computed again
     found = _inspect(train, test)
     kept: dict[str, Any] = found.summary.to_arrays()
-    kept["convention"] = json.dumps(found.convention.to_record())
+    kept["convention"] = json.dumps(asdict(found.convention))
     with write_atomically(path) as file:
         np.savez(file, **kept, warnings=np.array(found.warnings, str))
     return found

@@ -165,7 +165,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "files": [file.to_record() for file in dataset.files],
         "decisions": list(dataset.decisions),
         "warnings": list(dataset.warnings),
-        **dataset.convention.to_record(),
+        **asdict(dataset.convention),
     }
 
 

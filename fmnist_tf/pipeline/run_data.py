@@ -17,11 +17,11 @@ import numpy as np
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
 from fmnist_tf.data import tables
 from fmnist_tf.data.compare import compare
-from fmnist_tf.data.files import is_there, split_member
+from fmnist_tf.data.files import find_kind, is_there, split_member
 from fmnist_tf.data.images import PixelRows, Pixels, Table
 from fmnist_tf.data.labels import index_classes, map_labels
 from fmnist_tf.data.locate import expand_path, list_parts, pick_table
-from fmnist_tf.data.photos import is_picture, read_picture
+from fmnist_tf.data.photos import read_picture
 from fmnist_tf.data.sources import Dataset, find_source, read_dataset
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.errors import DataError, UsageError, printable
@@ -121,7 +121,7 @@ def read_inputs(run: SavedRun, path: Path, label_column: str | None = None) -> l
 
 
 def _read_input(run: SavedRun, path: Path, label_column: str | None) -> Images:
-    if not split_member(path)[1] and is_picture(path):
+    if not split_member(path)[1] and find_kind(path).form == "picture":
         pixels, notes, warnings = read_picture(path, run.convention)
         say(f"{path}: {'; '.join(notes)}")
         for warning in warnings:

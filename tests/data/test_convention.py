@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_the_sample_fills_its_box() -> None:
 
 def test_a_record_comes_back_and_an_old_one_gets_defaults() -> None:
     found = Convention(3, 20, "mass", 5, (0.05, 0.2))
-    assert Convention.from_record(json.loads(json.dumps(found.to_record())) | {"x": 1}) == found
+    assert Convention.from_record(json.loads(json.dumps(asdict(found))) | {"x": 1}) == found
     assert Convention.from_record({"background": 0, "content_side": 28}) == Convention(0, 28)
     with pytest.raises(KeyError):
         Convention.from_record({"background": 0})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fmnist_tf.data import photos
 from fmnist_tf.data.convention import Convention
-from fmnist_tf.data.photos import is_picture, read_picture
+from fmnist_tf.data.photos import read_picture
 from fmnist_tf.errors import UsageError
 
 COLOURS = {  # background, object
@@ -221,7 +221,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, found in ((".", "a directory"), ("x", "no such file"), ("pipe", "a pipe")):
         with pytest.raises(UsageError, match=found):
-            is_picture(tmp_path / name)
+            read_picture(tmp_path / name, Convention(0, 28))
 
 
 @settings(max_examples=60, deadline=None)
