@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fmnist_tf.data.csv.cells import is_whole, label_text, pixel_value
+from fmnist_tf.data.csv.faults import refuse
 
 CLEAR = 4
 """How many times as label-like the better of two columns must be. Of 1,000 rows of Fashion-MNIST or
@@ -42,12 +43,14 @@ def label_likeness(rows: Rows, column: int, beside: int) -> float:
     return float((1 - abs(_correlation(*np.transpose(known)))) * density * (1 - most_common))
 
 
-def choose_label(rows: Rows, columns: Sequence[int], beside: Sequence[int]) -> int | None:
-    """Return which of two columns is the label; None if it is not clear."""
+def choose_label(rows: Rows, columns: Sequence[int], beside: Sequence[int]) -> int:
+    """Return which of two columns is the label; E026, it is not clear."""
     scores = [label_likeness(rows, *pair) for pair in zip(columns, beside, strict=True)]
     best = int(scores[1] > scores[0])
-    is_clear = scores[best] >= max(MIN_LIKENESS, CLEAR * scores[1 - best])
-    return columns[best] if is_clear else None
+    if scores[best] < max(MIN_LIKENESS, CLEAR * scores[1 - best]):
+        first, last = (", ".join(row[column].strip() for row in rows[:8]) for column in columns)
+        raise refuse("E026 unclear", columns[0] + 1, first, columns[1] + 1, last)
+    return columns[best]
 
 
 def is_one_hot(rows: Rows, columns: Sequence[int]) -> bool:

@@ -121,7 +121,10 @@ class _Columns:
                 have = ", ".join(printable(names[c]) for c in others[:5]) or "none"
                 raise refuse("E026", label_column, have)
         elif ends and not others:
-            return _choose_end(self.sample, ends, (run[1], run[-2]))
+            column = choose_label(self.sample, ends, (run[1], run[-2]))
+            values = {row[column] for row in self.sample}
+            why = f"{len(values)} values in {len(self.sample)} rows, unlike the pixel beside it"
+            return (column,), (), f"the label is column {column + 1}, by what it holds: {why}"
         if like:
             name = f", {printable(names[like[0]])}" if self._top.names else ""
             return (like[0],), (), f"the label is column {like[0] + 1}{name}"
@@ -214,18 +217,6 @@ def _find_pixels(norms: list[str]) -> tuple[dict[str, list[int]], int]:
     is_run = {n, n - 1} & set(SHAPES) and max(places) == (base + n - 1,)
     size = n if is_run else N_PIXELS
     return {f"{prefix}{x}": places.get((x,), []) for x in range(base, base + size)}, n
-
-
-def _choose_end(
-    rows: list[list[str]], ends: tuple[int, ...], beside: tuple[int, ...]
-) -> tuple[tuple[int], tuple[()], str]:
-    """Return the end of a run of columns that holds labels, and why; E026, it is not clear."""
-    if (column := choose_label(rows, ends, beside)) is None:
-        first, last = (", ".join(row[end].strip() for row in rows[:8]) for end in ends)
-        raise refuse("E026 unclear", ends[0] + 1, first, ends[1] + 1, last)
-    why = f"{len({row[column] for row in rows})} values in {len(rows)} rows"
-    why = f"the label is column {column + 1}, by what it holds: {why}, unlike the pixel beside it"
-    return (column,), (), why
 
 
 def _name_classes(names: list[str]) -> tuple[str, ...]:
