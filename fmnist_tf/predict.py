@@ -129,13 +129,14 @@ def _check_flags(flags: argparse.Namespace) -> None:
         check_folder("--save-crops", flags.save_crops)
     if flags.out is None:
         return
+    from fmnist_tf.data.files import split_member
     from fmnist_tf.data.locate import list_parts
 
     check_target("--out", flags.out)
     paths: list[Path] = []
     for pattern in flags.inputs if flags.out.exists() else ():
         with contextlib.suppress(UsageError):  # said when it is read
-            paths += list_parts(pattern)
+            paths += [split_member(part)[0] for part in list_parts(pattern)]
     if any(p.exists() and flags.out.samefile(p) for p in paths):
         raise UsageError(
             f"--out {flags.out}: expected another file than the inputs; it would be replaced"

@@ -122,9 +122,12 @@ def test_good_inputs_are_predicted_and_bad_ones_named(folder: Path, capsys) -> N
     [["none.png", "--out", "o.csv"], ["a.jpg", "--top", "0"], ["a.jpg", "--out", "."],
       ["toy_test.csv", "--out", "./toy_test.csv"],
       ["toy_{test,train}.csv", "--out", "toy_test.csv"],
+      ["one.zip/bare.csv", "--out", "one.zip"],
       ["a.jpg", "--save-crops", "toy_test.csv/x"], ["a.jpg", "--save-crops", "b.jpg"]],
 )  # fmt: skip
 def test_bad_usage_writes_nothing(folder: Path, capsys, words: list[str]) -> None:
+    with zipfile.ZipFile("one.zip", "w") as archive:
+        archive.write("bare.csv")
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     assert main(["first", *words]) == 2
     assert capsys.readouterr().out == ""
