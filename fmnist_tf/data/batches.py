@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
-from fmnist_tf.data.images import PixelRows, take_rows
+from fmnist_tf.data.images import MirroredRows, PixelRows, take_rows
 
 # Keeps the random numbers of views apart from those of orders, which come from (seed, epoch).
 _VIEW_STREAM = (0, 0x76696577)
@@ -63,21 +62,9 @@ class ArrayRows:
         return np.asarray(self.array[rows])
 
 
-class FlippedRows:
-    """The mirror images of another source with rows of (784,) uint8."""
-
-    def __init__(self, source: RowSource) -> None:
-        self.source = source
-        self.n_rows, self.row_shape, self.dtype = source.n_rows, source.row_shape, source.dtype
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the other source's digest."""
-        return _sha256(f"flipped {self.source.digest}")
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return these images, (B, 784), flipped."""
-        return flip_pixels(self.source.take(rows))
+def flip_rows(source: ArrayRows) -> ArrayRows:
+    """Return the mirror images of a source with rows of (784,) uint8."""
+    return ArrayRows(MirroredRows(source.array), _sha256(f"flipped {source.digest}"))
 
 
 class StackedRows:
@@ -114,11 +101,6 @@ def _sha256(*parts: str | np.ndarray) -> str:
         else:  # bfloat16 has no buffer of its own: viewed as bytes
             digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def flip_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Return a copy of these images, (B, 784), with left and right exchanged."""
-    return pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)[:, :, ::-1].reshape(-1, N_PIXELS)
 
 
 def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
+
 BLOCK = 4096
 """Images that `read_blocks` reads at once; bounds the memory."""
 
 
 class PixelRows(Protocol):
-    """Images (N, 784) uint8: an array in memory or mapped from disk, or `JoinedRows`."""
+    """Images (N, 784) uint8: an array in memory or mapped from disk, or a view of others."""
 
     def __len__(self) -> int: ...
 
@@ -43,6 +45,20 @@ class JoinedRows:
         numbers = rows.reshape(-1) if self._picked is None else self._picked[rows].reshape(-1)
         taken = take_rows([part.__getitem__ for part in self._parts], self._starts, numbers)
         return taken.reshape(*rows.shape, *taken.shape[1:])
+
+
+class MirroredRows:
+    """The mirror images of others, (N, 784) or (N, 28, 28), made as they are read: (B, 784)."""
+
+    def __init__(self, images: PixelRows) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Any, /) -> NDArray[np.uint8]:
+        images = np.reshape(self._images[rows], (-1, IMAGE_SIZE, IMAGE_SIZE))
+        return images[:, :, ::-1].reshape(-1, N_PIXELS)
 
 
 def take_rows(

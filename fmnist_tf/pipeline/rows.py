@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from fmnist_tf.cli.terminal import boxed, progress_bar, say, warn
-from fmnist_tf.data.batches import FlippedRows, RowSource, StackedRows
+from fmnist_tf.data.batches import ArrayRows, RowSource, StackedRows, flip_rows
 from fmnist_tf.model.classifier import HEAD, SplitClassifier, build_extractor
 from fmnist_tf.pipeline.network import Network
 from fmnist_tf.pipeline.prepare import Experiment
@@ -37,7 +37,7 @@ ComputeFeatures = Callable[[Any], Any]
 
 
 def open_rows(
-    experiment: Experiment, pixels: RowSource, split: SplitClassifier, plan: TrainingPlan
+    experiment: Experiment, pixels: ArrayRows, split: SplitClassifier, plan: TrainingPlan
 ) -> tuple[StackedRows, ComputeFeatures | None, str, list[str]]:
     """Return what the trainer reads, what it computes of that first, the engine, and the caches.
 
@@ -53,7 +53,7 @@ def open_rows(
         plan: gives the number of views and the random augmentations.
     """
     config, network = experiment.config, experiment.network
-    views = (pixels, FlippedRows(pixels))[: plan.n_views]
+    views = (pixels, flip_rows(pixels))[: plan.n_views]
     if not split.has_frozen_layers:
         say("the whole network trains: there are no backbone features to cache")
         return StackedRows(views), None, TENSORFLOW, []

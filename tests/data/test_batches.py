@@ -10,14 +10,13 @@ import pytest
 
 from fmnist_tf.data.batches import (
     ArrayRows,
-    FlippedRows,
     StackedRows,
-    flip_pixels,
+    flip_rows,
     make_batches,
     order_rows,
     pick_views,
 )
-from fmnist_tf.data.images import Pixels
+from fmnist_tf.data.images import JoinedRows, Pixels
 
 ROWS = np.array([2, 3, 5, 7, 11, 13, 17])
 
@@ -56,27 +55,31 @@ def test_every_row_once_in_order_with_its_label(batch_size: int, dtype: type) ->
 def test_a_flip_exchanges_left_and_right_and_undoes_itself() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
     pixels = images.reshape(3, 784)
-    flipped = flip_pixels(pixels)
-    assert (flipped.shape, flipped.dtype) == ((3, 784), np.uint8)
-    np.testing.assert_array_equal(flipped.reshape(3, 28, 28), images[:, :, ::-1])
-    assert (flipped != pixels).any()
-    np.testing.assert_array_equal(flip_pixels(flipped), pixels)
-    assert flip_pixels(pixels[:0]).shape == (0, 784)
+    flipped = flip_rows(ArrayRows(pixels))
+    assert (flipped.n_rows, flipped.row_shape, flipped.dtype) == (3, (784,), np.uint8)
+    rows = np.array([2, 0, 1])
+    mirrored = flipped.take(rows)
+    np.testing.assert_array_equal(mirrored.reshape(3, 28, 28), images[rows, :, ::-1])
+    assert (mirrored != pixels[rows]).any()
+    np.testing.assert_array_equal(flip_rows(flipped).take(rows), pixels[rows])
+    assert flipped.take(rows[:0]).shape == (0, 784)
 
 
 def test_sources_nest_and_read_only_what_is_asked() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 784), np.uint8)
 
-    class Watched(ArrayRows):
-        def take(self, rows: np.ndarray) -> np.ndarray:
-            asked.extend(rows.tolist())
-            return super().take(rows)
+    class Watched(JoinedRows):
+        def __getitem__(self, rows: object) -> np.ndarray:
+            asked.append(rows)
+            return super().__getitem__(rows)
 
-    asked: list[int] = []
-    view = StackedRows((FlippedRows(Watched(pixels)), ArrayRows(pixels)))
-    assert (view.n_rows, view.row_shape, view.dtype) == (18, (784,), np.uint8)
-    np.testing.assert_array_equal(view.take(np.array([4, 8])), flip_pixels(pixels[[4, 8]]))
-    assert asked == [4, 8]
+    asked: list[object] = []
+    view = flip_rows(ArrayRows(Watched([pixels], np.array([8, 1, 4])), "digest"))
+    assert (view.n_rows, view.row_shape, view.dtype) == (3, (784,), np.uint8)
+    asked.clear()
+    images = pixels[[4, 8]].reshape(2, 28, 28)
+    np.testing.assert_array_equal(view.take(np.array([2, 0])).reshape(2, 28, 28), images[..., ::-1])
+    assert np.array(asked).tolist() == [[2, 0]]
 
 
 def test_stacked_rows_are_the_views_one_above_the_other() -> None:
@@ -144,13 +147,13 @@ def test_digests_identify_the_content() -> None:
     sources = [
         rows,
         ArrayRows(changed),
-        FlippedRows(rows),
-        FlippedRows(ArrayRows(changed)),
-        StackedRows((rows, FlippedRows(rows))),
-        StackedRows((FlippedRows(rows), rows)),
+        flip_rows(rows),
+        flip_rows(ArrayRows(changed)),
+        StackedRows((rows, flip_rows(rows))),
+        StackedRows((flip_rows(rows), rows)),
     ]
     assert len({source.digest for source in sources}) == len(sources)
-    again = StackedRows((ArrayRows(pixels.copy()), FlippedRows(ArrayRows(pixels.copy()))))
+    again = StackedRows((ArrayRows(pixels.copy()), flip_rows(ArrayRows(pixels.copy()))))
     assert again.digest == sources[4].digest
 
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tf.data.batches import ArrayRows, FlippedRows
+from fmnist_tf.data.batches import ArrayRows, flip_rows
 from fmnist_tf.data.images import JoinedRows
 from fmnist_tf.system import signals
 from fmnist_tf.training import feature_store, features
@@ -454,7 +454,7 @@ def test_computing_does_not_run_ahead_of_writing(entry: Entry) -> None:
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     n_rows = 50_000
     pixels = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=(n_rows, 784))
-    view = FlippedRows(ArrayRows(JoinedRows([pixels], np.arange(n_rows)), "digest"))
+    view = flip_rows(ArrayRows(JoinedRows([pixels], np.arange(n_rows)), "digest"))
     store = FeatureStore(tmp_path / view.digest, n_rows, (2,))
     tracemalloc.start()
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmnist_tf.data.batches import ArrayRows, FlippedRows, RowSource, make_batches
+from fmnist_tf.data.batches import ArrayRows, RowSource, flip_rows, make_batches
 from fmnist_tf.model.backbones import BACKBONES, build_backbone, find_backbone_spec
 from fmnist_tf.model.classifier import build_classifier, build_extractor, split_classifier
 from fmnist_tf.model.phases import find_kept_block
@@ -170,7 +170,7 @@ def test_key_depends_on_rows_weights_precision_engine_and_graph(
         key(ArrayRows(changed)),
         key(ArrayRows(PIXELS[:-1])),
         key(ArrayRows(PIXELS[::-1])),
-        key(FlippedRows(ArrayRows(PIXELS))),
+        key(flip_rows(ArrayRows(PIXELS))),
         key(precision="bfloat16"),
         *(key(engine=f"openvino {version}") for version in (1, 2)),
         key(network=deeper),

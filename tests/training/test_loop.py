@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fmnist_tf.data.batches import ArrayRows, FlippedRows, StackedRows, order_rows
+from fmnist_tf.data.batches import ArrayRows, StackedRows, flip_rows, order_rows
 from fmnist_tf.model.classifier import build_classifier, find_backbone, split_classifier
 from fmnist_tf.model.phases import apply_plan, digest_weights, plan_phase
 from fmnist_tf.training.features import build_feature_function
@@ -172,7 +172,7 @@ def heads_after(trainer: Trainer, classifier: keras.Model, **changes) -> np.ndar
 def test_views_and_augmentation_change_the_weights_reproducibly(
     make_trainer, toy_classifier
 ) -> None:
-    views = StackedRows((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))
+    views = StackedRows((ArrayRows(PIXELS), flip_rows(ArrayRows(PIXELS))))
     option = {"augment": ("erasing", "mixup"), "n_views": 2, "source": views}
     first, again, without = (
         heads_after(make_trainer(), toy_classifier, **changes) for changes in (option, option, {})
@@ -307,7 +307,7 @@ def test_every_epoch_has_its_own_order_views_and_augmentation(make_trainer, monk
 
     monkeypatch.setattr("fmnist_tf.training.loop.augment", note_augment)
     monkeypatch.setattr("fmnist_tf.training.loop.order_rows", order)
-    views = Watched((ArrayRows(PIXELS), FlippedRows(ArrayRows(PIXELS))))
+    views = Watched((ArrayRows(PIXELS), flip_rows(ArrayRows(PIXELS))))
     changes = {"n_views": 2, "augment": ("shift-crop",), "background": 7}
     list(run(make_trainer(), source=views, **changes))
     # Batches of an epoch are prefetched in any order, then those of val.
