@@ -55,7 +55,7 @@ class ArrayRows:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the array's bytes, unless the caller knew another."""
-        return self._known_digest or _sha256(self.array[:])
+        return self._known_digest or _sha256(np.asarray(self.array[:]).tobytes())
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of these rows."""
@@ -64,7 +64,7 @@ class ArrayRows:
 
 def flip_rows(source: ArrayRows) -> ArrayRows:
     """Return the mirror images of a source with rows of (784,) uint8."""
-    return ArrayRows(MirroredRows(source.array), _sha256(f"flipped {source.digest}"))
+    return ArrayRows(MirroredRows(source.array), _sha256(b"flipped " + source.digest.encode()))
 
 
 class StackedRows:
@@ -85,7 +85,7 @@ class StackedRows:
     @cached_property
     def digest(self) -> str:
         """Of the views' digests."""
-        return _sha256(" ".join(source.digest for source in self.sources))
+        return _sha256(" ".join(source.digest for source in self.sources).encode())
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return these rows, (B, *row_shape), each from its view."""
@@ -93,14 +93,8 @@ class StackedRows:
         return take_rows([source.take for source in self.sources], starts, rows)
 
 
-def _sha256(*parts: str | np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:  # bfloat16 has no buffer of its own: viewed as bytes
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def order_rows(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
