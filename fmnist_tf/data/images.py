@@ -39,8 +39,7 @@ class JoinedRows:
 
     def __getitem__(self, rows: Any, /) -> NDArray[Any]:
         if isinstance(rows, slice):
-            rows = range(len(self))[rows]
-            rows = np.arange(rows.start, rows.stop, rows.step)
+            rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows)
         numbers = rows.reshape(-1) if self._picked is None else self._picked[rows].reshape(-1)
         taken = take_rows([part.__getitem__ for part in self._parts], self._starts, numbers)
