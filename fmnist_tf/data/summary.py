@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fmnist_tf.data import N_PIXELS
 from fmnist_tf.data.convention import Convention, measure_convention
 from fmnist_tf.data.images import BLOCK, Pixels, read_blocks
-from fmnist_tf.errors import printable
-from fmnist_tf.system.files import open_regular, remove, write_atomically
+from fmnist_tf.errors import UsageError, printable
+from fmnist_tf.system.checked import CheckedFolder
+from fmnist_tf.system.files import remove
 
 EXAMPLES = 6
 IMBALANCE_RATIO = 10
@@ -82,21 +83,20 @@ def inspect(train: Pixels, test: Pixels, store_dir: Path) -> Inspection:
     key = hashlib.sha256(repr((_VERSION, train.class_names)).encode())
     for part in (train, test):
         key.update(part.digest.encode() + np.asarray(part.labels, "<i8").tobytes())
-    path = store_dir / f"summary-{key.hexdigest()}.npz"
-    try:
-        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as arrays:
-            return Inspection(
-                DataSummary.from_arrays(arrays),
-                Convention.from_record(json.loads(str(arrays["convention"]))),
-                tuple(map(str, arrays["warnings"])),
-            )
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
-        remove(path)  # if it is corrupt; it is computed again
+    folder, name = CheckedFolder(store_dir), f"summary-{key.hexdigest()}.npz"
+    with suppress(UsageError, ValueError, KeyError):  # missing or corrupt
+        arrays = folder.read_arrays(name)
+        return Inspection(
+            DataSummary.from_arrays(arrays),
+            Convention.from_record(json.loads(str(arrays["convention"]))),
+            tuple(map(str, arrays["warnings"])),
+        )
     found = _inspect(train, test)
-    kept: dict[str, Any] = found.summary.to_arrays()
-    kept["convention"] = json.dumps(asdict(found.convention))
-    with write_atomically(path) as file:
-        np.savez(file, **kept, warnings=np.array(found.warnings, str))
+    arrays = found.summary.to_arrays()
+    arrays["convention"] = np.array(json.dumps(asdict(found.convention)))
+    arrays["warnings"] = np.array(found.warnings, str)
+    remove(folder.file(name))
+    folder.write_arrays(name, arrays)
     return found
 
 
