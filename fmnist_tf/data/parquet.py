@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fmnist_tf.data.arrays import MAX_SIDE, Parsed, to_rows
 from fmnist_tf.data.csv.layout import LABEL_NAMES
-from fmnist_tf.data.files import read_bytes
+from fmnist_tf.data.csv.reader import read_csv
+from fmnist_tf.data.files import File, read_bytes
 from fmnist_tf.data.folders import decode_picture
 from fmnist_tf.data.kinds import recognise
 from fmnist_tf.errors import DataError, file_error
@@ -74,16 +75,15 @@ def _read_columns(path: Path, table: Any, label_column: str | None) -> Parsed:
     """Read a file with a column for each pixel by the rules for CSVs, which find the label."""
     from pyarrow.csv import write_csv
 
-    from fmnist_tf.data.tables import read_table
-
+    pixels: list[NDArray[np.uint8]] = []
     with tempfile.TemporaryDirectory() as folder:
         csv = Path(folder, "table.csv")
         write_csv(table, csv)
         try:
-            images = read_table(csv, folder, label_column=label_column)
+            with File(csv) as file:
+                index, facts = read_csv(file, label_column, Path(folder), pixels.append)
         except DataError as error:
             problems = [replace(problem, path=str(path)) for problem in error.problems]
             raise DataError(problems, error.totals) from None
-    index = images.label_index
-    labels = None if index is None else [images.label_values[k] for k in index]
-    return images.pixels[:], labels, list(images.decisions)
+    labels = None if index is None else [facts["label_values"][k] for k in index]
+    return np.concatenate(pixels), labels, facts["decisions"]
