@@ -221,7 +221,7 @@ def _cut_inside(grey: Grey, piece: Mask, has_strokes: bool) -> tuple[Grey, tuple
     inside = ndimage.binary_erosion(hull, iterations=margin)
     if not inside.any():
         return None
-    box = _find_box(inside)
+    (box,) = ndimage.find_objects(inside, 1)
     inner = _extend(grey[box], inside[box])
     part = _OWN_GROUND[content]
     return None if fit_background(inner, part) is None else (inner, doubts)
@@ -259,12 +259,11 @@ def _gather(
     grown = pieces == ink.argmax()
     while grown.sum() > mask.sum():
         mask = grown
-        box = _find_box(mask)
+        (box,) = ndimage.find_objects(mask, 1)
         reach = _NEAR * max(side.stop - side.start for side in box)
         near = np.unique(pieces[ndimage.distance_transform_edt(~mask) <= reach])
         near = near[(sizes[near] >= _SPECK * sizes[ink.argmax()]) | np.isin(near, pieces[box])]
         grown = np.isin(pieces, near[near > 0])
-    box = _find_box(mask)
     contrast = np.where(mask, scene.contrast, 0)[box]
     height, width = np.divide(contrast.shape, mask.shape)
     at_border = border(mask.shape)
@@ -292,12 +291,6 @@ def _find_doubts(mask: Mask, contrast: Grey, convention: Convention) -> Iterator
     thickness = int(measure_thickness(image[np.newaxis] > 0)[0])
     if thickness > 1.5 * convention.thickness + 1:
         yield f"it is {thickness} pixels thick, training images up to {convention.thickness}"
-
-
-def _find_box(mask: Mask) -> tuple[slice, slice]:
-    """Return the bounding box of what is true."""
-    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
 
 
 def _extend(grey: Grey, known: Mask) -> Grey:
