@@ -7,11 +7,10 @@ mass instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -40,7 +39,7 @@ def compose(
     scaled = scale(contrast, convention.content_side)
     sharp = np.clip(ndimage.convolve(scaled, _SHARPEN, mode="nearest"), 0, 255)
     factor = convention.content_side / max(contrast.shape)
-    own = [IMAGE_SIZE / 2 + place * factor for place in corner]
+    own = IMAGE_SIZE / 2 + np.array(corner) * factor
     image = np.pad(sharp, _margins(sharp, convention.centring, own, convention.drift))
     faint = image <= TOLERANCE
     outside = ndimage.binary_propagation(faint & border(faint.shape), mask=faint)
@@ -68,19 +67,14 @@ def border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return mask
 
 
-def _margins(
-    grey: Grey, centring: str, own: Sequence[float] = (), drift: float = 0
-) -> list[tuple[int, int]]:
-    """Return how many pixels to add before and after each axis."""
+def _margins(grey: Grey, centring: str, own: ArrayLike = (), drift: float = 0) -> NDArray[np.int64]:
+    """Return how many pixels to add before and after each axis, (2, 2)."""
+    room = IMAGE_SIZE - np.array(grey.shape)
+    before = (room + 1) // 2  # as in Fashion-MNIST
     if centring == "mass" and grey.any():
         # The mean over MNIST is (14.0, 14.0), half a pixel right of and below the middle.
-        centres = (float(axis[0]) for axis in find_centre_of_mass(grey[np.newaxis]))
-        before = [round(IMAGE_SIZE / 2 - place) for place in centres]
-    else:
-        before = [(IMAGE_SIZE - side + 1) // 2 for side in grey.shape]  # as in Fashion-MNIST
+        before = np.rint(IMAGE_SIZE / 2 - np.ravel(find_centre_of_mass(grey[np.newaxis])))
     if drift >= 1:
-        pairs = zip(own, before, strict=True)
-        before = [round(o) if abs(o - b) <= drift else b for o, b in pairs]
-    room = [IMAGE_SIZE - side for side in grey.shape]
-    before = [min(max(b, 0), r) for b, r in zip(before, room, strict=True)]
-    return [(b, r - b) for b, r in zip(before, room, strict=True)]
+        before = np.where(np.abs(own - before) <= drift, np.rint(own), before)
+    before = np.clip(before, 0, room).astype(np.int64)
+    return np.stack([before, room - before], axis=1)
