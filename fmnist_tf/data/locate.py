@@ -271,7 +271,8 @@ def _expand_braces(text: str) -> list[str]:
         return [text]
     low, high, words = match.groups()
     if words is None:
-        between = [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+        first, last = sorted((int(low), int(high)))  # {3..0} are those of {0..3}
+        between = [str(number).zfill(len(low)) for number in range(first, last + 1)]
     else:
         between = words.split(",")
     ends = _expand_braces(text[match.end() :])
