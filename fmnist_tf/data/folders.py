@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def hash_pictures(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in _list_pictures(folder):
         content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)
+        name = os.fsencode(f"{path.parent.name}/{path.name}\0{len(content)}\0")
+        digest.update(name + content)
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import zipfile
 from contextlib import suppress
@@ -235,6 +236,15 @@ def test_bad_pictures_are_counted_and_the_first_named(tmp_path: Path, store: Pat
     assert [f"note{k}.txt" in problem.found for k in (0, 4, 5)] == [True, True, False]
     (tmp_path / "empty" / "a").mkdir(parents=True)
     assert code_of(tmp_path / "empty", store) == "E005"
+
+
+def test_the_name_of_a_picture_may_be_any_bytes(tmp_path: Path, store: Path) -> None:
+    write_pictures(tmp_path / "set")
+    before = read_table(tmp_path / "set", store)
+    first = min((tmp_path / "set").glob("*/*"))
+    first.rename(os.fsdecode(os.fsencode(first.parent) + b"/!\xff.png"))
+    after = read_table(tmp_path / "set", store)
+    assert (after.digest, after.sha256 == before.sha256) == (before.digest, False)
 
 
 # --- Parquet ---
