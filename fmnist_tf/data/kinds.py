@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,9 +116,8 @@ def recognise(head: bytes) -> Kind:
     return next((kind for pattern, kind in _PATTERNS if pattern.match(head)), unknown)
 
 
-def recognise_zip(names: Iterable[str]) -> Kind:
+def recognise_zip(names: Sequence[str]) -> Kind:
     """Return the kind of a zip archive with these members: `ZIP`, "npz", or an office document."""
-    names = [name for name in names if not name.endswith("/")]
     if any(name.startswith("xl/") for name in names):
         return _EXCEL_ZIP
     if any(name in ("[Content_Types].xml", "content.xml") for name in names):
