@@ -70,17 +70,13 @@ def flip_rows(source: ArrayRows) -> ArrayRows:
 class StackedRows:
     """V views of the same N images, one after the other: row v*N + r is row r of view v.
 
-    Raises:
-        ValueError: no view, or views of different length, row shape or dtype.
+    All have the same row shape and dtype.
     """
 
     def __init__(self, sources: tuple[RowSource, ...]) -> None:
-        kinds = {(source.n_rows, source.row_shape, source.dtype) for source in sources}
-        if len(kinds) != 1:
-            raise ValueError(f"expected views of one length, row shape and dtype, found {kinds}")
-        self.sources = sources
-        ((n_images, self.row_shape, self.dtype),) = kinds
-        self.n_rows = len(sources) * n_images
+        first = sources[0]
+        self.sources, self.row_shape, self.dtype = sources, first.row_shape, first.dtype
+        self.n_rows = len(sources) * first.n_rows
 
     @cached_property
     def digest(self) -> str:

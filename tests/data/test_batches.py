@@ -92,21 +92,6 @@ def test_stacked_rows_are_the_views_one_above_the_other() -> None:
         np.testing.assert_array_equal(stacked.take(rows), above[rows])
 
 
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        (),
-        (np.zeros((4, 2)), np.zeros((5, 2))),
-        (np.zeros((4, 2)), np.zeros((4, 3))),
-        (np.zeros((4, 2)), np.zeros((4, 2), np.float32)),
-    ],
-    ids=["none", "length", "shape", "dtype"],
-)
-def test_views_that_do_not_match_are_refused(arrays) -> None:
-    with pytest.raises(ValueError, match="one length, row shape and dtype"):
-        StackedRows(tuple(ArrayRows(array) for array in arrays))
-
-
 @pytest.mark.parametrize("n_views", [1, 2, 3])
 def test_each_row_takes_turns_through_its_views(n_views: int) -> None:
     rows = np.random.default_rng(0).permutation(1000)[:600]
