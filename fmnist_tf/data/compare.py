@@ -124,13 +124,11 @@ def compare(
 
     Args:
         summary: of the training images.
-        pixels: (N, 784), the images to compare.
+        pixels: (N, 784), the images to compare, N >= 1.
         path: their file.
         labels: (N,) indices of the training images' classes, -1 for others; None if not known.
         label_column: how the user named the file's label column, or None.
     """
-    if not len(pixels):
-        return []
     problems: list[tuple[str, str]] = []
     flags = ""
     peak, trained = max(int(block.max()) for block in read_blocks(pixels)), _peak(summary)

@@ -73,18 +73,16 @@ def plan_holdout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that remain and `round(fraction * N)` set aside, ascending, stratified.
 
-    `part` names the rows set aside, and `hint` what to do if it is impossible, for messages.
+    The fraction is in (0, 1). `part` names the rows set aside, and `hint` what to do if it is
+    impossible, for messages.
 
     Raises:
-        UsageError: the fraction is outside (0, 1), or a class of two rows or more has no row on
-            one of the sides.
+        UsageError: a class of two rows or more has no row on one of the sides.
     """
 
     def refuse(found: str, expected: str) -> UsageError:
         return UsageError(f"{part} split: {found}; expected {expected}. hint: {hint}")
 
-    if not 0 < fraction < 1:
-        raise refuse(f"a fraction of {fraction:g}", "one between 0 and 1")
     counts = np.unique_counts(labels).counts
     n_rows, n_held, n_divisible = len(labels), round(fraction * len(labels)), (counts > 1).sum()
     n_single = len(counts) - n_divisible

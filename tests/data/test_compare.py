@@ -110,7 +110,6 @@ def test_other_pictures_have_no_orientation(digits: DataSummary) -> None:
     turned = transform(TEST.pixels[:100], transpose=True)
     faint = (100 + 0.3 * noise + 0.1 * turned).astype(np.uint8)
     assert "W052" not in codes(compare(digits, faint, ""))
-    assert compare(digits, np.zeros((0, 784), np.uint8), "") == []
     assert "W052" not in codes(compare(digits, np.full((3, 784), 200, np.uint8), ""))
 
 
