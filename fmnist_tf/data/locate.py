@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import re
@@ -204,7 +203,7 @@ def list_parts(pattern: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         DataError: E002, a folder among several files; E042, one file twice; E043, a pattern
-            matches nothing, or symbolic links form a loop.
+            matches nothing.
     """
     text = os.fspath(pattern)
     parts: list[Path] = []
@@ -246,15 +245,7 @@ def _natural_key(path: Path) -> list[str | int]:
 
 def _exists(text: str) -> bool:
     """Return whether a path is that of a file or folder, or goes on below a file (an archive)."""
-    try:
-        os.stat(text)
-    except ValueError:  # NUL in the path
-        return False
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise file_error("E043", text, "a loop of symbolic links", "a CSV of images") from None
-        return bool(split_member(Path(text))[1])
-    return True
+    return os.path.exists(text) or bool(split_member(Path(text))[1])
 
 
 def _identify(path: Path) -> object:

@@ -606,8 +606,7 @@ def test_e043_patterns(tmp_path: Path) -> None:
     assert expand_path(tmp_path / "*_train.csv") == tmp_path / "a_train.csv"
     assert expand_path(tmp_path / "b[1].csv") == tmp_path / "b[1].csv"
     assert expand_path(tmp_path / "absent.csv") == tmp_path / "absent.csv"
-    loop(tmp_path / "loop")
-    for bad in (tmp_path / "x*.csv", tmp_path / "*.csv", tmp_path / "loop", "\0*"):
+    for bad in (tmp_path / "x*.csv", tmp_path / "*.csv", "\0*"):
         assert complaint(lambda bad=bad: expand_path(bad)).problems[0].code == "E043"
 
 
