@@ -14,6 +14,7 @@ from PIL import Image
 from fmnist_tf.data import IMAGE_SIZE
 from fmnist_tf.data.arrays import Parsed
 from fmnist_tf.data.convention import Convention
+from fmnist_tf.data.files import read_bytes
 from fmnist_tf.errors import UsageError, file_error
 
 
@@ -43,14 +44,14 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
     rows, errors, warnings, n_converted = [], [], [], 0
     for path in paths:
         try:
-            rows.append(decode_picture(path, IMAGE_SIZE).reshape(IMAGE_SIZE**2))
-            continue
-        except ValueError:
-            n_converted += 1  # a picture of another kind, or `read_picture` says what is wrong
-        try:
-            pixels, _, doubts = read_picture(path, convention)
+            content = io.BytesIO(read_bytes(path))
+            try:
+                pixels = decode_picture(content, IMAGE_SIZE).reshape(IMAGE_SIZE**2)
+            except ValueError:  # a picture of another kind, or `read_picture` says what is wrong
+                pixels, _, doubts = read_picture(path, convention)
+                n_converted += 1
+                warnings += [f"{path}: {doubt}" for doubt in doubts[:1]]
             rows.append(pixels)
-            warnings += [f"{path}: {doubt}" for doubt in doubts[:1]]
         except UsageError as error:
             errors.append(str(error).partition("\n")[0])
     if errors:
@@ -72,7 +73,7 @@ def read_pictures(folder: Path, convention: Convention) -> Parsed:
     return np.stack(rows), labels, notes
 
 
-def decode_picture(file: Path | io.BytesIO, max_side: int) -> NDArray[np.uint8]:
+def decode_picture(file: io.BytesIO, max_side: int) -> NDArray[np.uint8]:
     """Return a PNG or JPEG picture, (H, W), or (H, W, 3) if it has colour.
 
     ValueError: it is not one, is damaged or larger, or has transparent parts.

@@ -235,6 +235,10 @@ def test_bad_pictures_are_counted_and_the_first_named(tmp_path: Path, store: Pat
     assert "7 of 19" in problem.found
     assert [f"note{k}.txt" in problem.found for k in (0, 4, 5)] == [True, True, False]
     (tmp_path / "empty" / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "empty" / "a" / "pipe")
+    with pytest.raises(DataError, match="a pipe, socket or device"):
+        read_table(tmp_path / "empty", store)
+    (tmp_path / "empty" / "a" / "pipe").unlink()
     assert code_of(tmp_path / "empty", store) == "E005"
 
 
