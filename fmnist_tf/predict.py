@@ -9,14 +9,13 @@ N images, K classes, T classes shown for each image.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import functools
 import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,9 +108,8 @@ def _predict(flags: argparse.Namespace) -> None:
             writer.writerow(_header(top, is_labelled))
             for source in sources:
                 pixels = source.pixels[:SHOWN_ROWS] if flags.out is None else source.pixels
-                predictions = _run_model(run, pixels, top)
                 shown = []
-                for row, prediction in enumerate(predictions):
+                for row, prediction in enumerate(_run_model(run, pixels, top)):
                     writer.writerow(_csv_row(source, row, prediction, is_labelled))
                     if row < SHOWN_ROWS:
                         shown.append(prediction)
@@ -135,7 +133,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
     check_target("--out", flags.out)
     paths: list[Path] = []
     for pattern in flags.inputs if flags.out.exists() else ():
-        with contextlib.suppress(UsageError):  # said when it is read
+        with suppress(UsageError):  # said when it is read
             paths += [split_member(part)[0] for part in list_parts(pattern)]
     if any(p.exists() and flags.out.samefile(p) for p in paths):
         raise UsageError(

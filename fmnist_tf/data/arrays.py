@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fmnist_tf.data import IMAGE_SIZE, N_PIXELS
 from fmnist_tf.data.files import read_bytes
+from fmnist_tf.data.images import read_blocks
 from fmnist_tf.errors import file_error
 from fmnist_tf.system.files import replacing
 
@@ -26,7 +27,6 @@ SHAPES = {side**2: (side, 1) for side in _SIDES} | {3 * s * s: (s, 3) for s in (
 
 Parsed = tuple[NDArray[np.uint8], list[str] | None, list[str]]
 """Pixels (N, 784), N labels or None, and what was decided."""
-_PART = 4096  # images that are resized at a time
 
 
 def to_28(pixels: NDArray[np.uint8], side: int, channels: int = 1) -> NDArray[np.uint8]:
@@ -146,5 +146,5 @@ def to_rows(name: str, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], li
     rows = images.reshape(len(images), -1)
     if (side, channels) == (IMAGE_SIZE, 1):
         return rows, []
-    parts = [to_28(rows[k : k + _PART], side, channels) for k in range(0, len(rows), _PART)]
-    return np.concatenate(parts), [describe_resize(side, channels)]
+    blocks = [to_28(block, side, channels) for block in read_blocks(rows)]
+    return np.concatenate(blocks), [describe_resize(side, channels)]
