@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fmnist_tf.data.convention import Convention
 from fmnist_tf.data.summary import DataSummary
 from fmnist_tf.results import analysis
 from fmnist_tf.results.evaluation import Evaluation
@@ -107,7 +109,7 @@ def make_run(
                 {"path": "test.csv", "sha256": "b" * 64, "rows": n, "labels_sha256": ""},
             ],
             "warnings": ["W040 two images are one"], "split_sha256": "d" * 64,
-            "background": 0, "content_side": 20,
+            **asdict(Convention(0, 20)),
             "n_train": 540, "n_val": n, "n_test": n,
         },
         "weights": {
@@ -180,9 +182,11 @@ def write_test(
 
 def change_json(path: Path, **changes: Any) -> None:
     """Change entries of a file of a run, and DONE.json with it."""
-    is_done = path.name == "DONE.json"
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(content | {"sha256": None} if is_done else content))
-    run = RunDir(path.parent)
-    if run.is_complete and not is_done:
+    run, content = RunDir(path.parent), json.loads(path.read_text()) | changes
+    if path.name == "DONE.json":
+        del content["sha256"]
+        run.write_record(path.name, content)
+        return
+    path.write_text(json.dumps(content))
+    if run.is_complete:
         run.write_done()

@@ -306,7 +306,7 @@ def begin(folder: Path, sampler: str, grid: str, n_points: int | None, seeds: ra
     space, directory = read_space(grid), RunDir(folder)
     if not directory.file("sweep.json").exists():
         trials = plan_trials(space, sampler, n_points, seeds)
-        directory.write_json("sweep.json", {"trials": [*map(dataclasses.asdict, trials)]})
+        directory.write_record("sweep.json", {"trials": [*map(dataclasses.asdict, trials)]})
     return SweepStudy(directory, space, sampler)
 
 

@@ -9,7 +9,7 @@ brought into the convention of the images that the network was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -54,12 +54,9 @@ class Convention:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Convention:
-        """Return the convention of a run's JSON; entries that the first runs lack have defaults."""
-        later = {
-            name: record[name] for name in ("centring", "thickness", "drift") if name in record
-        }
-        ink = tuple(record.get("ink", cls.ink))
-        return cls(record["background"], record["content_side"], ink=ink, **later)
+        """Return the convention that a run's JSON has among other entries."""
+        values = {field.name: record[field.name] for field in fields(cls)}
+        return cls(**values | {"ink": tuple(values["ink"])})
 
 
 def measure_convention(pixels: PixelRows) -> Convention:

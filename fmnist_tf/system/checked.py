@@ -133,14 +133,15 @@ class CheckedFolder:
         self.write_json(name, {**content, "sha256": files.json_digest(content)})
 
     def read_record(self, name: str) -> dict[str, Any]:
-        """Read what `write_record` wrote, or a JSON object of an older version without `sha256`.
+        """Read what `write_record` wrote.
 
         Raises:
-            UsageError: see `read_json`; or its content was changed.
+            UsageError: see `read_json`; or its content was changed, or has no checksum.
         """
         content = self.read_json(name)
-        digest = content.pop("sha256", None)
-        if digest not in (None, files.json_digest(content)):
+        if (digest := content.pop("sha256", None)) is None:
+            raise UsageError(f"{self.file(name)}: expected the entry `sha256`{self.advice}")
+        if digest != files.json_digest(content):
             raise ChangedFileError(
                 f"{self.file(name)}: expected content of the SHA-256 in it, found other content: "
                 f"it was changed{self.advice}"

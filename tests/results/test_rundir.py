@@ -305,6 +305,14 @@ def test_finished_trials_of_a_sweep_are_runs(tmp_path):
     assert (first.full_name, early.full_name) == ("a-sweep-trial-001", "early")
 
 
+def test_a_record_without_its_checksum_is_refused(tmp_path):
+    run = finish(tmp_path, "run", "frozen", "2020-01-01T00:00:00+00:00")
+    content = run.done
+    run.write_json("DONE.json", content)
+    with pytest.raises(UsageError, match="sha256"):
+        run.done  # noqa: B018
+
+
 @pytest.mark.parametrize("done", ["", "[]", "{}", '{"finished_at": 7}', '{"finished_at": "soon"}'])
 def test_incomplete_damaged_and_foreign_folders_are_skipped(tmp_path, done):
     good = finish(tmp_path, "good", "frozen", "2020-01-01T00:00:00+00:00")
