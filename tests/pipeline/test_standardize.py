@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from killable import Killer
-from toyrun import NAMES, WORDS, draw, write_csv
+from toy import build_toy_spec, save_no_figure
+from toyrun import WORDS, draw, write_toy_data
 from yardstick import hash_run
 
 from fmnist_tf import predict
 from fmnist_tf.data.splits import plan_splits
+from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.model.classifier import find_backbone, find_standardization
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.signals import StoppedError
@@ -26,20 +29,21 @@ FROZEN = [*WORDS, "--data", "toy_train.csv", "--augment", "flip"]
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and the run `whole` of four epochs."""
     folder = tmp_path_factory.mktemp("standardized")
-    for name, n_rows, seed in (("train", 60, 0), ("test", 21, 1)):
-        labels = [NAMES[row % 3] for row in range(n_rows)]
-        write_csv(folder / f"toy_{name}.csv", draw(n_rows, seed), labels)
-    killer = Killer(folder)
-    killer.begin("whole", *FROZEN, "--epochs", "4")
-    yield killer
-    killer.close()
+    write_toy_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(BACKBONES, "toy", build_toy_spec())
+        patch.setattr("matplotlib.figure.Figure.savefig", save_no_figure)
+        assert main([*FROZEN, "--epochs", "4", "--run", "whole"]) == 0
+    return folder
 
 
 @pytest.fixture
-def runs(killer: Killer, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(killer.folder)
+def runs(trained: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
     return Path("runs")
 
 
@@ -61,13 +65,22 @@ def test_features_are_standardized_over_both_views_of_the_training_rows(runs: Pa
 
 
 def test_a_stopped_run_predicts_and_is_resumed_as_if_undisturbed(
-    killer: Killer, runs: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*FROZEN, "--epochs", "4", "--checkpoint-seconds", "0", "--run", "stopped"]
-    assert killer.run(*words, at_call=220, number=signal.SIGTERM)[0] == 143, killer.log
-    n_epochs = len(RunDir(runs / "stopped").read_history())
-    assert 0 < n_epochs < 4
-    killer.begin("short", *FROZEN, "--epochs", str(n_epochs))
+    def stop(self: Trainer, *given: Any, on_step: Callable[[Any], None], **named: Any) -> Any:
+        def on_each(position: Any) -> None:
+            on_step(position)
+            if (position.epoch, position.step) == (3, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return original(self, *given, on_step=on_each, **named)
+
+    original = Trainer.run_epochs
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_epochs", stop)
+        assert main([*FROZEN, "--epochs", "4", "--run", "stopped"]) == 143
+    assert len(RunDir(runs / "stopped").read_history()) == 2
+    assert main([*FROZEN, "--epochs", "2", "--run", "short"]) == 0
     for run in ("stopped", "short"):
         assert predict.main([run, "toy_test.csv", "--out", f"{run}.csv"]) == 0
     assert Path("stopped.csv").read_text() == Path("short.csv").read_text()
