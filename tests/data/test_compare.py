@@ -63,16 +63,16 @@ def write_csv(path: Path, pixels: np.ndarray, labels: np.ndarray | None) -> None
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("n", [40, 270])
 def test_each_fault_is_named_and_its_command_mends_it(
-    digits: DataSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, n: int
+    digits: DataSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     expected, how = FAULTS[fault]
-    pixels = transform(TEST.pixels[:n], **how)
-    warnings = compare(digits, pixels, "my digits.csv", LABELS[:n])
-    assert codes(warnings) == expected
-    assert codes(compare(digits, pixels, "my digits.csv")) == expected  # without labels too
+    for n in (270, 40):
+        pixels = transform(TEST.pixels[:n], **how)
+        warnings = compare(digits, pixels, "my digits.csv", LABELS[:n])
+        assert codes(warnings) == expected
+        assert codes(compare(digits, pixels, "my digits.csv")) == expected  # without labels too
     if not expected:
         return
     write_csv(Path("my digits.csv"), pixels, LABELS[:n])
@@ -89,7 +89,7 @@ def test_each_fault_is_named_and_its_command_mends_it(
 def test_few_images_or_one_class_are_enough_and_no_cause_for_alarm(digits: DataSummary) -> None:
     rng = np.random.default_rng(0)
     for n in (1, 5, 20, 40):
-        for _ in range(20):
+        for _ in range(8):
             for label in (None, rng.integers(10)):
                 rows = np.flatnonzero((LABELS == label) | (label is None))
                 pixels = TEST.pixels[rng.choice(rows, n)]
