@@ -231,6 +231,7 @@ def read_shared(kind: str, number: int) -> Picture:
     return read_picture(next((PICTURES / kind).glob(f"{number}.*")), MNIST)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not PICTURES.is_dir(), reason=f"no {PICTURES}")
 @pytest.mark.parametrize("kind", sorted(path.name for path in PICTURES.glob("*")) or ["none"])
