@@ -17,11 +17,15 @@ from fmnist_tf.model.backbones import build_backbone, find_backbone_spec
 from fmnist_tf.model.blocks import find_blocks, list_stages
 from fmnist_tf.model.classifier import find_backbone
 
-keras_hub: Any = pytest.importorskip("keras_hub")
+
+@pytest.fixture(scope="module")
+def keras_hub() -> Any:
+    """The package, whose import takes seconds."""
+    return pytest.importorskip("keras_hub")
 
 
 @pytest.fixture(scope="module")
-def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preset(keras_hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preset")
     stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7]}
     stages = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1]}
@@ -39,7 +43,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_on_a_preset(
-    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+    keras_hub: Any, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"hub:{preset}"
@@ -68,7 +72,7 @@ def test_the_range_of_the_input_is_the_presets(preset: Path) -> None:
     np.testing.assert_allclose(spec.value_range.offset, [0.0, -1.0, 2.0])
 
 
-def test_what_is_no_preset_of_plain_layers_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_preset_of_plain_layers_is_refused(keras_hub: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="preset"):
         find_backbone_spec("hub:no such preset", None)
     keras_hub.models.ViTBackbone(
@@ -80,6 +84,7 @@ def test_what_is_no_preset_of_plain_layers_is_refused(tmp_path: Path) -> None:
         build_backbone(spec, side)
 
 
+@pytest.mark.usefixtures("keras_hub")
 def test_a_dead_network_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
