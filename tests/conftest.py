@@ -17,9 +17,13 @@ SHARED = Path(os.environ.get("FMNIST_TF_SHARED", Path(__file__).parents[2] / "sh
 
 
 def pytest_collection_finish() -> None:
-    """Exclude what the test modules have imported, TensorFlow too, from garbage collections."""
+    """Exclude what the test modules have imported, TensorFlow too, from garbage collections.
+
+    Training collects garbage by itself; collections in between are a tenth of the time of tests.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)
 
 
 @pytest.fixture(scope="session")
