@@ -6,6 +6,7 @@ each, which is a real process to the kernel, and prints its exit status.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -147,7 +148,10 @@ def _serve() -> None:
 
     # As `import_tensorflow` has them. No operation runs before a fork: its threads would be lost.
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="1")
-    importlib.import_module("fmnist_tf.pipeline.fit")
+    # What each process would import, and collect as garbage, by itself.
+    for name in ("fmnist_tf.pipeline.fit", "fmnist_tf.pipeline.finish", "sklearn.decomposition"):
+        importlib.import_module(name)
+    gc.freeze()
     from fmnist_tf.model.backbones import BACKBONES
 
     BACKBONES["toy"], Figure.savefig = build_toy_spec(), save_no_figure
