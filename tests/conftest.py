@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-# Several tests run at a time and would fill a GPU. Without bfloat16 kernels `--precision auto` is
+# Several tests run at a time: they would fill a GPU, and NumPy's threads would wait for each other
+# in busy loops, at ten times the processor time. Without bfloat16 kernels `--precision auto` is
 # float32 on every processor, here and in subprocesses; ONEDNN_MAX_CPU_ISA=ALL allows them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 
