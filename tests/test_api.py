@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from toy import build_toy_spec
 from toyrun import NAMES, copy_toy_run, draw, write_csv
 
 import fmnist_tf
 from fmnist_tf.errors import DataError, FmnistError, RunExistsError, UsageError
-from fmnist_tf.model.backbones import BACKBONES
 
 SETTINGS = {
     "backbone": "toy", "weights": "random", "units": 8, "batch_size": 16, "epochs": 2,
@@ -28,9 +26,8 @@ LABELS = [NAMES[row % 3] for row in range(60)]
 
 
 @pytest.fixture(autouse=True)
-def _toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BACKBONES, "toy", build_toy_spec())
 
 
 def test_ten_lines_of_python(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fakerun import change_json, make_run
-from toyrun import copy_toy_run
 
 from fmnist_tf import evaluate, export, predict, report, train
 from fmnist_tf.data.sources import read_dataset
@@ -48,10 +47,8 @@ OBSTACLES = ("link", "pipe", "folder", "endless")
 
 
 @pytest.fixture
-def run(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The finished toy run in the current folder; `fake` is a folder for other things."""
-    copy_toy_run(tmp_path)
-    monkeypatch.chdir(tmp_path)
+def run(toy_run: Path) -> Path:
+    """The finished toy run in the current folder."""
     return Path("runs/first")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from toyrun import WORDS, copy_toy_run
+from toyrun import WORDS
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.classifier import split_classifier
@@ -38,13 +38,6 @@ def build(toy_classifier):
         return build_openvino_function(extractor, precision, **options)
 
     return build_function
-
-
-@pytest.fixture
-def folder(tmp_path: Path, toy_spec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy_toy_run(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def install(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
@@ -97,7 +90,7 @@ def test_features_unlike_those_of_tensorflow_are_refused(build, monkeypatch) -> 
         build()
 
 
-def test_a_broken_openvino_leaves_the_run_to_tensorflow(folder: Path, monkeypatch, capsys) -> None:
+def test_a_broken_openvino_leaves_the_run_to_tensorflow(toy_run: Path, monkeypatch, capsys) -> None:
     def digest_features() -> set[str]:
         return {path.name for path in Path("runs/.cache/features").iterdir()}
 
@@ -114,7 +107,7 @@ def test_a_broken_openvino_leaves_the_run_to_tensorflow(folder: Path, monkeypatc
 
 
 def test_openvino_that_is_asked_for_and_missing_ends_the_command(
-    folder: Path, monkeypatch, capsys
+    toy_run: Path, monkeypatch, capsys
 ) -> None:
     install(monkeypatch, None)
     assert main([*FROZEN, "--run", "second", "--engine", "openvino"]) == 2
@@ -138,7 +131,7 @@ def test_auto_is_openvino_unless_a_gpu_or_the_past_speaks_against_it(monkeypatch
         choose_engine("openvino")
 
 
-def test_a_resumed_run_and_its_finetune_run_keep_to_the_engine(folder: Path, monkeypatch) -> None:
+def test_a_resumed_run_and_its_finetune_run_keep_to_the_engine(toy_run: Path, monkeypatch) -> None:
     def stop(self, *given, **named):
         yield next(original(self, *given, **named))
         raise OSError("stopped")
@@ -155,7 +148,7 @@ def test_a_resumed_run_and_its_finetune_run_keep_to_the_engine(folder: Path, mon
 
 
 @needs_openvino
-def test_runs_name_the_engine_that_computed_their_features(folder: Path) -> None:
+def test_runs_name_the_engine_that_computed_their_features(toy_run: Path) -> None:
     for name in ("auto", "tensorflow", "openvino"):
         assert main([*FROZEN, "--run", name, "--engine", name]) == 0
     assert engine_of("auto") == engine_of("openvino") == choose_engine("openvino")
