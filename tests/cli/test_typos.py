@@ -46,6 +46,11 @@ TYPOS = {
     "sweep --seeds 2 --backbone resnet5O": "did you mean resnet50",
     "sweep --seeds 2 --augment flp": "did you mean flip",
     "clean --ye": "did you mean --yes",
+    # What is no typo
+    "nothing": "unknown command nothing; expected clean",
+    "train --run=--": "^--run=--: expected",
+    f"report {'a' * 300}": "too long",
+    f"train --cache {'a' * 300}": "too long",
 }
 SCRIPT = """
 import contextlib, io, json, sys, time
