@@ -10,13 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakerun import change_json
-from forms import png, write
 from toyrun import NAMES, draw, write_csv
 
 from fmnist_tf.evaluate import format_classes, main
 from fmnist_tf.results.evaluation import Evaluation
-from fmnist_tf.results.rundir import RunDir
 
 
 def recorded(run: str) -> dict:
@@ -89,33 +86,26 @@ def test_labels_must_be_the_runs(toy_run: Path, capsys, labels, starts: list[str
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
-def test_the_label_column_is_the_runs_own_else_found(toy_run: Path, capsys) -> None:
-    assert main(["first", "--label-column", "x"]) == 2  # needs --data
-    labels = ["=1+1", "bag", "shoe"]
-    write_csv("kinds.csv", draw(3, seed=5), labels, column="kind")
-    write_csv("others.csv", draw(3, seed=5), labels, column="other")
-    change_json(Path("runs/first/config.json"), label_column="other")
-    RunDir(Path("runs/first")).write_done()
-    for name in ("kinds.csv", "others.csv"):
-        assert evaluate(capsys, "first", "--data", name)[-1].endswith("/3)")
-    assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2
-    assert "error[E026] kinds.csv" in capsys.readouterr().err
-
-
-def test_other_forms_and_labels_in_a_second_file(toy_run: Path, capsys) -> None:
-    test = recorded("first")
+def test_labels_are_in_the_named_column_or_in_a_second_file(toy_run: Path, capsys) -> None:
+    test, labels = recorded("first"), [NAMES[row % 3] for row in range(21)]
+    write_csv("kinds.csv", draw(21, seed=1), labels, column="kind")
+    write_csv("images.csv", draw(21, seed=1), None)
+    Path("labels.txt").write_text("\n".join(labels))
     with zipfile.ZipFile("both.zip", "w") as archive:
         archive.write("toy_train.csv")
         archive.write("toy_test.csv")
-    labels = [NAMES[row % 3] for row in range(21)]
-    write_csv("images.csv", draw(21, seed=1), None)
-    Path("labels.txt").write_text("\n".join(labels))
-    for row, image in enumerate(draw(21, seed=1)):
-        write(toy_run / "set" / labels[row] / f"{row}.png", png(image.reshape(28, 28)))
-    for words in (["both.zip"], ["images.csv", "--labels", "labels.txt"], ["set"]):
+    for words in (
+        ["both.zip"],
+        ["kinds.csv", "--label-column", "kind"],
+        ["images.csv", "--labels", "labels.txt"],
+    ):
         line = evaluate(capsys, "first", "--data", *words)[-1]
         assert line.endswith(f" ({test['correct']}/{test['total']})")
-    assert main(["first", "--labels", "labels.txt"]) == 2  # needs --data
+    for words in (["--labels", "labels.txt"], ["--label-column", "x"]):
+        assert main(["first", *words]) == 2
+        assert "--data" in capsys.readouterr().err
+    assert main(["first", "--data", "kinds.csv", "--label-column", "other"]) == 2
+    assert "error[E026] kinds.csv" in capsys.readouterr().err
     assert main(["first", "--data", "images.csv"]) == 2
     assert "--labels" in capsys.readouterr().err
 

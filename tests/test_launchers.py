@@ -52,12 +52,6 @@ def test_kubernetes_manifest() -> None:
     build_parser().parse_args(container["args"][1:])
 
 
-def test_kubernetes_manifest_follows_the_schema() -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    for resource in yaml.safe_load_all(block("Kubernetes")):
-        kubernetes_validate.validate(resource, "1.33", strict=True)
-
-
 @pytest.fixture
 def slurm(tmp_path: Path) -> Path:
     """A folder with the page's script, toy data, and an srun and scontrol of our own."""

@@ -113,16 +113,6 @@ def entry() -> Iterator[Entry]:
         yield made
 
 
-def test_stored_rows_come_back_and_are_computed_once(entry: Entry) -> None:
-    assert not entry.store.is_complete()
-    entry.fill()
-    assert entry.rows_computed == N_ROWS
-    assert entry.shard(0).stat().st_size == SHARD_BYTES
-    entry.check()
-    entry.fill()
-    assert entry.rows_computed == 0
-
-
 @pytest.mark.parametrize("lost", [{0: [1, 3], 1: []}, {0: [2], 1: [0, 2]}, {0: [], 1: [3]}])
 def test_one_pass_fills_two_entries_and_what_is_missing_of_either(
     tmp_path: Path, lost: dict[int, list[int]]
@@ -214,6 +204,7 @@ def test_damaged_shards_are_computed_again_and_no_others(
 ) -> None:
     with new_entry() as entry:
         entry.fill()
+        assert entry.rows_computed == N_ROWS
         before = [entry.shard(number).read_bytes() for number in range(N_SHARDS)]
         for damage in harm:
             damage(entry)
