@@ -60,11 +60,15 @@ def copy_toy_run(folder: Path) -> None:
 def _train() -> Path:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
+    train_in(folder, *WORDS, "--data", "toy_train.csv", "--epochs", "8", "--run", "first")
+    return folder
+
+
+def train_in(folder: Path, *words: str) -> None:
+    """Write the toy's data into a folder, and train there; for fixtures of more than one test."""
     write_toy_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(BACKBONES, "toy", build_toy_spec())
         patch.setattr("matplotlib.figure.Figure.savefig", save_no_figure)
-        words = [*WORDS, "--data", "toy_train.csv", "--epochs", "8", "--run", "first"]
-        assert main(words) == 0
-    return folder
+        assert main([*words]) == 0

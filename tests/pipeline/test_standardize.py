@@ -12,13 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from toy import build_toy_spec, save_no_figure
-from toyrun import WORDS, draw, write_toy_data
+from toyrun import WORDS, draw, train_in
 from yardstick import hash_run
 
 from fmnist_tf import predict
 from fmnist_tf.data.splits import plan_splits
-from fmnist_tf.model.backbones import BACKBONES
 from fmnist_tf.model.classifier import find_backbone, find_standardization
 from fmnist_tf.results.rundir import RunDir
 from fmnist_tf.system.signals import StoppedError
@@ -32,12 +30,7 @@ FROZEN = [*WORDS, "--data", "toy_train.csv", "--augment", "flip"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and the run `whole` of four epochs."""
     folder = tmp_path_factory.mktemp("standardized")
-    write_toy_data(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setitem(BACKBONES, "toy", build_toy_spec())
-        patch.setattr("matplotlib.figure.Figure.savefig", save_no_figure)
-        assert main([*FROZEN, "--epochs", "4", "--run", "whole"]) == 0
+    train_in(folder, *FROZEN, "--epochs", "4", "--run", "whole")
     return folder
 
 
