@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import inspect
 import json
 import re
 import shutil
 import sys
 import tempfile
-import weakref
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
@@ -393,23 +393,20 @@ def test_a_small_disk_caches_what_has_room(
     assert told in capsys.readouterr().err
 
 
-def test_the_feature_extractor_is_freed_before_training(folder: Path, monkeypatch) -> None:
-    made, alive = [], []
+@pytest.mark.parametrize(("cache", "is_alive"), [("auto", False), ("off", True)])
+def test_what_computed_cached_features_is_freed_before_training(
+    folder: Path, monkeypatch, cache: str, is_alive: bool
+) -> None:
+    def find() -> list[object]:
+        prefix = f"{features.build_feature_function.__qualname__}.<locals>"
+        functions = filter(inspect.isfunction, gc.get_objects())
+        return [each for each in functions if each.__qualname__.startswith(prefix)]
 
-    def build(*given, **named):
-        compute = original(*given, **named)
-        made.append(weakref.ref(compute))
-        return compute
-
-    def release() -> None:
-        gc.collect()
-        alive.extend(ref() is not None for ref in made)
-
-    original = features.build_feature_function
-    monkeypatch.setattr(features, "build_feature_function", build)
-    monkeypatch.setattr("fmnist_tf.pipeline.rows.release_memory", release)
-    frozen("--epochs", "1")
-    assert alive == [False]
+    before, wandb, n_alive = find(), make_wandb(), []
+    wandb.run.log.side_effect = lambda _: n_alive.append(len(find()))  # after each step
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    frozen("--epochs", "1", "--wandb", "offline", "--cache", cache)
+    assert (n_alive[0] > len(before)) == is_alive
 
 
 @pytest.mark.parametrize("when", [1, 2])
