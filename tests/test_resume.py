@@ -36,7 +36,7 @@ FINETUNE = ["--phase", "finetune", "--from", "frozen", "--epochs", "3", "--batch
     "--train-batch-norm", "--ema-decay", "0.9", "--augment", "flip,erasing", "--unfreeze", "all",
     "--optimizer", "sgd", "--schedule", "plateau", "--wandb", "disabled"]  # fmt: skip
 SCRATCH = [*FROZEN, "--phase", "scratch", "--lr-finder", "--learning-rate", "none",
-    "--augment", "flip,shift-crop,randaugment,mixup,cutmix", "--ema-decay", "0.9",
+    "--augment", "flip,shift-crop,mixup", "--ema-decay", "0.9",
     "--schedule", "cosine"]  # fmt: skip
 SLOW, SLOW_SIGNALS = pytest.mark.slow, ("INT", "HUP", "USR1", "USR2", "XCPU")
 ALWAYS = ["--checkpoint-seconds", "0"]
