@@ -212,7 +212,7 @@ def run_command(name: str, *words: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.name)
+@shown
 def test_the_code_runs(page: Path, user_folder: Path) -> None:
     images = np.zeros((2, 28, 28), np.uint8)
     found: dict[str, Any] = {"images": images, "image": images[0]}

@@ -229,7 +229,6 @@ def test_best_epoch_is_chosen_on_val(folder: Path) -> None:
 @pytest.mark.slow
 def test_same_seed_same_run_also_without_a_store(folder: Path) -> None:
     runs = [frozen("--run", "a"), frozen("--run", "b")]
-    runs = [Path("runs/a"), Path("runs/b")]
     assert train(*QUICK, "--run", "c", "--seed", "1") == 0
     histories = [
         [line.split(",")[:7] for line in (run / "history.csv").read_text().splitlines()]
