@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from toyrun import WORDS, draw, write_csv
@@ -50,6 +51,11 @@ def test_kubernetes_manifest() -> None:
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
     build_parser().parse_args(container["args"][1:])
+
+
+def test_kubernetes_manifest_follows_the_schema() -> None:
+    for resource in yaml.safe_load_all(block("Kubernetes")):
+        kubernetes_validate.validate(resource, "1.33", strict=True)
 
 
 @pytest.fixture
