@@ -147,7 +147,8 @@ def _serve() -> None:
     from toy import build_toy_spec, save_no_figure
 
     # As `import_tensorflow` has them. No operation runs before a fork: its threads would be lost.
-    os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="1")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     # What each process would import, and collect as garbage, by itself.
     for name in ("fmnist_tf.pipeline.fit", "fmnist_tf.pipeline.finish", "sklearn.decomposition"):
         importlib.import_module(name)

@@ -207,10 +207,12 @@ def test_the_gradient_from_a_product_is_the_gradient(size: int, strides: int, pa
      (5, "bfloat16", 2, 1)],
 )  # fmt: skip
 def test_a_depthwise_gradient_is_a_forward_convolution_where_it_is_faster(
-    size: int, precision: str, strides: int, n_own: int
+    request: pytest.FixtureRequest, size: int, precision: str, strides: int, n_own: int
 ) -> None:
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("a GPU has other kernels")
+    if precision == "bfloat16":
+        request.getfixturevalue("bfloat16_kernels")
     inputs = keras.Input((6, 5, 8))
     kernel = layers.DepthwiseConv2D(size, strides, "same")
     model = keras.Model(inputs, kernel(layers.Rescaling(1.0)(inputs)))
