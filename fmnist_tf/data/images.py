@@ -47,7 +47,7 @@ class JoinedRows:
 
 
 class MirroredRows:
-    """The mirror images of others, (N, 784) or (N, 28, 28), made as they are read: (B, 784)."""
+    """The mirror images of others, (N, 784), made as they are read."""
 
     def __init__(self, images: PixelRows) -> None:
         self._images = images
@@ -56,7 +56,7 @@ class MirroredRows:
         return len(self._images)
 
     def __getitem__(self, rows: Any, /) -> NDArray[np.uint8]:
-        images = np.reshape(self._images[rows], (-1, IMAGE_SIZE, IMAGE_SIZE))
+        images = self._images[rows].reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
         return images[:, :, ::-1].reshape(-1, N_PIXELS)
 
 
