@@ -25,9 +25,8 @@ from fmnist_tf.model.preprocessing import TORCH, UNIT_SIGNED, ValueRange
 
 _TIMEOUT = 15.0  # seconds without a byte from the server
 
-# Sides in pixels that the published weights were trained at, from the papers and Keras' model
-# pages; all others have 224.
-SIDES = {
+# Input sides in pixels of the papers and of Keras' model pages; all others have 224.
+_SIDES = {
     "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380,
     "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
     "EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300,
@@ -49,6 +48,11 @@ def list_applications() -> dict[str, str]:
     members = vars(keras.applications).items()
     names = [name for name, member in members if inspect.isfunction(member)]
     return {name.lower(): name for name in names}
+
+
+def default_side(constructor: str) -> int:
+    """Return the side in pixels that the published weights were trained at."""
+    return _SIDES.get(constructor, 224)
 
 
 def find_value_range(constructor: str) -> ValueRange:

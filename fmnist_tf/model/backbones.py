@@ -15,8 +15,8 @@ import keras
 
 from fmnist_tf.errors import UsageError
 from fmnist_tf.model.applications import (
-    SIDES,
     build_application,
+    default_side,
     find_value_range,
     list_applications,
     to_plain_layers,
@@ -134,7 +134,7 @@ def find_backbone_spec(name: str, side: int | None) -> tuple[BackboneSpec, int]:
         spec = BackboneSpec(
             key,
             build,
-            SIDES.get(constructor, 224),
+            default_side(constructor),
             find_value_range(constructor),
             lambda side: (build(side, weights="imagenet"), None),
             is_plain=False,
